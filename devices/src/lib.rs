@@ -1,0 +1,1 @@
+//! Virtio devices as vfio-user server processes.

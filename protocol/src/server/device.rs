@@ -1,0 +1,103 @@
+//! What a device process implements.
+
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+
+use super::interrupts::Interrupts;
+use super::memory::Memory;
+
+/// A PCI device that a client can attach.
+///
+/// All methods are called from the thread that runs [`super::serve`], one at a time and in the order of the client's
+/// messages. Every argument has been checked against [`Device::regions`] and [`Device::irqs`].
+pub trait Device {
+    /// The regions by index ([`crate::pci`]); an absent region has size 0. Constant.
+    fn regions(&self) -> &[Region];
+
+    /// How many interrupts there are of each type, by index ([`crate::pci`]). Constant.
+    fn irqs(&self) -> &[Irq];
+
+    /// A client is there: its memory and its interrupts are reached by these handles. Called before any access.
+    fn connected(&mut self, interrupts: &Arc<Interrupts>);
+
+    /// The client's memory changed. From when this returns, only `memory` may be used: a range that went away is
+    /// unmapped by the caller right after, so whoever holds an older [`Memory`] (in-flight I/O included) must have let
+    /// go of it.
+    fn memory_changed(&mut self, memory: &Memory);
+
+    /// Reads `data.len()` bytes at `offset` of a region; the range is within the region.
+    fn read(&mut self, region: u32, offset: u64, data: &mut [u8]) -> Result<(), Errno>;
+
+    /// Writes at `offset` of a region; the range is within the region.
+    fn write(&mut self, region: u32, offset: u64, data: &[u8]) -> Result<(), Errno>;
+
+    /// The sub-regions of a region that KVM can signal directly.
+    fn io_fds(&self, _region: u32) -> Vec<IoFd<'_>> {
+        Vec::new()
+    }
+
+    /// The client unmasked an interrupt (INTx after its handler ran): if the cause still stands, fire again.
+    fn unmasked(&mut self, _irq: u32) {}
+
+    /// `VFIO_USER_DEVICE_RESET`: back to the state after power-on, with no DMA left in flight.
+    fn reset(&mut self);
+
+    /// The client is gone: stop using its memory and interrupts. Guest-visible state is kept
+    /// (specification: "Client Disconnection").
+    fn disconnected(&mut self);
+}
+
+/// One region as the client sees it.
+#[derive(Debug, Default)]
+pub struct Region {
+    /// Bytes; zero: the region does not exist.
+    pub size: u64,
+    /// Whether the client may read it.
+    pub readable: bool,
+    /// Whether the client may write it.
+    pub writable: bool,
+    /// What the client may map.
+    pub mapping: Option<RegionMapping>,
+}
+
+impl Region {
+    /// A region that is reached by messages only.
+    pub const fn messages(size: u64) -> Self {
+        Self { size, readable: true, writable: true, mapping: None }
+    }
+}
+
+/// The mappable parts of a region.
+#[derive(Debug)]
+pub struct RegionMapping {
+    /// The file that backs them.
+    pub fd: std::os::fd::OwnedFd,
+    /// Where the region starts in the file, in bytes.
+    pub offset: u64,
+    /// The mappable areas as (offset in the region, size), page-aligned; empty: the whole region.
+    pub areas: Vec<(u64, u64)>,
+}
+
+/// One interrupt type.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Irq {
+    /// How many vectors; zero: the device has no interrupts of this type.
+    pub count: u32,
+    /// `wire::IRQ_*`.
+    pub flags: u32,
+}
+
+/// A sub-region that KVM can signal without the client.
+#[derive(Clone, Copy, Debug)]
+pub struct IoFd<'a> {
+    /// From the start of the region, in bytes.
+    pub offset: u64,
+    /// Bytes; zero: any access size matches.
+    pub size: u64,
+    /// Only writes of this value count.
+    pub datamatch: Option<u64>,
+    /// The eventfd.
+    pub fd: BorrowedFd<'a>,
+}
