@@ -1,9 +1,6 @@
 # shellcheck shell=bash
 # Kernels out of Debian's packages. Needs scripts/lib/{common,debian}.sh.
 
-# kernel_package RELEASE METAPACKAGE: the package that really holds the kernel, "linux-image-6.1.0-56-amd64 6.1.192-2".
-kernel_package() { debian_closure "$1" "$2" | grep -E '^linux-image-[0-9]'; }
-
 # kernel_unpack DEB DIRECTORY: the kernel as DIRECTORY/vmlinuz and its modules below DIRECTORY/lib/modules, without the drivers of
 # hardware that no virtual machine has (three quarters of the stock kernel's 400 MB).
 kernel_unpack() {

@@ -17,7 +17,8 @@ debian_apt() {
   local state=$cache/apt/$1
   shift
   DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o Dir::State="$state/state" -o Dir::State::status="$state/status" \
-    -o Dir::Cache="$state/cache" -o Dir::Etc::sourcelist="$state/sources.list" -o Dir::Etc::sourceparts=/dev/null \
+    -o Dir::Cache="$state/cache" -o Dir::Cache::pkgcache=pkgcache.bin \
+    -o Dir::Cache::srcpkgcache=srcpkgcache.bin -o Dir::Etc::sourcelist="$state/sources.list" -o Dir::Etc::sourceparts=/dev/null \
     -o Dir::Etc::preferences=/dev/null -o Dir::Etc::preferencesparts=/dev/null -o APT::Sandbox::User=root \
     -o APT::Install-Recommends=false -o Acquire::Languages=none -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false \
     -o Acquire::Retries=3 "$@"
@@ -50,8 +51,7 @@ debian_lists() {
 # debian_closure RELEASE PACKAGE...: "name version" of the packages and of all they depend on.
 debian_closure() { debian_apt "$1" install -s "${@:2}" | sed -nE 's/^Inst ([^ ]+) \(([^ ]+) .*/\1 \2/p'; }
 
-# debian_fetch RELEASE PACKAGE[=VERSION]...: download exactly these .deb files to the current directory; when the mirror has
-# moved on to newer versions, refresh the lists once.
+# debian_fetch RELEASE PACKAGE[=VERSION]...: download exactly these .deb files to the current directory.
 debian_fetch() {
   debian_apt "$1" download "${@:2}" >&2 && return
   die "the mirror no longer has what the cached package lists of $1 name: run guest-images/build --update"
