@@ -1,1 +1,182 @@
-//! Being written.
+//! What the two sides tell each other in `VFIO_USER_VERSION` (specification: "VFIO_USER_VERSION", "Capabilities").
+//!
+//! Unknown keys are ignored, values of a wrong type are refused, and what is absent has the specification's default.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::socket::MAX_FDS;
+
+/// The protocol's major version; both sides must agree.
+pub const MAJOR: u16 = 0;
+/// The newest minor version that Outrigger speaks.
+pub const MINOR: u16 = 1;
+/// The longest capability text that is parsed, in bytes.
+pub const MAX_JSON: usize = 4096;
+
+const DEFAULT_MAX_DATA_XFER_SIZE: u64 = 1 << 20;
+
+/// The capabilities of one side.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Capabilities {
+    /// How many descriptors the sender takes in one message. Default: 1.
+    pub max_msg_fds: u64,
+    /// The largest `count` of a data transfer the sender takes, in bytes. Default: 1 MiB.
+    pub max_data_xfer_size: u64,
+    /// How many DMA mappings may be valid at once. Default: 65,535.
+    pub max_dma_maps: u64,
+    /// Page sizes for DMA mappings, or'ed together. Default: 4 KiB only.
+    pub pgsizes: u64,
+    /// A second socket for the server's requests.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub twin_socket: Option<TwinSocket>,
+    /// Whether `VFIO_USER_REGION_WRITE_MULTI` is understood. Default: false.
+    pub write_multiple: bool,
+}
+
+/// The `twin_socket` object.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TwinSocket {
+    /// Whether the sender can use a second socket.
+    pub supported: bool,
+    /// In a reply: which descriptor of the message it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fd_index: Option<u64>,
+}
+
+impl Default for Capabilities {
+    fn default() -> Self {
+        Self {
+            max_msg_fds: 1,
+            max_data_xfer_size: DEFAULT_MAX_DATA_XFER_SIZE,
+            max_dma_maps: 65535,
+            pgsizes: 4096,
+            twin_socket: None,
+            write_multiple: false,
+        }
+    }
+}
+
+/// Text that is not what `VFIO_USER_VERSION` carries.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CapabilitiesError {
+    /// More than [`MAX_JSON`] bytes.
+    #[error("{0} bytes of capabilities; at most {MAX_JSON} are read")]
+    TooLong(usize),
+    /// The terminating NUL is missing, or is not the last byte.
+    #[error("capabilities are not one NUL-terminated text")]
+    Unterminated,
+    /// Not JSON, or a value of a wrong type.
+    #[error("capabilities")]
+    Json(#[source] serde_json::Error),
+    /// Something other than an object, at this JSON pointer.
+    #[error("capabilities: {0:?} is not an object")]
+    NotAnObject(&'static str),
+    /// A value with which no message could be exchanged.
+    #[error("capability {name} is {value}")]
+    Value {
+        /// The key.
+        name: &'static str,
+        /// What it was.
+        value: u64,
+    },
+}
+
+#[derive(Serialize, Deserialize)]
+struct VersionData {
+    #[serde(default)]
+    capabilities: Capabilities,
+}
+
+impl Capabilities {
+    /// What Outrigger offers, as client and as server.
+    pub fn ours() -> Self {
+        Self { max_msg_fds: MAX_FDS as u64, ..Self::default() }
+    }
+
+    /// Parses the version data of a message: empty, or NUL-terminated JSON.
+    pub fn parse(data: &[u8]) -> Result<Self, CapabilitiesError> {
+        if data.is_empty() {
+            return Ok(Self::default());
+        }
+        if data.len() > MAX_JSON {
+            return Err(CapabilitiesError::TooLong(data.len()));
+        }
+        let Some((0, text)) = data.split_last() else { return Err(CapabilitiesError::Unterminated) };
+        let value: Value = serde_json::from_slice(text).map_err(CapabilitiesError::Json)?;
+        // serde would also take a structure written as an array.
+        for path in ["", "/capabilities", "/capabilities/twin_socket"] {
+            if value.pointer(path).is_some_and(|value| !value.is_object()) {
+                return Err(CapabilitiesError::NotAnObject(path));
+            }
+        }
+        let data: VersionData = serde_json::from_value(value).map_err(CapabilitiesError::Json)?;
+        let capabilities = data.capabilities;
+        if capabilities.max_data_xfer_size == 0 {
+            return Err(CapabilitiesError::Value { name: "max_data_xfer_size", value: 0 });
+        }
+        Ok(capabilities)
+    }
+
+    /// The version data for a message: NUL-terminated JSON.
+    pub fn to_version_data(&self) -> Vec<u8> {
+        let data = VersionData { capabilities: self.clone() };
+        let mut json = serde_json::to_vec(&data).expect("numbers and booleans are always valid JSON");
+        json.push(0);
+        json
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Capabilities, CapabilitiesError> {
+        Capabilities::parse(format!("{text}\0").as_bytes())
+    }
+
+    #[test]
+    fn malformed_text_is_refused() {
+        assert!(matches!(Capabilities::parse(b"{}"), Err(CapabilitiesError::Unterminated)));
+        assert!(matches!(Capabilities::parse(&[b' '; MAX_JSON + 1]), Err(CapabilitiesError::TooLong(_))));
+        for text in ["", "{", "{}{}", "{\"capabilities\":{}}\0x"] {
+            assert!(matches!(parse(text), Err(CapabilitiesError::Json(_))), "{text}");
+        }
+        for text in ["[]", "7", r#"{"capabilities":[]}"#, r#"{"capabilities":{"twin_socket":[]}}"#] {
+            assert!(matches!(parse(text), Err(CapabilitiesError::NotAnObject(_))), "{text}");
+        }
+    }
+
+    #[test]
+    fn wrong_types_and_impossible_values_are_refused() {
+        for text in [
+            r#"{"capabilities":{"max_msg_fds":"8"}}"#,
+            r#"{"capabilities":{"max_msg_fds":-1}}"#,
+            r#"{"capabilities":{"max_data_xfer_size":1.5}}"#,
+            r#"{"capabilities":{"twin_socket":{"supported":1}}}"#,
+            r#"{"capabilities":{"write_multiple":1}}"#,
+        ] {
+            assert!(matches!(parse(text), Err(CapabilitiesError::Json(_))), "{text}");
+        }
+        let zero = parse(r#"{"capabilities":{"max_data_xfer_size":0}}"#);
+        assert!(matches!(zero, Err(CapabilitiesError::Value { name: "max_data_xfer_size", value: 0 })));
+    }
+
+    #[test]
+    fn what_is_absent_has_the_defaults_and_unknown_keys_are_ignored() {
+        for text in ["{}", r#"{"capabilities":{}}"#, r#"{"capabilities":{"migration":{"pgsize":4096}},"x":1}"#] {
+            assert_eq!(parse(text).unwrap(), Capabilities::default(), "{text}");
+        }
+        assert_eq!(Capabilities::parse(&[]).unwrap(), Capabilities::default());
+    }
+
+    #[test]
+    fn ours_survive_the_round_trip() {
+        let twin_socket = Some(TwinSocket { supported: true, fd_index: Some(0) });
+        let capabilities = Capabilities { twin_socket, ..Capabilities::ours() };
+        assert_eq!(Capabilities::parse(&capabilities.to_version_data()).unwrap(), capabilities);
+    }
+}
