@@ -2,5 +2,11 @@
 //!
 //! `cli` → validated [`config`] → `builder` wires the parts → threads run.
 
+pub mod config;
 pub mod events;
 pub mod outcome;
+pub mod bus;
+pub mod layout;
+pub mod memory;
+pub mod memslots;
+pub mod vm;
