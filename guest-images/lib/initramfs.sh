@@ -15,18 +15,16 @@ make_initramfs() {
   cp "$here/files/mke2fs.conf" "$root/etc/mke2fs.conf"
   install -m 755 "$here/files/init" "$root/init"
   pack_modules "$root" "$work/out/cloud" "$release" "${guest_modules[@]}"
-  compressed "$root" initramfs
+  archive "$root" | lz4 -9 -l -q - "$work/out/initramfs.cpio.lz4" # lz4: the quickest that Debian's kernels unpack
 }
 
-# Whoever wants these writes: cat tools.cpio.lz4 initramfs.cpio.lz4
+# Archives to go in front of an initramfs: cat tools.cpio initramfs.cpio.lz4. They are not compressed, because the kernel takes
+# nothing after an archive that lz4 has compressed.
 make_tools() {
   local program
   for program in iperf3 lspci; do pack "$work/tools" "$work/sysroot/usr/bin/$program" "/usr/bin/$program" "$work/sysroot"; done
   pack "$work/tools" "$work/sysroot/sbin/ethtool" /usr/sbin/ethtool "$work/sysroot"
-  compressed "$work/tools" tools
+  archive "$work/tools" > "$work/out/tools.cpio"
   pack "$work/fio" "$work/sysroot/usr/bin/fio" /usr/bin/fio "$work/sysroot"
-  compressed "$work/fio" fio
+  archive "$work/fio" > "$work/out/fio.cpio"
 }
-
-# compressed ROOT NAME: in the format of the kernel's own unpacker, which is the fastest one that Debian builds in.
-compressed() { archive "$1" | lz4 -9 -l -q - "$work/out/$2.cpio.lz4"; }

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Kernels out of Debian's packages. Needs scripts/lib/{common,debian}.sh.
 
-# kernel_unpack DEB DIRECTORY: the kernel as DIRECTORY/vmlinuz and its modules below DIRECTORY/lib/modules, without the drivers of
+# kernel_unpack DEB DIRECTORY: the kernel as DIRECTORY/vmlinuz, the ELF image within as DIRECTORY/vmlinux, and its modules below DIRECTORY/lib/modules, without the drivers of
 # hardware that no virtual machine has (three quarters of the stock kernel's 400 MB).
 kernel_unpack() {
   local release modules
@@ -13,7 +13,8 @@ kernel_unpack() {
   release=$(ls "$2/lib/modules")
   mv "$2/boot/vmlinuz-$release" "$2/vmlinuz"
   mv "$2/boot/config-$release" "$2/config"
-  rm -r "$2/boot"
+  rm -r "${2:?}/boot"
+  kernel_elf "$2/vmlinuz" > "$2/vmlinux"
   modules=$2/lib/modules/$release
   depmod -b "$2" "$release"
   [ -e "$modules/modules.dep" ]

@@ -14,7 +14,7 @@ make_rootfs() {
   mmdebstrap --mode=root --variant=essential --include="$rootfs_packages" --quiet --skip=check/qemu --architectures=amd64 \
     --aptopt='APT::Install-Recommends "false"' --aptopt='Acquire::Languages "none"' \
     --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/share/doc/*' \
-    $release "$root" - < "$cache/apt/$release/sources.list" > "$work/log" 2>&1 ||
+    "$release" "$root" - < "$cache/apt/$release/sources.list" > "$work/log" 2>&1 ||
     { tail -n 20 "$work/log" >&2; die "mmdebstrap failed"; }
 
   kernel=$(ls "$guest/cloud/lib/modules")

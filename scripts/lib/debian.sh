@@ -3,6 +3,7 @@
 # and downloads; dpkg-deb unpacks into a directory of the cache. The host's /boot, /lib/modules and package state stay untouched,
 # and another release's programs (QEMU from trixie-backports) run beside the host's. Mirror and proxy are the ones the machine's
 # own apt uses; signatures are checked against debian-archive-keyring. Needs common.sh, apt and dpkg.
+# shellcheck disable=SC2016,SC2154 # apt's own $(…); `cache` is common.sh's
 
 # debian_mirror [-security]: the address this machine gets its own Debian release from.
 debian_mirror() {
@@ -65,4 +66,6 @@ debian_unpack() {
     [ -e "$root/$name" ] || ln -s "usr/$name" "$root/$name"
   done
   for deb in "${@:2}"; do dpkg-deb --fsys-tarfile "$deb" | tar -x --keep-directory-symlink -C "$root"; done
+  # This link would otherwise lead out of ROOT.
+  [ ! -L "$root/lib64/ld-linux-x86-64.so.2" ] || ln -sf ../lib/x86_64-linux-gnu/ld-linux-x86-64.so.2 "$root/usr/lib64/ld-linux-x86-64.so.2"
 }

@@ -12,7 +12,7 @@ libraries() {
   fi | sed -nE 's/^(.*=>)?[[:space:]]*(\/[^ ]+) \(0x.*/\2/p'
 }
 
-loader=usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2
+loader=lib64/ld-linux-x86-64.so.2
 
 # library_path SYSROOT: where a sysroot unpacked from Debian packages keeps its libraries, those in folders of their own included.
 library_path() {
