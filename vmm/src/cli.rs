@@ -1,0 +1,237 @@
+//! The command line: what `outrigger --help` shows, and how arguments become a [`Config`].
+//!
+//! Everything that is wrong with them is told in one line ([`UsageError`]), clap's own complaints included.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::config::{
+    self, Config, ConsoleConfig, DEFAULT_CMDLINE, DiskConfig, MemoryConfig, NetConfig, PciDeviceConfig, Problem,
+    SocketConfig, UsageError,
+};
+
+/// Exit statuses, in the help and nowhere else in words.
+const EXIT_STATUS: &str = "\
+Exit status:
+    0  the guest powered off
+    1  Outrigger itself failed
+    2  the command line, or a file it names, cannot be used
+    3  the host lacks something: KVM, a permission, memory
+    4  the guest rebooted
+    5  the guest crashed (triple fault, or an instruction KVM cannot run); its registers are on stderr
+    6  a device process died; the guest went on, and later powered off or rebooted
+  130  Ctrl-A x at the console, or SIGINT
+  143  SIGTERM (any signal that ends it: 128 plus its number)";
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  outrigger run --kernel bzImage --initrd initramfs.img --memory 1G
+  outrigger run --kernel vmlinux --cmdline 'console=ttyS0 root=/dev/vda rw' --disk path=root.img
+  outrigger run --kernel bzImage --cpus 4 --disk path=root.img,serial=root --disk path=cd.iso,readonly=on
+  outrigger run --kernel bzImage --initrd initramfs.img --net tap=tap0,mac=52:54:00:12:34:56
+  outrigger run --kernel bzImage --initrd initramfs.img --device socket=/run/nvme.sock --show-devices
+
+Disks, cards and devices get the PCI slots 00:01.0, 00:02.0 and so on in the order given, 31 at most.
+A comma inside a value is written twice: --disk path=a,,b.img opens 'a,b.img'.
+
+At a terminal, Ctrl-A x ends the guest, Ctrl-A c sends a break, Ctrl-A Ctrl-A sends Ctrl-A.
+RUST_LOG=info (or debug, trace) shows what Outrigger does, on stderr.
+";
+
+const EXAMPLE: &str = "\
+Example:
+  outrigger run --kernel bzImage --initrd initramfs.img --disk path=root.img --net tap=tap0
+
+'outrigger run --help' explains every option and the exit status.";
+
+/// Runs a Linux guest on KVM; every PCI device is a process of its own that speaks vfio-user.
+#[derive(Debug, Parser)]
+#[command(name = "outrigger", version, after_help = EXAMPLE, disable_help_subcommand = true, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(RunArgs),
+}
+
+/// Boot a guest and stay until it ends
+#[derive(Debug, Args)]
+#[command(after_help = help_end(), max_term_width = 100)]
+struct RunArgs {
+    /// Kernel to boot: a bzImage, or an ELF vmlinux with a PVH entry
+    #[arg(long, value_name = "PATH")]
+    kernel: PathBuf,
+
+    /// Initial RAM disk, loaded beside the kernel
+    #[arg(long, value_name = "PATH")]
+    initrd: Option<PathBuf>,
+
+    /// The kernel's command line, at most 2047 bytes
+    #[arg(long, value_name = "STR", allow_hyphen_values = true, default_value = DEFAULT_CMDLINE)]
+    cmdline: String,
+
+    /// Virtual CPUs, 1 to 64
+    #[arg(long, value_name = "N", allow_negative_numbers = true, default_value = "1")]
+    cpus: String,
+
+    /// Guest RAM, 32M to 1T in multiples of 4K (units K, M, G, T; 1K is 1024 bytes) [default: 512M]
+    ///
+    /// hugepages=on takes it from the host's pool of 2M pages (vm.nr_hugepages)
+    #[arg(long, value_name = "SIZE[,hugepages=on]", verbatim_doc_comment)]
+    memory: Option<String>,
+
+    /// Disk, served by an outrigger-blk process; repeat it for more
+    ///
+    /// path      raw image or block device
+    /// readonly  on: open it for reading only (default off)
+    /// serial    serial number the guest sees, up to 20 ASCII characters
+    /// queues    request queues, 1 to 64 (default: one per vCPU)
+    #[arg(long, value_name = "path=FILE[,readonly=on][,serial=ID][,queues=N]", verbatim_doc_comment)]
+    disk: Vec<String>,
+
+    /// Network card, served by an outrigger-net process; repeat it for more
+    ///
+    /// tap       the host's tap interface; created, and removed at the end, if it doesn't exist
+    /// mac       the card's address, six hexadecimal bytes (default: chosen at random)
+    /// queues    pairs of queues, 1 to 64 (default: 1)
+    #[arg(long, value_name = "tap=NAME[,mac=MAC][,queues=N]", verbatim_doc_comment)]
+    net: Vec<String>,
+
+    /// PCI device, served by any vfio-user server; repeat it for more
+    ///
+    /// socket    the Unix socket the server listens on
+    #[arg(long, value_name = "socket=PATH", verbatim_doc_comment)]
+    device: Vec<String>,
+
+    /// Where the guest's serial port (ttyS0) leads
+    ///
+    /// stdio      standard input and output; a terminal is put into raw mode meanwhile
+    /// file=PATH  output to a file, created or truncated; no input
+    /// none       nowhere
+    #[arg(long, value_name = "stdio|file=PATH|none", default_value = "stdio", verbatim_doc_comment)]
+    console: String,
+
+    /// Print how each device is reached, register range by register range, before the guest starts
+    #[arg(long)]
+    show_devices: bool,
+}
+
+fn help_end() -> String {
+    format!("{RUN_EXAMPLES}\n{EXIT_STATUS}")
+}
+
+/// What the command line asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Run a guest.
+    Run(Box<Config>),
+    /// Print this text (help or version) to standard output, and succeed.
+    Print(String),
+}
+
+/// Reads the command line; `arguments` starts with the program's name.
+///
+/// # Errors
+/// The first thing wrong with it.
+pub fn parse<I>(arguments: I) -> Result<Request, UsageError>
+where
+    I: IntoIterator,
+    I::Item: Into<OsString> + Clone,
+{
+    let matches = match Cli::command().try_get_matches_from(arguments) {
+        Ok(matches) => matches,
+        Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
+            return Ok(Request::Print(error.render().to_string()));
+        }
+        Err(error) => return Err(one_line(&error)),
+    };
+    let Cli { command: Command::Run(args) } = Cli::from_arg_matches(&matches).map_err(|error| one_line(&error))?;
+    let run = matches.subcommand_matches("run").expect("it is the only subcommand, and was just parsed");
+    let positions = |flag| run.indices_of(flag).into_iter().flatten();
+
+    let mut devices: Vec<(usize, PciDeviceConfig)> = Vec::new();
+    for (position, text) in positions("disk").zip(&args.disk) {
+        devices.push((position, PciDeviceConfig::Disk(option("--disk", text, DiskConfig::parse)?)));
+    }
+    for (position, text) in positions("net").zip(&args.net) {
+        devices.push((position, PciDeviceConfig::Net(option("--net", text, NetConfig::parse)?)));
+    }
+    for (position, text) in positions("device").zip(&args.device) {
+        devices.push((position, PciDeviceConfig::Socket(option("--device", text, SocketConfig::parse)?)));
+    }
+    devices.sort_by_key(|(position, _)| *position);
+    let pci_devices: Vec<PciDeviceConfig> = devices.into_iter().map(|(_, device)| device).collect();
+    Config::check_devices(&pci_devices)?;
+
+    Ok(Request::Run(Box::new(Config {
+        cmdline: option("--cmdline", &args.cmdline, config::parse_cmdline)?,
+        cpus: option("--cpus", &args.cpus, config::parse_cpus)?,
+        memory: match &args.memory {
+            Some(text) => option("--memory", text, MemoryConfig::parse)?,
+            None => MemoryConfig::default(),
+        },
+        console: option("--console", &args.console, ConsoleConfig::parse)?,
+        kernel: args.kernel,
+        initrd: args.initrd,
+        pci_devices,
+        show_devices: args.show_devices,
+    })))
+}
+
+fn option<T>(flag: &str, text: &str, parse: impl FnOnce(&str) -> Result<T, Problem>) -> Result<T, UsageError> {
+    parse(text).map_err(|problem| {
+        // A command line of thousands of bytes would hide what is wrong with it.
+        let shown = if text.len() > 200 { String::new() } else { format!(" {text}") };
+        UsageError::new(format_args!("{flag}{shown}"), problem)
+    })
+}
+
+/// clap's complaint in our words.
+fn one_line(error: &clap::Error) -> UsageError {
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.clone()),
+        Some(ContextValue::Strings(texts)) => texts.first().cloned(),
+        _ => None,
+    };
+    // clap names an argument as "--cpus <N>"; the flag says enough.
+    let flag = |kind| text(kind).map(|name| name.split(' ').next().unwrap_or_default().to_owned());
+    let argument = flag(ContextKind::InvalidArg).unwrap_or_else(|| "the command line".to_owned());
+    let usage = |option: String, words: String| UsageError::new(option, Problem::Syntax(words));
+    match error.kind() {
+        ErrorKind::UnknownArgument => {
+            let given = text(ContextKind::InvalidArg).unwrap_or_default();
+            let hint = match flag(ContextKind::SuggestedArg) {
+                Some(meant) => format!("did you mean {meant}?"),
+                None => "see 'outrigger run --help'".to_owned(),
+            };
+            let what = if given.starts_with('-') { "unknown option" } else { "unexpected argument" };
+            usage(given, format!("{what}; {hint}"))
+        }
+        ErrorKind::InvalidSubcommand => {
+            let given = text(ContextKind::InvalidSubcommand).unwrap_or_default();
+            usage(given, "unknown command; the command is 'outrigger run', see 'outrigger run --help'".to_owned())
+        }
+        ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            usage("no command given".to_owned(), "try 'outrigger run --help'".to_owned())
+        }
+        ErrorKind::MissingRequiredArgument => usage(argument, "is missing; see 'outrigger run --help'".to_owned()),
+        ErrorKind::InvalidValue => usage(argument, "needs a value; see 'outrigger run --help'".to_owned()),
+        ErrorKind::TooManyValues => usage(argument, "takes no value".to_owned()),
+        ErrorKind::ArgumentConflict => usage(argument, "is given twice".to_owned()),
+        ErrorKind::InvalidUtf8 => usage(argument, "is not UTF-8 text".to_owned()),
+        _ => {
+            let rendered = error.render().to_string();
+            let first = rendered.lines().next().unwrap_or_default();
+            usage(argument, first.strip_prefix("error: ").unwrap_or(first).to_owned())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
