@@ -126,7 +126,8 @@ impl<'a> Outgoing<'a> {
             if parts.iter().all(|part| part.is_empty()) {
                 return Ok(true);
             }
-            let raw: Vec<RawFd> = if self.sent == 0 { self.fds.iter().map(AsRawFd::as_raw_fd).collect() } else { vec![] };
+            let raw: Vec<RawFd> =
+                if self.sent == 0 { self.fds.iter().map(AsRawFd::as_raw_fd).collect() } else { vec![] };
             let rights = [ControlMessage::ScmRights(&raw)];
             let control = if raw.is_empty() { &rights[..0] } else { &rights[..] };
             let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;

@@ -33,7 +33,9 @@ fn a_size_below_the_header_or_above_the_limit_is_refused() {
         let header = Header { message_size: size, ..Header::default() };
         ours.write_all(header.as_bytes()).unwrap();
         let mut receiver = Receiver::new(64, PATIENCE);
-        assert!(matches!(receive(&mut receiver, &mut socket), Err(ReceiveError::Size { size: s, limit: 64 }) if s == size));
+        assert!(
+            matches!(receive(&mut receiver, &mut socket), Err(ReceiveError::Size { size: s, limit: 64 }) if s == size)
+        );
     }
 }
 

@@ -1,0 +1,117 @@
+//! The ranges of client memory that are valid for DMA.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+
+use super::memory::Memory;
+use crate::wire;
+
+const PAGE: u64 = 4096;
+
+/// One range as the client mapped it.
+#[derive(Debug)]
+struct Range {
+    address: u64,
+    size: u64,
+    flags: u32,
+    /// Absent when the client sent no descriptor: the range is then not directly accessible.
+    mapping: Option<Arc<GuestRegionMmap>>,
+}
+
+/// All ranges, sorted by address and without overlap.
+#[derive(Debug)]
+pub(super) struct DmaTable {
+    ranges: Vec<Range>,
+    limit: usize,
+}
+
+impl DmaTable {
+    pub(super) fn new(limit: usize) -> Self {
+        Self { ranges: Vec::new(), limit }
+    }
+
+    /// Adds a range. `EINVAL`: empty, wrapping, misaligned for its descriptor, or beyond the end of the file;
+    /// `EEXIST`: overlaps another one; `ENOSPC`: too many.
+    pub(super) fn map(&mut self, request: &wire::DmaMap, fd: Option<OwnedFd>) -> Result<(), Errno> {
+        let end = request.address.checked_add(request.size).ok_or(Errno::EINVAL)?;
+        let known_flags = wire::DMA_READABLE | wire::DMA_WRITEABLE;
+        if request.size == 0 || request.flags & !known_flags != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let position = self.ranges.partition_point(|range| range.address < request.address);
+        let after_previous = self.ranges[..position].last().is_none_or(|p| p.address + p.size <= request.address);
+        let before_next = self.ranges.get(position).is_none_or(|next| end <= next.address);
+        if !after_previous || !before_next {
+            return Err(Errno::EEXIST);
+        }
+        if self.ranges.len() >= self.limit {
+            return Err(Errno::ENOSPC);
+        }
+        let mapping = fd.filter(|_| request.flags != 0).map(|fd| map_file(request, fd)).transpose()?;
+        let &wire::DmaMap { address, size, flags, .. } = request;
+        self.ranges.insert(position, Range { address, size, flags, mapping });
+        Ok(())
+    }
+
+    /// Takes a range out; it stays mapped until what is returned is dropped. `ENOENT`: not exactly a range that was
+    /// mapped.
+    pub(super) fn unmap(&mut self, request: &wire::DmaUnmap) -> Result<impl Drop + use<>, Errno> {
+        let found = self.ranges.iter().position(|r| r.address == request.address && r.size == request.size);
+        let range = self.ranges.remove(found.ok_or(Errno::ENOENT)?);
+        Ok(Unmapped(range.mapping))
+    }
+
+    /// What devices see.
+    pub(super) fn memory(&self) -> Memory {
+        let with = |flag| {
+            let regions = self.ranges.iter().filter(|range| range.flags & flag != 0);
+            let mapped = regions.filter_map(|range| range.mapping.clone()).collect::<Vec<_>>();
+            GuestMemoryMmap::from_arc_regions(mapped).unwrap_or_default()
+        };
+        Memory::new(with(wire::DMA_READABLE), with(wire::DMA_WRITEABLE))
+    }
+}
+
+struct Unmapped(Option<Arc<GuestRegionMmap>>);
+
+impl Drop for Unmapped {
+    fn drop(&mut self) {
+        if self.0.take().is_some_and(|mapping| Arc::strong_count(&mapping) > 1) {
+            log::error!("a device still uses client memory that the client took back");
+        }
+    }
+}
+
+fn map_file(request: &wire::DmaMap, fd: OwnedFd) -> Result<Arc<GuestRegionMmap>, Errno> {
+    if !request.offset.is_multiple_of(PAGE) || !request.size.is_multiple_of(PAGE) {
+        return Err(Errno::EINVAL);
+    }
+    let file = File::from(fd);
+    let length = file.metadata().map_err(|_| Errno::EINVAL)?.len();
+    if request.offset.checked_add(request.size).is_none_or(|end| end > length) {
+        return Err(Errno::EINVAL);
+    }
+    let size = usize::try_from(request.size).map_err(|_| Errno::EINVAL)?;
+    let mut protection = nix::libc::PROT_NONE;
+    if request.flags & wire::DMA_READABLE != 0 {
+        protection |= nix::libc::PROT_READ;
+    }
+    if request.flags & wire::DMA_WRITEABLE != 0 {
+        protection |= nix::libc::PROT_WRITE;
+    }
+    let region = MmapRegionBuilder::new(size)
+        .with_file_offset(FileOffset::new(file, request.offset))
+        .with_mmap_prot(protection)
+        .with_mmap_flags(nix::libc::MAP_SHARED | nix::libc::MAP_NORESERVE)
+        .build();
+    let region = region.map_err(|error| {
+        log::warn!("cannot map {} bytes of client memory: {error}", request.size);
+        Errno::EINVAL
+    })?;
+    GuestRegionMmap::new(region, GuestAddress(request.address)).map(Arc::new).ok_or(Errno::EINVAL)
+}
