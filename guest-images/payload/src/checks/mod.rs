@@ -1,0 +1,38 @@
+//! The checks, by the names that the command line calls them by: `checks=pci,bar`. They run in the order given.
+
+mod bar;
+mod blk;
+mod end;
+mod msix;
+mod pci;
+
+use crate::machine::Machine;
+use crate::verdict::Verdict;
+
+type Check = fn(&Machine, &mut Verdict);
+
+const CHECKS: &[(&[u8], Check)] = &[
+    (b"pci", pci::check),
+    (b"bar", bar::check),
+    (b"msix", msix::check),
+    (b"blk", blk::check),
+    (b"crash", end::crash),
+    (b"reboot", end::reboot),
+    (b"spin", end::spin),
+    (b"allones", end::all_ones),
+];
+
+const OPTION: &[u8] = b"checks=";
+
+/// Runs what `command_line` asks for. A name that is not known is a failure.
+pub fn run(command_line: &[u8], machine: &Machine, verdict: &mut Verdict) {
+    let words = command_line.split(|&byte| byte == b' ');
+    for names in words.filter(|word| word.starts_with(OPTION)).map(|word| &word[OPTION.len()..]) {
+        for name in names.split(|&byte| byte == b',') {
+            match CHECKS.iter().find(|(known, _)| *known == name) {
+                Some((_, check)) => check(machine, verdict),
+                None => _ = verdict.holds("known-check", false),
+            }
+        }
+    }
+}
