@@ -15,6 +15,7 @@
 //! - [`pci`]: the region and interrupt indices of a PCI device.
 
 pub mod capabilities;
+pub mod client;
 
 pub mod codec;
 pub mod command;

@@ -1,0 +1,90 @@
+//! What can go wrong between a client and its server.
+
+use std::io;
+use std::time::Duration;
+
+use nix::errno::Errno;
+
+use crate::capabilities::{CapabilitiesError, MAJOR};
+use crate::codec::ReceiveError;
+use crate::command::Command;
+
+/// Why a call on a client failed. After anything but [`ClientError::Refused`] and [`ClientError::Local`] the
+/// connection is closed, and every later call is [`ClientError::Disconnected`] at once.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// The connection is gone.
+    #[error("{0:?}: the server is gone")]
+    Disconnected(Command),
+    /// No reply, or no room to send, in time.
+    #[error("{command:?}: no answer within {} s", deadline.as_secs())]
+    TimedOut {
+        /// What was asked.
+        command: Command,
+        /// How long was waited.
+        deadline: Duration,
+    },
+    /// The server answered with an error.
+    #[error("{command:?}: the server answers {errno}")]
+    Refused {
+        /// What was asked.
+        command: Command,
+        /// The server's errno; `UnknownErrno` when it gave none.
+        errno: Errno,
+    },
+    /// The server's answer makes no sense.
+    #[error("{command:?}: the server's answer is malformed: {problem}")]
+    Malformed {
+        /// What was asked.
+        command: Command,
+        /// What is wrong with the answer.
+        problem: &'static str,
+    },
+    /// The server's capabilities make no sense.
+    #[error("the server's capabilities")]
+    Capabilities(#[source] CapabilitiesError),
+    /// The server speaks another protocol version.
+    #[error("the server speaks protocol version {major}.{minor}, this client {MAJOR}")]
+    Version {
+        /// The server's major version.
+        major: u16,
+        /// The server's minor version.
+        minor: u16,
+    },
+    /// What came is no message.
+    #[error("{command:?}: receiving from the server")]
+    Receive {
+        /// What was asked.
+        command: Command,
+        /// Why.
+        source: ReceiveError,
+    },
+    /// The socket failed.
+    #[error("{command:?}: talking to the server")]
+    Io {
+        /// What was asked.
+        command: Command,
+        /// Why.
+        source: io::Error,
+    },
+    /// The call itself is beyond what the server negotiated; nothing was sent.
+    #[error("{command:?}: {problem}: {value}, the server allows {limit}")]
+    Local {
+        /// What was asked.
+        command: Command,
+        /// Which limit.
+        problem: &'static str,
+        /// What the call needs.
+        value: u64,
+        /// What was negotiated.
+        limit: u64,
+    },
+}
+
+impl ClientError {
+    /// Whether the connection can still be used.
+    pub(super) fn is_fatal(&self) -> bool {
+        !matches!(self, Self::Refused { .. } | Self::Local { .. })
+    }
+}

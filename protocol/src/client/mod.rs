@@ -1,0 +1,419 @@
+//! The VMM's side of vfio-user: typed calls on a device that is another process.
+//!
+//! A call waits for its reply itself, and serves the server's own requests while it waits. When no call is under way,
+//! somebody must watch the connection: see [`Client::watch`] and [`Client::serve_ready`].
+
+mod connection;
+mod error;
+mod exported;
+mod replies;
+
+pub use error::ClientError;
+pub use exported::ClientMemory;
+pub use replies::{IoFd, IoFdKind, IrqInfo, RegionInfo};
+
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use zerocopy::IntoBytes;
+
+use crate::capabilities::{Capabilities, MAJOR, MINOR, TwinSocket};
+use crate::codec::Message;
+use crate::command::Command;
+use crate::wire::{self, HEADER_SIZE};
+use connection::Connection;
+use exported::ExportedMemory;
+use replies::Sized;
+
+/// The most bytes a description of a region may need.
+const MAX_ARGSZ: u32 = 1 << 16;
+
+/// How to talk to a server.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How long to wait for any one reply. Default: 10 s.
+    pub deadline: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { deadline: Duration::from_secs(10) }
+    }
+}
+
+/// A connection to a device process. Shared between threads: calls take turns.
+#[derive(Debug)]
+pub struct Client {
+    main: Mutex<Connection>,
+    twin: Option<Mutex<Connection>>,
+    main_stream: UnixStream,
+    twin_stream: Option<UnixStream>,
+    memory: Arc<ExportedMemory>,
+    server: Capabilities,
+    closed: AtomicBool,
+    /// Something came for [`Client::serve_ready`] while a call held the connection.
+    unserved: AtomicBool,
+}
+
+/// What to poll for [`Client::serve_ready`].
+#[derive(Debug)]
+pub struct Watch<'a> {
+    /// The socket.
+    pub fd: BorrowedFd<'a>,
+    /// Whether the server's requests come here; otherwise only a hang-up is of interest.
+    pub requests: bool,
+}
+
+/// How many regions and interrupt types a device has.
+#[derive(Clone, Copy, Debug)]
+pub struct DeviceInfo {
+    /// `wire::DEVICE_*`.
+    pub flags: u32,
+    /// Regions.
+    pub num_regions: u32,
+    /// Interrupt types.
+    pub num_irqs: u32,
+}
+
+impl Client {
+    /// Negotiates version and capabilities on a connected socket. `memory` is what the server may reach by messages,
+    /// within what is later mapped with [`Client::dma_map`].
+    pub fn new(stream: UnixStream, memory: Arc<dyn ClientMemory>, options: &Options) -> Result<Self, ClientError> {
+        let command = Command::Version;
+        let io = |source| ClientError::Io { command, source };
+        let ours =
+            Capabilities { twin_socket: Some(TwinSocket { supported: true, fd_index: None }), ..Capabilities::ours() };
+        let limit = message_limit(&ours);
+        let memory = Arc::new(ExportedMemory::new(memory, ours.max_data_xfer_size));
+        let main_stream = stream.try_clone().map_err(io)?;
+        let mut main = Connection::new(stream, memory.clone(), limit, options.deadline).map_err(io)?;
+        let (server, twin_stream) = negotiate(&mut main, &ours)?;
+        let twin = match &twin_stream {
+            None => None,
+            Some(stream) => {
+                let stream = stream.try_clone().map_err(io)?;
+                let connection = Connection::new(stream, memory.clone(), limit, options.deadline).map_err(io)?;
+                Some(Mutex::new(connection))
+            }
+        };
+        main.set_limit(limit);
+        let (closed, unserved) = (AtomicBool::new(false), AtomicBool::new(false));
+        Ok(Self { main: Mutex::new(main), twin, main_stream, twin_stream, memory, server, closed, unserved })
+    }
+
+    /// What the server is capable of.
+    pub fn server_capabilities(&self) -> &Capabilities {
+        &self.server
+    }
+
+    /// `VFIO_USER_DEVICE_GET_INFO`.
+    pub fn device_info(&self) -> Result<DeviceInfo, ClientError> {
+        let request = wire::DeviceInfo { argsz: size_u32::<wire::DeviceInfo>(), ..Default::default() };
+        self.request(Command::DeviceGetInfo, [request.as_bytes(), &[]], &[], |message| {
+            let (info, _) = message.parse::<wire::DeviceInfo>().ok_or("device info is too short")?;
+            Ok(DeviceInfo { flags: info.flags, num_regions: info.num_regions, num_irqs: info.num_irqs })
+        })
+    }
+
+    /// `VFIO_USER_DEVICE_GET_REGION_INFO`, asked again when the server needs more room for its capabilities.
+    pub fn region_info(&self, index: u32) -> Result<RegionInfo, ClientError> {
+        self.with_argsz(Command::DeviceGetRegionInfo, 1024, |argsz| {
+            let request = wire::RegionInfo { argsz, index, ..Default::default() };
+            self.request(Command::DeviceGetRegionInfo, [request.as_bytes(), &[]], &[], |message| {
+                replies::region_info(message, index, argsz)
+            })
+        })
+    }
+
+    /// `VFIO_USER_DEVICE_GET_REGION_IO_FDS` for a region of `region_size` bytes.
+    pub fn region_io_fds(&self, index: u32, region_size: u64) -> Result<Vec<IoFd>, ClientError> {
+        self.with_argsz(Command::DeviceGetRegionIoFds, 4096, |argsz| {
+            let request = wire::RegionIoFds { argsz, index, ..Default::default() };
+            self.request(Command::DeviceGetRegionIoFds, [request.as_bytes(), &[]], &[], |message| {
+                replies::io_fds(message, index, region_size, argsz)
+            })
+        })
+    }
+
+    /// `VFIO_USER_DEVICE_GET_IRQ_INFO`.
+    pub fn irq_info(&self, index: u32) -> Result<IrqInfo, ClientError> {
+        let request = wire::IrqInfo { argsz: size_u32::<wire::IrqInfo>(), index, ..Default::default() };
+        self.request(Command::DeviceGetIrqInfo, [request.as_bytes(), &[]], &[], |message| {
+            replies::irq_info(&message, index)
+        })
+    }
+
+    /// Connects eventfds to vectors `start`, `start` + 1, … of an interrupt type, in as many messages as the server's
+    /// `max_msg_fds` asks for.
+    pub fn set_irq_eventfds(&self, index: u32, start: u32, fds: &[BorrowedFd<'_>]) -> Result<(), ClientError> {
+        let most = usize::try_from(self.server.max_msg_fds).unwrap_or(usize::MAX).min(crate::socket::MAX_FDS);
+        if most == 0 {
+            let problem = "fds in one message";
+            return Err(ClientError::Local { command: Command::DeviceSetIrqs, problem, value: 1, limit: 0 });
+        }
+        let mut start = start;
+        for chunk in fds.chunks(most) {
+            let count = u32::try_from(chunk.len()).expect("a chunk has at most MAX_FDS fds");
+            let flags = wire::IRQ_SET_DATA_EVENTFD | wire::IRQ_SET_ACTION_TRIGGER;
+            self.set_irqs(index, flags, start, count, chunk)?;
+            start += count;
+        }
+        Ok(())
+    }
+
+    /// Disconnects all vectors of an interrupt type.
+    pub fn disable_irqs(&self, index: u32) -> Result<(), ClientError> {
+        self.set_irqs(index, wire::IRQ_SET_DATA_NONE | wire::IRQ_SET_ACTION_TRIGGER, 0, 0, &[])
+    }
+
+    /// Unmasks one vector (INTx after the guest's end of interrupt).
+    pub fn unmask_irq(&self, index: u32, vector: u32) -> Result<(), ClientError> {
+        self.set_irqs(index, wire::IRQ_SET_DATA_NONE | wire::IRQ_SET_ACTION_UNMASK, vector, 1, &[])
+    }
+
+    /// Masks one vector.
+    pub fn mask_irq(&self, index: u32, vector: u32) -> Result<(), ClientError> {
+        self.set_irqs(index, wire::IRQ_SET_DATA_NONE | wire::IRQ_SET_ACTION_MASK, vector, 1, &[])
+    }
+
+    fn set_irqs(
+        &self,
+        index: u32,
+        flags: u32,
+        start: u32,
+        count: u32,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(), ClientError> {
+        let request = wire::IrqSet { argsz: size_u32::<wire::IrqSet>(), flags, index, start, count };
+        self.request(Command::DeviceSetIrqs, [request.as_bytes(), &[]], fds, |_| Ok(()))
+    }
+
+    /// Reads from a region, in as many messages as the server's `max_data_xfer_size` asks for.
+    pub fn region_read(&self, region: u32, offset: u64, data: &mut [u8]) -> Result<(), ClientError> {
+        let mut offset = offset;
+        for chunk in data.chunks_mut(self.max_transfer()) {
+            let access = region_access(region, offset, chunk.len());
+            self.request(Command::RegionRead, [access.as_bytes(), &[]], &[], |message| {
+                let (reply, data) = message.parse::<wire::RegionAccess>().ok_or("a region read is too short")?;
+                if reply.count != access.count || data.len() != chunk.len() {
+                    return Err("a region read brings another amount of data");
+                }
+                chunk.copy_from_slice(data);
+                Ok(())
+            })?;
+            offset += chunk.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Writes to a region and waits until the device has taken it.
+    pub fn region_write(&self, region: u32, offset: u64, data: &[u8]) -> Result<(), ClientError> {
+        let mut offset = offset;
+        for chunk in data.chunks(self.max_transfer()) {
+            let access = region_access(region, offset, chunk.len());
+            self.request(Command::RegionWrite, [access.as_bytes(), chunk], &[], |_| Ok(()))?;
+            offset += chunk.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Writes to a region without waiting. The device takes it before any later request of this client
+    /// (specification: "Command Concurrency").
+    pub fn region_write_posted(&self, region: u32, offset: u64, data: &[u8]) -> Result<(), ClientError> {
+        let mut offset = offset;
+        for chunk in data.chunks(self.max_transfer()) {
+            let access = region_access(region, offset, chunk.len());
+            let parts = [access.as_bytes(), chunk];
+            self.locked(Command::RegionWrite, |main| main.post(Command::RegionWrite, parts))?;
+            offset += chunk.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Makes a range of memory valid for DMA; with a descriptor, the server may map it.
+    pub fn dma_map(&self, address: u64, size: u64, file: Option<(BorrowedFd<'_>, u64)>) -> Result<(), ClientError> {
+        let command = Command::DmaMap;
+        let (value, limit) = (self.memory.count() as u64 + 1, self.server.max_dma_maps);
+        if value > limit {
+            return Err(ClientError::Local { command, problem: "DMA mappings", value, limit });
+        }
+        let flags = wire::DMA_READABLE | wire::DMA_WRITEABLE;
+        let offset = file.map_or(0, |(_, offset)| offset);
+        let request = wire::DmaMap { argsz: size_u32::<wire::DmaMap>(), flags, offset, address, size };
+        let fds: Vec<_> = file.iter().map(|(fd, _)| *fd).collect();
+        self.memory.export(address, size, flags);
+        let result = self.request(command, [request.as_bytes(), &[]], &fds, |_| Ok(()));
+        if result.is_err() {
+            self.memory.withdraw(address, size);
+        }
+        result
+    }
+
+    /// Takes a range back that was mapped earlier.
+    pub fn dma_unmap(&self, address: u64, size: u64) -> Result<(), ClientError> {
+        let request = wire::DmaUnmap { argsz: size_u32::<wire::DmaUnmap>(), flags: 0, address, size };
+        self.request(Command::DmaUnmap, [request.as_bytes(), &[]], &[], |_| Ok(()))?;
+        self.memory.withdraw(address, size);
+        Ok(())
+    }
+
+    /// `VFIO_USER_DEVICE_RESET`.
+    pub fn reset(&self) -> Result<(), ClientError> {
+        self.request(Command::DeviceReset, [&[], &[]], &[], |_| Ok(()))
+    }
+
+    /// What to poll. With a twin socket the main one carries replies only.
+    pub fn watch(&self) -> impl Iterator<Item = Watch<'_>> {
+        let main = Watch { fd: self.main_stream.as_fd(), requests: self.twin_stream.is_none() };
+        let twin = self.twin_stream.as_ref().map(|stream| Watch { fd: stream.as_fd(), requests: true });
+        [Some(main), twin].into_iter().flatten()
+    }
+
+    /// Serves what the server has sent while no call was under way, without waiting. An error says that the server is
+    /// gone or was cut off.
+    pub fn serve_ready(&self) -> Result<(), ClientError> {
+        if self.is_closed() {
+            return Err(ClientError::Disconnected(Command::DmaRead));
+        }
+        if let Some(twin) = &self.twin {
+            let result = lock(twin).serve_ready();
+            return self.closing(result);
+        }
+        // A call that holds the connection serves requests itself, and looks at the flag when it is done.
+        self.unserved.store(true, Ordering::SeqCst);
+        self.serve_unserved()
+    }
+
+    fn serve_unserved(&self) -> Result<(), ClientError> {
+        while self.unserved.load(Ordering::SeqCst) {
+            let Ok(mut main) = self.main.try_lock() else { return Ok(()) };
+            self.unserved.store(false, Ordering::SeqCst);
+            let result = main.serve_ready();
+            drop(main);
+            self.closing(result)?;
+        }
+        Ok(())
+    }
+
+    /// Ends the connection; calls under way fail at once.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        for stream in [Some(&self.main_stream), self.twin_stream.as_ref()].into_iter().flatten() {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Whether the connection has ended, by either side.
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
+    }
+
+    fn request<T>(
+        &self,
+        command: Command,
+        parts: [&[u8]; 2],
+        fds: &[BorrowedFd<'_>],
+        read: impl FnOnce(Message<'_>) -> Result<T, &'static str>,
+    ) -> Result<T, ClientError> {
+        self.locked(command, |main| main.request(command, parts, fds, read))
+    }
+
+    fn locked<T>(
+        &self,
+        command: Command,
+        call: impl FnOnce(&mut Connection) -> Result<T, ClientError>,
+    ) -> Result<T, ClientError> {
+        if self.is_closed() {
+            return Err(ClientError::Disconnected(command));
+        }
+        let mut main = lock(&self.main);
+        if self.is_closed() {
+            return Err(ClientError::Disconnected(command));
+        }
+        let result = call(&mut main);
+        drop(main);
+        let result = self.closing(result);
+        if self.unserved.load(Ordering::SeqCst) {
+            self.serve_unserved()?;
+        }
+        result
+    }
+
+    /// Closes the connection when it can no longer be trusted to be in step.
+    fn closing<T>(&self, result: Result<T, ClientError>) -> Result<T, ClientError> {
+        if result.as_ref().is_err_and(ClientError::is_fatal) {
+            self.close();
+        }
+        result
+    }
+
+    fn max_transfer(&self) -> usize {
+        // The least that makes any progress is one byte; zero was refused when it was negotiated.
+        usize::try_from(self.server.max_data_xfer_size.min(1 << 20)).unwrap_or(1 << 20)
+    }
+
+    fn with_argsz<T>(
+        &self,
+        command: Command,
+        argsz: u32,
+        ask: impl Fn(u32) -> Result<Sized<T>, ClientError>,
+    ) -> Result<T, ClientError> {
+        let needed = match ask(argsz)? {
+            Sized::Whole(whole) => return Ok(whole),
+            Sized::Needs(needed) => needed,
+        };
+        let malformed = |problem| self.closing(Err(ClientError::Malformed { command, problem }));
+        if needed > MAX_ARGSZ {
+            return malformed("a description larger than 64 KiB");
+        }
+        match ask(needed)? {
+            Sized::Whole(whole) => Ok(whole),
+            Sized::Needs(_) => malformed("a description that grows each time"),
+        }
+    }
+}
+
+fn negotiate(main: &mut Connection, ours: &Capabilities) -> Result<(Capabilities, Option<UnixStream>), ClientError> {
+    let proposal = wire::Version { major: MAJOR, minor: MINOR };
+    let data = ours.to_version_data();
+    let command = Command::Version;
+    let (version, capabilities, mut fds) = main.request(command, [proposal.as_bytes(), &data], &[], |message| {
+        let (version, data) = message.parse::<wire::Version>().ok_or("the version is too short")?;
+        Ok((version, Capabilities::parse(data), message.fds))
+    })?;
+    if version.major != MAJOR || version.minor > MINOR {
+        return Err(ClientError::Version { major: version.major, minor: version.minor });
+    }
+    let capabilities = capabilities.map_err(ClientError::Capabilities)?;
+    let twin = match &capabilities.twin_socket {
+        Some(TwinSocket { supported: true, fd_index }) => {
+            let index = fd_index.and_then(|index| usize::try_from(index).ok()).filter(|&index| index < fds.len());
+            let problem = "twin_socket is supported but names no fd of the message";
+            let index = index.ok_or(ClientError::Malformed { command, problem })?;
+            Some(UnixStream::from(fds.swap_remove(index)))
+        }
+        _ => None,
+    };
+    Ok((capabilities, twin))
+}
+
+fn message_limit(ours: &Capabilities) -> usize {
+    let data = usize::try_from(ours.max_data_xfer_size).unwrap_or(1 << 20);
+    HEADER_SIZE + size_of::<wire::RegionAccess>() + data
+}
+
+fn region_access(region: u32, offset: u64, length: usize) -> wire::RegionAccess {
+    wire::RegionAccess { offset, region, count: u32::try_from(length).expect("transfers are at most 1 MiB") }
+}
+
+fn size_u32<T>() -> u32 {
+    u32::try_from(size_of::<T>()).expect("wire structures are small")
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
