@@ -5,6 +5,7 @@ use crate::port;
 const COM1: u16 = 0x3f8;
 const LINE_CONTROL: u16 = COM1 + 3;
 const LINE_STATUS: u16 = COM1 + 5;
+const DATA_READY: u8 = 1;
 const TRANSMITTER_EMPTY: u8 = 1 << 5;
 const DIGITS: &[u8; 16] = b"0123456789abcdef";
 
@@ -22,6 +23,11 @@ fn byte(value: u8) {
         }
     }
     port::write8(COM1, value);
+}
+
+/// What arrived, if something did.
+pub fn received() -> Option<u8> {
+    (port::read8(LINE_STATUS) & DATA_READY != 0).then(|| port::read8(COM1))
 }
 
 /// Writes `words` as they are.

@@ -4,13 +4,13 @@ use crate::machine::Machine;
 use crate::memory::{map, read32, write32};
 use crate::pci::MEMORY;
 use crate::power;
-use crate::serial::line;
+use crate::serial::{line, received};
 use crate::verdict::Verdict;
 use crate::virtio_blk::{BLOCK, SCRATCH, VENDOR, VirtioBlk};
 
 const ALL_ONES: u32 = 0xffff_ffff;
-/// Minutes, at the 16 µs and more that a register access costs.
-const PATIENCE: u32 = 4_000_000;
+/// A minute at least, at the microsecond and more that a register access costs.
+const PATIENCE: u32 = 60_000_000;
 
 /// Triple fault.
 pub fn crash(_: &Machine, _: &mut Verdict) {
@@ -30,6 +30,18 @@ pub fn spin(_: &Machine, _: &mut Verdict) {
     loop {
         core::hint::spin_loop();
     }
+}
+
+/// Waits for the word `go` on the console.
+pub fn input(_: &Machine, verdict: &mut Verdict) {
+    line("ready");
+    let mut wanted = b"go".iter().peekable();
+    for _ in 0..PATIENCE {
+        if wanted.next_if(|&&byte| received() == Some(byte)).is_some() && wanted.peek().is_none() {
+            break;
+        }
+    }
+    verdict.holds("input", wanted.peek().is_none());
 }
 
 /// Reads a register of the block device until its process is dead: it reads as all ones from then on, in configuration space too,

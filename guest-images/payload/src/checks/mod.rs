@@ -19,6 +19,7 @@ const CHECKS: &[(&[u8], Check)] = &[
     (b"crash", end::crash),
     (b"reboot", end::reboot),
     (b"spin", end::spin),
+    (b"input", end::input),
     (b"allones", end::all_ones),
 ];
 

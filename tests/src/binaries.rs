@@ -1,0 +1,41 @@
+//! The programs under test, which `cargo build --workspace --bins` puts beside the test binaries.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The names of all of them.
+pub const NAMES: [&str; 3] = ["outrigger", "outrigger-blk", "outrigger-net"];
+
+/// The directory that holds the three programs.
+///
+/// # Panics
+/// When one is missing.
+pub fn directory() -> PathBuf {
+    let test = std::env::current_exe().expect("a running program has a path");
+    let directory = test.parent().and_then(Path::parent).expect("cargo keeps tests in PROFILE/deps").to_owned();
+    for name in NAMES {
+        let path = directory.join(name);
+        assert!(path.exists(), "{} is missing; build it: cargo build --workspace --bins", path.display());
+    }
+    directory
+}
+
+/// One of [`NAMES`].
+pub fn path(name: &str) -> PathBuf {
+    directory().join(name)
+}
+
+/// Copies all three to `destination` without debug information, readable for every user: small enough for the test bed's RAM,
+/// and usable by who cannot look into the target directory.
+pub fn copy_stripped(destination: &Path) {
+    let source = directory();
+    for name in NAMES {
+        let copy = destination.join(name);
+        let status = Command::new("strip").arg("-o").args([&copy, &source.join(name)]).status();
+        let status = status.unwrap_or_else(|error| panic!("strip: {error}; install it: apt-get install binutils"));
+        assert!(status.success(), "strip {name}: {status}");
+        fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).expect("the copy is ours");
+    }
+}

@@ -1,0 +1,48 @@
+//! Linux guests, made by `guest-images/build` from Debian's packages and kept in its cache.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use crate::process::run;
+use crate::repository;
+
+/// Downloads and packs at most once; two cores and a slow mirror are enough.
+const BUILD_LIMIT: Duration = Duration::from_secs(900);
+
+/// The directory with `vmlinuz`, `vmlinux` and `initramfs.cpio.lz4`.
+///
+/// # Panics
+/// With the recipe's own words when it fails.
+pub fn directory() -> PathBuf {
+    build(&[])
+}
+
+/// The same with `rootfs.ext4` beside them.
+pub fn with_rootfs() -> PathBuf {
+    build(&["--rootfs"])
+}
+
+fn build(arguments: &[&str]) -> PathBuf {
+    let ended = run(Command::new(repository::file("guest-images/build")).args(arguments), BUILD_LIMIT);
+    assert_eq!(ended.code(), 0, "guest-images/build failed (scripts/install test gets what it needs):\n{ended}");
+    PathBuf::from(ended.stdout.trim())
+}
+
+/// Makes an initramfs at `destination` that runs `script` and powers off, with `files` (host path, guest path) in it; `archives`
+/// such as `tools.cpio` go in front.
+pub fn initramfs(destination: &Path, script: &str, files: &[(&Path, &str)], archives: &[PathBuf]) {
+    let script_file = destination.with_extension("sh");
+    std::fs::write(&script_file, script).expect("the directory is ours");
+    let mut command = Command::new(repository::file("guest-images/with-script"));
+    command.arg(directory().join("initramfs.cpio.lz4")).arg(&script_file);
+    command.args(files.iter().map(|(from, to)| format!("{}:{to}", from.display())));
+    let output = command.output().expect("bash is there");
+    assert!(output.status.success(), "with-script: {}", String::from_utf8_lossy(&output.stderr));
+    let mut image = Vec::new();
+    for archive in archives {
+        image.extend(std::fs::read(archive).unwrap_or_else(|error| panic!("{}: {error}", archive.display())));
+    }
+    image.extend(output.stdout);
+    std::fs::write(destination, image).expect("the directory is ours");
+}

@@ -1,0 +1,66 @@
+//! `scripts/qemu-vfio-user`: a guest in QEMU 11, whose PCI devices are our device processes.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use crate::process::{Ended, Process, eventually, run};
+use crate::{binaries, repository};
+
+/// How long a guest may take: ten times what it does on an idle machine.
+const GUEST_LIMIT: Duration = Duration::from_secs(240);
+const SERVER_LIMIT: Duration = Duration::from_secs(900);
+
+/// A device process started by hand, listening on a socket.
+pub struct Server {
+    process: Process,
+    socket: PathBuf,
+}
+
+impl Server {
+    /// Starts the program `name` with `--socket` and `arguments`, and waits until its socket is there.
+    #[track_caller]
+    pub fn start(name: &str, socket: &Path, arguments: &[&str]) -> Self {
+        let mut command = Command::new(binaries::path(name));
+        command.arg("--socket").arg(socket).args(arguments);
+        let process = Process::start(&mut command, SERVER_LIMIT);
+        let there = eventually(Duration::from_secs(30), || {
+            socket.exists() || !Path::new(&format!("/proc/{}", process.pid())).exists()
+        });
+        if !there || !socket.exists() {
+            process.signal(nix::sys::signal::Signal::SIGKILL);
+            panic!("{name} does not listen on {}:\n{}", socket.display(), process.finish());
+        }
+        Self { process, socket: socket.to_owned() }
+    }
+
+    /// The socket it listens on.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// The process.
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// Ends it with SIGTERM and gives back what it said.
+    #[track_caller]
+    pub fn stop(self) -> Ended {
+        self.process.signal(nix::sys::signal::Signal::SIGTERM);
+        self.process.finish()
+    }
+}
+
+/// Boots `kernel` and `initrd` with `servers` as PCI devices, and waits until QEMU ends. `options` go to the script.
+#[track_caller]
+pub fn boot(kernel: &Path, initrd: &Path, servers: &[&Server], options: &[&str]) -> Ended {
+    let mut command = Command::new(repository::file("scripts/qemu-vfio-user"));
+    command.arg("--kernel").arg(kernel).arg("--initrd").arg(initrd).args(options);
+    command.args(["-t", &GUEST_LIMIT.as_secs().to_string()]);
+    for server in servers {
+        command.arg("--socket").arg(server.socket());
+    }
+    // The first run also downloads QEMU.
+    run(&mut command, GUEST_LIMIT + Duration::from_secs(300))
+}
