@@ -103,3 +103,62 @@ fn kind(file_type: FileType) -> &'static str {
         "a regular file"
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+    use crate::cli::{self, Request};
+
+    /// The line that these options are refused with once the files are looked at; empty where they are fine.
+    fn line(options: &[&str]) -> String {
+        let Request::Run(config) = cli::parse(["outrigger", "run"].iter().chain(options)).unwrap() else {
+            panic!("{options:?} run nothing");
+        };
+        config.check_files().map_or_else(|error| error.to_string(), |()| String::new())
+    }
+
+    #[test]
+    fn files_that_cannot_be_used_are_refused_in_one_exact_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        let (kernel, disk, locked, empty) = (path("kernel"), path("disk,1"), path("locked"), path("empty"));
+        fs::write(&kernel, "k").unwrap();
+        fs::write(&disk, [0; 512]).unwrap();
+        fs::write(&locked, [0; 512]).unwrap();
+        fs::set_permissions(&locked, Permissions::from_mode(0o444)).unwrap();
+        fs::write(&empty, "").unwrap();
+        let socket = path("socket");
+        let _listener = UnixListener::bind(&socket).unwrap();
+        let (missing, directory) = (path("missing"), folder.path().to_str().unwrap().to_owned());
+        let disk_option = format!("path={}", disk.replace(',', ",,"));
+
+        let kernel_table = [
+            (missing.as_str(), "cannot open: No such file or directory"),
+            (&directory, "is a directory, not a regular file"),
+            ("/dev/null", "is a character device, not a regular file"),
+            (&format!("{kernel}/x"), "cannot open: Not a directory"),
+        ];
+        for (path, problem) in kernel_table {
+            assert_eq!(line(&["--kernel", path]), format!("--kernel {path}: {problem}"));
+            assert_eq!(line(&["--kernel", &kernel, "--initrd", path]), format!("--initrd {path}: {problem}"));
+        }
+
+        let disk_table = [
+            (&missing, "cannot open: No such file or directory"),
+            (&directory, "is a directory, not an image file or block device"),
+            (&socket, "is a socket, not an image file or block device"),
+            (&empty, "is an empty file, not a disk image"),
+            (&locked, "the file is read-only (mode 0444); add readonly=on, or make it writable"),
+        ];
+        for (path, problem) in disk_table {
+            let option = format!("path={path}");
+            assert_eq!(line(&["--kernel", &kernel, "--disk", &option]), format!("--disk {option}: {problem}"));
+        }
+        let locked = format!("path={locked},readonly=on");
+        let options = ["--kernel", &kernel, "--initrd", &kernel, "--disk", &disk_option, "--disk", &locked];
+        assert_eq!(line(&options), "");
+    }
+}
