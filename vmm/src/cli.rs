@@ -72,7 +72,9 @@ struct RunArgs {
     #[arg(long, value_name = "PATH")]
     initrd: Option<PathBuf>,
 
-    /// The kernel's command line, at most 2047 bytes
+    /// The kernel's command line, at most 2047 bytes; it replaces the default
+    ///
+    /// panic=-1 in the default makes a kernel panic a reboot, so that the run ends
     #[arg(long, value_name = "STR", allow_hyphen_values = true, default_value = DEFAULT_CMDLINE)]
     cmdline: String,
 
