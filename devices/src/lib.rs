@@ -1,1 +1,13 @@
 //! Virtio devices as vfio-user server processes.
+//!
+//! - [`transport`]: virtio 1.2 over PCI over vfio-user, for any device that implements
+//!   [`transport::VirtioDevice`].
+//! - [`blk`], [`net`]: the devices.
+//! - [`options`], [`process`]: what their binaries share: arguments, the socket, the way out.
+
+pub mod blk;
+pub mod log_limit;
+pub mod net;
+pub mod options;
+pub mod process;
+pub mod transport;

@@ -1,0 +1,23 @@
+//! A disk as a process: a virtio block device, served over vfio-user.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use outrigger_devices::blk::{Blk, HELP};
+use outrigger_devices::process::{self, Endpoint};
+
+/// A virtio block device, served to a virtual machine over vfio-user
+#[derive(Parser)]
+#[command(name = "outrigger-blk", version, after_help = HELP)]
+struct Arguments {
+    /// The disk: path=FILE[,readonly=on][,serial=ID][,queues=N]
+    #[arg(long, value_name = "KEY=VALUE,...")]
+    disk: String,
+    #[command(flatten)]
+    endpoint: Endpoint,
+}
+
+fn main() -> ExitCode {
+    let Arguments { disk, endpoint } = Arguments::parse();
+    process::run("outrigger-blk", &endpoint, || Blk::open(&disk))
+}

@@ -1,0 +1,231 @@
+//! The file or block device behind a disk: opened, checked, locked, measured.
+
+use std::fs::{File, Metadata, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+
+/// Bytes of a virtio sector, whatever the disk's block size (virtio 1.2, section 5.2.4).
+pub const SECTOR: u64 = 512;
+
+/// A file that cannot be a disk.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// Mostly that it doesn't exist, or no permission.
+    #[error("{}", describe(.0))]
+    Io(#[source] io::Error),
+    /// A directory.
+    #[error("is a directory")]
+    Directory,
+    /// A pipe, socket or character device.
+    #[error("is neither a file nor a block device")]
+    Kind,
+    /// Nobody may write it.
+    #[error("is read-only; add readonly=on")]
+    ReadOnly,
+    /// Somebody else writes it, or reads it while we would write.
+    #[error("locked by another process")]
+    Locked,
+    /// A disk is made of sectors.
+    #[error("its size, {0} bytes, is not a multiple of {SECTOR} above zero")]
+    Size(u64),
+}
+
+fn describe(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => "no such file".into(),
+        io::ErrorKind::PermissionDenied => "permission denied".into(),
+        _ => error.to_string(),
+    }
+}
+
+/// Block sizes, for the guest to align to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Topology {
+    /// Smallest addressable block, in bytes.
+    pub logical: u32,
+    /// Logical blocks per physical block, as a power of two.
+    pub physical_exponent: u8,
+    /// Smallest I/O without a read-modify-write, in logical blocks.
+    pub minimum_io: u16,
+    /// Best I/O size for throughput, in logical blocks; zero: unknown.
+    pub optimal_io: u32,
+}
+
+impl Topology {
+    fn new(logical: u32, physical: u32, minimum_io: u32, optimal_io: u32) -> Self {
+        let ratio = (physical.max(logical) / logical).next_power_of_two();
+        Self {
+            logical,
+            // At most 31.
+            physical_exponent: u8::try_from(ratio.trailing_zeros()).unwrap_or(0),
+            minimum_io: u16::try_from((minimum_io / logical).max(1)).unwrap_or(u16::MAX),
+            optimal_io: optimal_io / logical,
+        }
+    }
+
+    /// Sectors per physical block.
+    pub fn physical_sectors(&self) -> u32 {
+        (self.logical / 512) << self.physical_exponent
+    }
+}
+
+/// An open disk.
+#[derive(Debug)]
+pub struct Backing {
+    /// The file, open for reading and, unless `readonly`, writing.
+    pub file: File,
+    /// Bytes.
+    pub size: u64,
+    /// Whether writes are refused.
+    pub readonly: bool,
+    /// Block sizes.
+    pub topology: Topology,
+}
+
+impl Backing {
+    /// Opens and locks a disk: exclusively for writing, shared for reading only.
+    pub fn open(path: &Path, readonly: bool) -> Result<Self, OpenError> {
+        // Opening some devices and pipes has side effects or blocks.
+        let metadata = path.metadata().map_err(OpenError::Io)?;
+        check_kind(&metadata)?;
+        // Root could write it, but somebody took care that it isn't written.
+        if !readonly && metadata.is_file() && metadata.mode() & 0o222 == 0 {
+            return Err(OpenError::ReadOnly);
+        }
+        let file = OpenOptions::new()
+            .read(true)
+            .write(!readonly)
+            .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+            .open(path)
+            .map_err(|error| match error.raw_os_error() {
+                Some(libc::EROFS) => OpenError::ReadOnly,
+                Some(libc::EACCES) if !readonly && File::open(path).is_ok() => OpenError::ReadOnly,
+                _ => OpenError::Io(error),
+            })?;
+        let metadata = file.metadata().map_err(OpenError::Io)?;
+        check_kind(&metadata)?;
+        lock(&file, readonly)?;
+        let (size, topology) = if metadata.is_file() {
+            let block = u32::try_from(metadata.blksize()).unwrap_or(4096).clamp(512, 1 << 20);
+            (metadata.len(), Topology::new(512, block, block, 0))
+        } else {
+            measure(&file).map_err(|errno| OpenError::Io(errno.into()))?
+        };
+        if size == 0 || !size.is_multiple_of(SECTOR) {
+            return Err(OpenError::Size(size));
+        }
+        Ok(Self { file, size, readonly, topology })
+    }
+
+    /// The capacity in sectors of 512 bytes.
+    pub fn sectors(&self) -> u64 {
+        self.size / SECTOR
+    }
+}
+
+fn check_kind(metadata: &Metadata) -> Result<(), OpenError> {
+    let kind = metadata.file_type();
+    match () {
+        () if kind.is_dir() => Err(OpenError::Directory),
+        () if kind.is_file() || kind.is_block_device() => Ok(()),
+        () => Err(OpenError::Kind),
+    }
+}
+
+/// An open-file-description lock on the whole file, released by the kernel however the process ends.
+fn lock(file: &File, readonly: bool) -> Result<(), OpenError> {
+    let kind = if readonly { libc::F_RDLCK } else { libc::F_WRLCK };
+    let whole = libc::flock {
+        l_type: libc::c_short::try_from(kind).unwrap_or_default(),
+        l_whence: 0,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    match fcntl(file, FcntlArg::F_OFD_SETLK(&whole)) {
+        Ok(_) => Ok(()),
+        Err(Errno::EAGAIN | Errno::EACCES) => Err(OpenError::Locked),
+        Err(errno) => Err(OpenError::Io(errno.into())),
+    }
+}
+
+mod ioctls {
+    nix::ioctl_read_bad!(logical_block_size, libc::BLKSSZGET, libc::c_int);
+    nix::ioctl_read_bad!(physical_block_size, libc::BLKPBSZGET, libc::c_uint);
+    nix::ioctl_read_bad!(minimum_io, libc::BLKIOMIN, libc::c_uint);
+    nix::ioctl_read_bad!(optimal_io, libc::BLKIOOPT, libc::c_uint);
+    nix::ioctl_read!(size64, 0x12, 114, u64);
+}
+
+fn measure(file: &File) -> nix::Result<(u64, Topology)> {
+    let fd = file.as_raw_fd();
+    let (mut size, mut logical, mut physical, mut minimum, mut optimal) = (0u64, 0, 0, 0, 0);
+    // SAFETY: each ioctl writes one integer of the type it is declared with, to a local variable.
+    unsafe {
+        ioctls::size64(fd, &raw mut size)?;
+        ioctls::logical_block_size(fd, &raw mut logical)?;
+        ioctls::physical_block_size(fd, &raw mut physical)?;
+        ioctls::minimum_io(fd, &raw mut minimum)?;
+        ioctls::optimal_io(fd, &raw mut optimal)?;
+    }
+    let logical = u32::try_from(logical).unwrap_or(512).max(512);
+    Ok((size, Topology::new(logical, physical, minimum, optimal)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn image(size: u64) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(size).unwrap();
+        file
+    }
+
+    #[test]
+    fn what_cannot_be_a_disk_is_refused() {
+        let open = |path: &str| Backing::open(path.as_ref(), false).unwrap_err().to_string();
+        assert_eq!(open("/"), "is a directory");
+        assert_eq!(open("/dev/null"), "is neither a file nor a block device");
+        assert_eq!(open("/nonexistent"), "no such file");
+        let odd = image(1000);
+        assert!(matches!(Backing::open(odd.path(), false), Err(OpenError::Size(1000))));
+        let empty = image(0);
+        assert!(matches!(Backing::open(empty.path(), false), Err(OpenError::Size(0))));
+    }
+
+    #[test]
+    fn a_write_protected_file_needs_readonly() {
+        let file = image(4096);
+        fs::set_permissions(file.path(), std::os::unix::fs::PermissionsExt::from_mode(0o444)).unwrap();
+        assert!(matches!(Backing::open(file.path(), false), Err(OpenError::ReadOnly)));
+        assert_eq!(Backing::open(file.path(), true).unwrap().sectors(), 8);
+    }
+
+    #[test]
+    fn writers_exclude_everyone_and_readers_share() {
+        let file = image(4096);
+        let writer = Backing::open(file.path(), false).unwrap();
+        assert!(matches!(Backing::open(file.path(), true), Err(OpenError::Locked)));
+        drop(writer);
+        let _reader = Backing::open(file.path(), true).unwrap();
+        Backing::open(file.path(), true).unwrap();
+        assert!(matches!(Backing::open(file.path(), false), Err(OpenError::Locked)));
+    }
+
+    #[test]
+    fn topology_counts_in_logical_blocks() {
+        let topology = Topology::new(512, 4096, 4096, 1 << 20);
+        assert_eq!((topology.physical_exponent, topology.minimum_io, topology.optimal_io), (3, 8, 2048));
+        assert_eq!(topology.physical_sectors(), 8);
+        assert_eq!(Topology::new(4096, 512, 0, 0).physical_sectors(), 8);
+    }
+}

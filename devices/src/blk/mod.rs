@@ -1,0 +1,153 @@
+//! The block device (virtio 1.2, section 5.2, "Block Device"): a raw file or a host block device.
+
+mod backing;
+mod request;
+mod ring;
+
+use std::sync::Arc;
+
+use virtio_bindings::virtio_blk as spec;
+
+use crate::options::{OptionError, Pairs};
+use crate::transport::{Identity, VirtioDevice, Work, WorkerError};
+
+pub use backing::{Backing, OpenError};
+
+/// What `--help` adds.
+pub const HELP: &str = "\
+Keys of --disk:
+  path=FILE     a raw image (size a multiple of 512 bytes) or a block device; locked while in use
+  readonly=on   the guest cannot write; several processes may share the file
+  serial=ID     what the guest sees as the disk's serial, up to 20 bytes
+  queues=N      request queues, 1 to 64 (default 1; one per virtual CPU is best)
+
+Examples:
+  truncate -s 1G disk.img && outrigger-blk --disk path=disk.img --socket /run/disk.sock
+  outrigger run --kernel vmlinuz --device socket=/run/disk.sock
+  outrigger-blk --disk path=/dev/nvme0n1p3,readonly=on,serial=backup --socket /run/disk.sock
+
+Log level: RUST_LOG=error|warn|info|debug (default warn), on standard error.
+Exit status: 0 when told to end or the client of --fd left, 1 when that client broke the protocol, 2 for bad usage.";
+
+/// Feature bits that every disk has.
+const FEATURES: u64 =
+    1 << spec::VIRTIO_BLK_F_SEG_MAX | 1 << spec::VIRTIO_BLK_F_BLK_SIZE | 1 << spec::VIRTIO_BLK_F_TOPOLOGY;
+/// Feature bits that a writable disk has besides.
+const WRITE_FEATURES: u64 =
+    1 << spec::VIRTIO_BLK_F_FLUSH | 1 << spec::VIRTIO_BLK_F_DISCARD | 1 << spec::VIRTIO_BLK_F_WRITE_ZEROES;
+/// A chain is as long as the queue: these, a header and a status.
+const SEG_MAX: u32 = crate::transport::chain::MAX_SEGMENTS as u32 - 2;
+/// The most sectors one discard or write-zeroes may cover: 2 GiB.
+const MAX_ZERO_SECTORS: u32 = 1 << 22;
+/// Bytes of a disk's serial.
+const SERIAL_SIZE: usize = spec::VIRTIO_BLK_ID_BYTES as usize;
+const MAX_QUEUES: u16 = 64;
+
+/// A disk.
+#[derive(Debug)]
+pub struct Blk {
+    backing: Arc<Backing>,
+    serial: [u8; SERIAL_SIZE],
+    queues: u16,
+    config: Vec<u8>,
+}
+
+/// A disk that cannot be had; one line for the user.
+#[derive(Debug, thiserror::Error)]
+pub enum BlkError {
+    /// The argument makes no sense.
+    #[error(transparent)]
+    Option(#[from] OptionError),
+    /// The file cannot be used.
+    #[error("--disk path={path}: {source}")]
+    Open {
+        /// The file.
+        path: String,
+        /// Why.
+        source: OpenError,
+    },
+    /// The host lacks something.
+    #[error("io_uring is not available: {0}")]
+    IoUring(std::io::Error),
+}
+
+impl Blk {
+    /// Opens the disk that a `--disk` argument describes.
+    pub fn open(argument: &str) -> Result<Self, BlkError> {
+        let pairs = Pairs::parse("--disk", argument, &["path", "readonly", "serial", "queues"])?;
+        let path = pairs.required("path")?;
+        let readonly = pairs.on_off("readonly")?;
+        let queues = pairs.number("queues", 1..=MAX_QUEUES)?.unwrap_or(1);
+        let mut serial = [0; SERIAL_SIZE];
+        let text = pairs.get("serial").unwrap_or("").as_bytes();
+        let Some(room) = serial.get_mut(..text.len()) else {
+            return Err(pairs.error(format!("serial is longer than {SERIAL_SIZE} bytes")).into());
+        };
+        room.copy_from_slice(text);
+        let backing = Backing::open(path.as_ref(), readonly)
+            .map_err(|source| BlkError::Open { path: path.into(), source })?;
+        ring::probe().map_err(BlkError::IoUring)?;
+        let config = config(&backing, queues);
+        Ok(Self { backing: Arc::new(backing), serial, queues, config })
+    }
+}
+
+/// `struct virtio_blk_config` (virtio 1.2, section 5.2.4, "Device configuration layout").
+fn config(backing: &Backing, queues: u16) -> Vec<u8> {
+    let topology = &backing.topology;
+    let mut config = vec![0; 60];
+    let mut put = |at: usize, bytes: &[u8]| config[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, &backing.sectors().to_le_bytes());
+    put(12, &SEG_MAX.to_le_bytes());
+    put(20, &topology.logical.to_le_bytes());
+    put(24, &[topology.physical_exponent, 0]);
+    put(26, &topology.minimum_io.to_le_bytes());
+    put(28, &topology.optimal_io.to_le_bytes());
+    put(34, &queues.to_le_bytes());
+    put(36, &MAX_ZERO_SECTORS.to_le_bytes());
+    put(40, &1u32.to_le_bytes());
+    put(44, &topology.physical_sectors().to_le_bytes());
+    put(48, &MAX_ZERO_SECTORS.to_le_bytes());
+    put(52, &1u32.to_le_bytes());
+    put(56, &[1]);
+    config
+}
+
+impl VirtioDevice for Blk {
+    fn identity(&self) -> Identity {
+        // Mass storage, SCSI: what virtio disks call themselves.
+        Identity { device_type: 2, class: 0x01_00_00 }
+    }
+
+    fn name(&self) -> &'static str {
+        "blk"
+    }
+
+    fn features(&self) -> u64 {
+        let access = if self.backing.readonly { 1 << spec::VIRTIO_BLK_F_RO } else { WRITE_FEATURES };
+        let queues = if self.queues > 1 { 1 << spec::VIRTIO_BLK_F_MQ } else { 0 };
+        FEATURES | access | queues
+    }
+
+    fn queues(&self) -> u16 {
+        self.queues
+    }
+
+    fn config(&self) -> &[u8] {
+        &self.config
+    }
+
+    fn start(&mut self, _queue: u16, features: u64) -> Result<Work, WorkerError> {
+        let disk = request::Disk {
+            backing: Arc::clone(&self.backing),
+            serial: self.serial,
+            // A driver that cannot flush expects every write to be on the disk (virtio 1.2, section 5.2.6.2).
+            write_through: features & 1 << spec::VIRTIO_BLK_F_FLUSH == 0,
+        };
+        Ok(Box::new(move |active| ring::serve(disk, active)))
+    }
+}
+
+
+#[cfg(test)]
+mod tests;

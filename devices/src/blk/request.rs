@@ -1,0 +1,354 @@
+//! From a descriptor chain to an I/O operation (virtio 1.2, section 5.2.6, "Device Operation").
+
+use std::io;
+use std::sync::Arc;
+
+use io_uring::{opcode, squeue, types};
+use outrigger_protocol::server::{Memory, MemoryError};
+use virtio_bindings::virtio_blk as spec;
+
+use super::backing::{Backing, SECTOR};
+use super::{MAX_ZERO_SECTORS, SERIAL_SIZE};
+use crate::transport::{Chain, QueueError, Segment, WorkerError};
+
+/// Where the disk is among the ring's registered files.
+pub const DISK_FILE: types::Fixed = types::Fixed(0);
+
+const HEADER_SIZE: usize = 16;
+const RANGE_SIZE: usize = 16;
+
+/// How a request ended, as its status byte says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Status {
+    /// Done.
+    Ok = spec::VIRTIO_BLK_S_OK as u8,
+    /// Failed.
+    IoError = spec::VIRTIO_BLK_S_IOERR as u8,
+    /// This disk cannot do that.
+    Unsupported = spec::VIRTIO_BLK_S_UNSUPP as u8,
+}
+
+/// What a queue's worker knows of the disk.
+#[derive(Debug)]
+pub struct Disk {
+    /// The file.
+    pub backing: Arc<Backing>,
+    /// What `VIRTIO_BLK_T_GET_ID` returns.
+    pub serial: [u8; SERIAL_SIZE],
+    /// Every write must be on the disk when it is reported done.
+    pub write_through: bool,
+}
+
+/// What the kernel is asked to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Operation {
+    /// Into the buffers.
+    #[default]
+    Read,
+    /// From the buffers.
+    Write,
+    /// All writes reported done go to the disk.
+    Flush,
+    /// The range's content is not needed any more.
+    Discard,
+    /// The range reads as zeros; its space stays reserved.
+    Zero,
+    /// The range reads as zeros; its space may be given back.
+    ZeroUnmap,
+}
+
+/// A request in progress. `Default` is an unused one.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Request {
+    /// What to do.
+    pub operation: Operation,
+    /// Byte on the disk where what remains starts.
+    pub offset: u64,
+    /// Bytes that remain.
+    pub remaining: u32,
+    /// Bytes as the driver asked.
+    pub length: u32,
+    /// Its first buffer with bytes that remain.
+    first_buffer: u16,
+    buffers: u16,
+    /// Where the status byte goes.
+    pub status_address: u64,
+    /// How often the kernel asked to try again.
+    pub retries: u8,
+}
+
+/// What became of a chain.
+#[derive(Debug)]
+pub enum Parsed {
+    /// The kernel has to do something.
+    Submit,
+    /// It is done already: its status, and how many bytes of data were written to the buffers.
+    Done(Status, u32),
+    /// It failed, and somebody may want to know why.
+    Failed(Status, RequestError),
+}
+
+/// A request that cannot be carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    /// A buffer is not in client memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// Not within the disk, or not whole sectors.
+    #[error("{length} bytes at sector {sector} of a disk of {capacity} sectors")]
+    Range {
+        /// First sector.
+        sector: u64,
+        /// Bytes.
+        length: u64,
+        /// Sectors of the disk.
+        capacity: u64,
+    },
+    /// The disk is read-only.
+    #[error("request type {0} on a read-only disk")]
+    ReadOnly(u32),
+}
+
+impl Request {
+    /// Takes the request in `chain` apart. Its data buffers go to `buffers`, which has room for the longest chain.
+    ///
+    /// # Errors
+    /// There is nowhere to put a status.
+    pub fn parse(
+        disk: &Disk,
+        memory: &Memory,
+        chain: &Chain,
+        buffers: &mut [libc::iovec],
+    ) -> Result<(Self, Parsed), WorkerError> {
+        let (Some(last), true) = (chain.writable().last(), chain.readable_bytes() >= HEADER_SIZE as u32) else {
+            return Err(WorkerError::host("malformed request")(io::Error::other("no header or no status byte")));
+        };
+        let mut header = [0; HEADER_SIZE];
+        gather(memory, chain.readable(), &mut header).map_err(QueueError::from)?;
+        let mut request = Self {
+            status_address: last.address.saturating_add(u64::from(last.length - 1)),
+            ..Self::default()
+        };
+        let parsed = request.prepare(disk, memory, chain, &header, buffers);
+        Ok((request, parsed.unwrap_or_else(|error| Parsed::Failed(Status::IoError, error))))
+    }
+
+    fn prepare(
+        &mut self,
+        disk: &Disk,
+        memory: &Memory,
+        chain: &Chain,
+        header: &[u8; HEADER_SIZE],
+        buffers: &mut [libc::iovec],
+    ) -> Result<Parsed, RequestError> {
+        let (kind, sector) = (u32_at(header, 0), u64::from_le_bytes(header[8..].try_into().expect("eight bytes")));
+        let (sent, wanted) = (chain.readable_bytes() - HEADER_SIZE as u32, chain.writable_bytes() - 1);
+        let writes = [spec::VIRTIO_BLK_T_OUT, spec::VIRTIO_BLK_T_DISCARD, spec::VIRTIO_BLK_T_WRITE_ZEROES];
+        if disk.backing.readonly && writes.contains(&kind) {
+            return Err(RequestError::ReadOnly(kind));
+        }
+        match kind {
+            spec::VIRTIO_BLK_T_IN => {
+                self.set_range(disk, Operation::Read, sector, wanted.into())?;
+                let data = trimmed(chain.writable(), 0, wanted);
+                self.buffers = collect(data, |s| memory.writable_slice(s.address, s.length as usize), buffers)?;
+            }
+            spec::VIRTIO_BLK_T_OUT => {
+                self.set_range(disk, Operation::Write, sector, sent.into())?;
+                let data = trimmed(chain.readable(), HEADER_SIZE as u32, sent);
+                self.buffers = collect(data, |s| memory.readable_slice(s.address, s.length as usize), buffers)?;
+            }
+            spec::VIRTIO_BLK_T_FLUSH => self.operation = Operation::Flush,
+            spec::VIRTIO_BLK_T_DISCARD | spec::VIRTIO_BLK_T_WRITE_ZEROES => {
+                return self.prepare_range(disk, memory, chain, kind, sent);
+            }
+            spec::VIRTIO_BLK_T_GET_ID => {
+                let length = wanted.min(SERIAL_SIZE as u32);
+                scatter(memory, chain.writable(), &disk.serial[..length as usize])?;
+                return Ok(Parsed::Done(Status::Ok, length));
+            }
+            _ => return Ok(Parsed::Done(Status::Unsupported, 0)),
+        }
+        let empty = self.operation != Operation::Flush && self.length == 0;
+        Ok(if empty { Parsed::Done(Status::Ok, 0) } else { Parsed::Submit })
+    }
+
+    /// Discard and write-zeroes: the data is one range, as one is all we announce.
+    fn prepare_range(
+        &mut self,
+        disk: &Disk,
+        memory: &Memory,
+        chain: &Chain,
+        kind: u32,
+        sent: u32,
+    ) -> Result<Parsed, RequestError> {
+        if sent as usize != RANGE_SIZE {
+            return Ok(Parsed::Done(Status::Unsupported, 0));
+        }
+        let mut bytes = [0; HEADER_SIZE + RANGE_SIZE];
+        gather(memory, chain.readable(), &mut bytes)?;
+        let range = &bytes[HEADER_SIZE..];
+        let sector = u64::from_le_bytes(range[..8].try_into().expect("eight bytes"));
+        let (sectors, flags) = (u32_at(range, 8), u32_at(range, 12));
+        let operation = match (kind, flags) {
+            (spec::VIRTIO_BLK_T_DISCARD, 0) => Operation::Discard,
+            (spec::VIRTIO_BLK_T_WRITE_ZEROES, 0) => Operation::Zero,
+            (spec::VIRTIO_BLK_T_WRITE_ZEROES, 1) => Operation::ZeroUnmap,
+            _ => return Ok(Parsed::Done(Status::Unsupported, 0)),
+        };
+        if sectors > MAX_ZERO_SECTORS {
+            return Ok(Parsed::Done(Status::Unsupported, 0));
+        }
+        self.set_range(disk, operation, sector, u64::from(sectors) * SECTOR)?;
+        Ok(if self.length == 0 { Parsed::Done(Status::Ok, 0) } else { Parsed::Submit })
+    }
+
+    fn set_range(&mut self, disk: &Disk, operation: Operation, sector: u64, length: u64) -> Result<(), RequestError> {
+        let capacity = disk.backing.sectors();
+        let end = sector.checked_add(length / SECTOR);
+        let short = u32::try_from(length).ok().filter(|_| length.is_multiple_of(SECTOR));
+        let (Some(length), true) = (short, end.is_some_and(|end| end <= capacity)) else {
+            return Err(RequestError::Range { sector, length, capacity });
+        };
+        (self.operation, self.offset, self.remaining, self.length) = (operation, sector * SECTOR, length, length);
+        Ok(())
+    }
+
+    /// The submission for what remains. `buffers` are those that [`Request::parse`] filled; they and the memory they
+    /// point to must stay until the kernel is done.
+    pub fn submission(&self, disk: &Disk, buffers: &[libc::iovec]) -> squeue::Entry {
+        let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        let zero = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+        let buffers = &buffers[usize::from(self.first_buffer)..usize::from(self.buffers)];
+        let sync = if disk.write_through { libc::RWF_DSYNC } else { 0 };
+        let allocate =
+            |mode| opcode::Fallocate::new(DISK_FILE, self.length.into()).offset(self.offset).mode(mode).build();
+        match (self.operation, buffers) {
+            (Operation::Read, &[libc::iovec { iov_base, .. }]) => {
+                opcode::Read::new(DISK_FILE, iov_base.cast(), self.remaining).offset(self.offset).build()
+            }
+            (Operation::Read, _) => {
+                opcode::Readv::new(DISK_FILE, buffers.as_ptr(), count(buffers)).offset(self.offset).build()
+            }
+            (Operation::Write, &[libc::iovec { iov_base, .. }]) => {
+                let write = opcode::Write::new(DISK_FILE, iov_base.cast(), self.remaining).offset(self.offset);
+                write.rw_flags(sync).build()
+            }
+            (Operation::Write, _) => {
+                let write = opcode::Writev::new(DISK_FILE, buffers.as_ptr(), count(buffers)).offset(self.offset);
+                write.rw_flags(sync).build()
+            }
+            (Operation::Flush, _) => opcode::Fsync::new(DISK_FILE).flags(types::FsyncFlags::DATASYNC).build(),
+            (Operation::Zero, _) => allocate(zero),
+            (Operation::Discard | Operation::ZeroUnmap, _) => allocate(punch),
+        }
+    }
+
+    /// Takes note of `bytes` that the kernel has moved, fewer than remain.
+    pub fn advance(&mut self, bytes: u32, buffers: &mut [libc::iovec]) {
+        self.offset += u64::from(bytes);
+        self.remaining -= bytes;
+        let mut bytes = bytes as usize;
+        for buffer in &mut buffers[usize::from(self.first_buffer)..usize::from(self.buffers)] {
+            let taken = bytes.min(buffer.iov_len);
+            // Within the buffer, so this is not going anywhere that it must not.
+            buffer.iov_base = buffer.iov_base.wrapping_byte_add(taken);
+            buffer.iov_len -= taken;
+            bytes -= taken;
+            if buffer.iov_len != 0 {
+                return;
+            }
+            self.first_buffer += 1;
+        }
+    }
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
+}
+
+fn count(buffers: &[libc::iovec]) -> u32 {
+    u32::try_from(buffers.len()).expect("a chain has at most MAX_SEGMENTS buffers")
+}
+
+/// `segments` without their first `skip` bytes, and of these no more than `length`.
+fn trimmed(segments: &[Segment], mut skip: u32, mut length: u32) -> impl Iterator<Item = Segment> {
+    segments.iter().filter_map(move |&Segment { address, length: whole }| {
+        let skipped = skip.min(whole);
+        skip -= skipped;
+        let taken = length.min(whole - skipped);
+        length -= taken;
+        (taken > 0).then(|| Segment { address: address.saturating_add(skipped.into()), length: taken })
+    })
+}
+
+fn collect<'m>(
+    segments: impl Iterator<Item = Segment>,
+    slice: impl Fn(Segment) -> Result<vm_memory::VolatileSlice<'m>, MemoryError>,
+    buffers: &mut [libc::iovec],
+) -> Result<u16, MemoryError> {
+    let mut count = 0;
+    for (segment, buffer) in segments.zip(buffers) {
+        let iov_base = slice(segment)?.ptr_guard_mut().as_ptr().cast();
+        *buffer = libc::iovec { iov_base, iov_len: segment.length as usize };
+        count += 1;
+    }
+    Ok(count)
+}
+
+/// Copies the first bytes of `segments`.
+fn gather(memory: &Memory, segments: &[Segment], mut data: &mut [u8]) -> Result<(), MemoryError> {
+    for segment in segments {
+        let (part, rest) = data.split_at_mut(data.len().min(segment.length as usize));
+        memory.read(segment.address, part)?;
+        data = rest;
+        if data.is_empty() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Copies to the first bytes of `segments`.
+fn scatter(memory: &Memory, segments: &[Segment], mut data: &[u8]) -> Result<(), MemoryError> {
+    for segment in segments {
+        let (part, rest) = data.split_at(data.len().min(segment.length as usize));
+        memory.write(segment.address, part)?;
+        data = rest;
+        if data.is_empty() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_and_status_are_trimmed_from_any_layout() {
+        let segment = |address, length| Segment { address, length };
+        let trim = |segments: &[Segment], skip, length| trimmed(segments, skip, length).collect::<Vec<_>>();
+        assert_eq!(trim(&[segment(0, 16), segment(100, 512)], 16, 512), [segment(100, 512)]);
+        assert_eq!(trim(&[segment(0, 528)], 16, 512), [segment(16, 512)]);
+        assert_eq!(trim(&[segment(0, 10), segment(100, 518)], 16, 512), [segment(106, 512)]);
+        assert_eq!(trim(&[segment(0, 512), segment(600, 1)], 0, 512), [segment(0, 512)]);
+        assert_eq!(trim(&[segment(0, 513)], 0, 512), [segment(0, 512)]);
+    }
+
+    #[test]
+    fn a_short_transfer_goes_on_where_it_stopped() {
+        let mut memory = [0u8; 64];
+        let base = memory.as_mut_ptr();
+        let buffer = |at: usize, iov_len| libc::iovec { iov_base: base.wrapping_add(at).cast(), iov_len };
+        let mut buffers = [buffer(0, 16), buffer(16, 16), buffer(32, 32)];
+        let mut request = Request { offset: 512, remaining: 64, buffers: 3, ..Request::default() };
+        request.advance(20, &mut buffers);
+        assert_eq!((request.offset, request.remaining, request.first_buffer), (532, 44, 1));
+        assert_eq!((buffers[1].iov_base.cast::<u8>(), buffers[1].iov_len), (base.wrapping_add(20), 12));
+        request.advance(12, &mut buffers);
+        assert_eq!((request.remaining, request.first_buffer), (32, 2));
+    }
+}

@@ -1,0 +1,249 @@
+//! A request queue on an io_uring.
+//!
+//! One system call submits whatever the driver made available, and waits for the next completion or the doorbell,
+//! whichever comes first. The doorbell is a multishot poll, which is never read: each ring adds to the eventfd's
+//! counter and completes the poll once, and nothing looks at the counter.
+
+use std::io;
+use std::os::fd::AsRawFd;
+
+use io_uring::{IoUring, Submitter, cqueue, opcode, squeue, types};
+use outrigger_protocol::server::MemoryError;
+
+use super::request::{Disk, Operation, Parsed, Request, Status};
+use crate::log_limit::LogLimit;
+use crate::transport::chain::MAX_SEGMENTS;
+use crate::transport::queue::MAX_QUEUE_SIZE;
+use crate::transport::{ActiveQueue, Chain, WorkerError};
+
+/// Every request of the largest queue, and the doorbell. The completion queue has twice as many.
+const ENTRIES: u32 = 2 * MAX_QUEUE_SIZE as u32;
+/// The doorbell among the registered files.
+const DOORBELL_FILE: types::Fixed = types::Fixed(1);
+/// Completions carry the head of their chain; this is no head.
+const DOORBELL_TOKEN: u64 = u64::MAX;
+/// How often the kernel may ask to try again.
+const MAX_RETRIES: u8 = 16;
+
+fn build() -> io::Result<IoUring> {
+    // Completions are handled when we ask for them, on this thread, rather than by interrupting it (Linux 6.1).
+    let best = IoUring::builder().dontfork().setup_single_issuer().setup_defer_taskrun().build(ENTRIES);
+    match best {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => IoUring::builder().dontfork().build(ENTRIES),
+        other => other,
+    }
+}
+
+/// Whether this process may use io_uring.
+pub fn probe() -> io::Result<()> {
+    build().map(drop)
+}
+
+/// Serves a request queue until told to stop.
+pub fn serve(disk: Disk, active: &mut ActiveQueue) -> Result<(), WorkerError> {
+    let mut ring = build().map_err(WorkerError::host("cannot set up io_uring"))?;
+    let files = [disk.backing.file.as_raw_fd(), active.doorbell().as_raw_fd()];
+    ring.submitter().register_files(&files).map_err(WorkerError::host("cannot register files"))?;
+    let (submitter, submissions, completions) = ring.split();
+    let size = usize::from(active.queue.size());
+    let null = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+    let mut service = Service {
+        disk,
+        submitter,
+        submissions,
+        completions,
+        requests: vec![Request::default(); size],
+        // Zeroed and untouched, so that only what requests use takes up memory.
+        buffers: vec![null; size * MAX_SEGMENTS],
+        chain: Chain::new(),
+        in_flight: 0,
+        doorbell_armed: false,
+        log: LogLimit::default(),
+    };
+    let result = service.run(active);
+    // Also after an error: the kernel is still at work on client memory.
+    let drained = service.drain(active);
+    result.and(drained)
+}
+
+struct Service<'r> {
+    disk: Disk,
+    submitter: Submitter<'r>,
+    submissions: squeue::SubmissionQueue<'r>,
+    completions: cqueue::CompletionQueue<'r>,
+    /// By head.
+    requests: Vec<Request>,
+    /// By head, [`MAX_SEGMENTS`] each.
+    buffers: Vec<libc::iovec>,
+    chain: Chain,
+    in_flight: usize,
+    doorbell_armed: bool,
+    log: LogLimit,
+}
+
+impl Service<'_> {
+    fn run(&mut self, active: &mut ActiveQueue) -> Result<(), WorkerError> {
+        while !active.stopping() {
+            let more = self.take(active)?;
+            active.publish()?;
+            if !self.doorbell_armed {
+                let poll = opcode::PollAdd::new(DOORBELL_FILE, libc::POLLIN.cast_unsigned().into()).multi(true);
+                // SAFETY: the entry refers to nothing but a registered file.
+                unsafe { self.submit(poll.build().user_data(DOORBELL_TOKEN)) }?;
+                self.doorbell_armed = true;
+            }
+            self.enter(usize::from(!more))?;
+            self.complete(active)?;
+        }
+        Ok(())
+    }
+
+    /// Waits for what the kernel is doing and tells the driver.
+    fn drain(&mut self, active: &mut ActiveQueue) -> Result<(), WorkerError> {
+        let mut result = Ok(());
+        while self.in_flight > 0 {
+            if let Err(error) = self.enter(1) {
+                // Unheard of. The kernel may still be at work on client memory: it stays mapped for good.
+                std::mem::forget(active.queue.memory().clone());
+                return Err(error);
+            }
+            result = result.and(self.complete(active));
+        }
+        active.publish()?;
+        result
+    }
+
+    /// Takes what the driver made available, at most a queue full; returns whether there is more.
+    fn take(&mut self, active: &mut ActiveQueue) -> Result<bool, WorkerError> {
+        active.queue.suppress_doorbell()?;
+        for _ in 0..active.queue.size() {
+            let Some(head) = active.queue.pop(&mut self.chain)? else {
+                if active.queue.want_doorbell()? {
+                    continue;
+                }
+                return Ok(false);
+            };
+            self.begin(active, head)?;
+        }
+        Ok(true)
+    }
+
+    fn begin(&mut self, active: &mut ActiveQueue, head: u16) -> Result<(), WorkerError> {
+        let index = usize::from(head);
+        let buffers = &mut self.buffers[index * MAX_SEGMENTS..][..MAX_SEGMENTS];
+        let (request, parsed) = Request::parse(&self.disk, active.queue.memory(), &self.chain, buffers)?;
+        self.requests[index] = request;
+        let (status, written) = match parsed {
+            Parsed::Submit => return self.resubmit(head),
+            Parsed::Done(status, written) => (status, written),
+            Parsed::Failed(status, error) => {
+                self.log.warn(format_args!("blk: request refused: {error}"));
+                (status, 0)
+            }
+        };
+        Ok(self.end(active, head, status, written)?)
+    }
+
+    fn resubmit(&mut self, head: u16) -> Result<(), WorkerError> {
+        let index = usize::from(head);
+        let buffers = &self.buffers[index * MAX_SEGMENTS..][..MAX_SEGMENTS];
+        let entry = self.requests[index].submission(&self.disk, buffers).user_data(head.into());
+        // SAFETY: the entry refers to `buffers` and to client memory. Both stay until it completes: the buffers of a
+        // head are left alone while its chain is in flight, neither they nor the mapping go away before `drain` has
+        // waited for all requests, and the kernel accepts any content of shared memory.
+        unsafe { self.submit(entry) }?;
+        self.in_flight += 1;
+        Ok(())
+    }
+
+    /// Queues an entry for submission.
+    ///
+    /// # Safety
+    /// What it refers to stays until it completes.
+    unsafe fn submit(&mut self, entry: squeue::Entry) -> Result<(), WorkerError> {
+        // SAFETY: the caller's promise.
+        let mut pushed = unsafe { self.submissions.push(&entry) };
+        if pushed.is_err() {
+            // Cannot happen with a queue twice as long as what can be in flight, but costs nothing to get right.
+            self.enter(0)?;
+            // SAFETY: the caller's promise.
+            pushed = unsafe { self.submissions.push(&entry) };
+        }
+        pushed.map_err(|_| WorkerError::host("cannot submit I/O")(io::ErrorKind::WouldBlock.into()))
+    }
+
+    /// Submits what is queued and waits for `want` completions.
+    fn enter(&mut self, want: usize) -> Result<(), WorkerError> {
+        self.submissions.sync();
+        let result = self.submitter.submit_and_wait(want);
+        self.submissions.sync();
+        self.completions.sync();
+        match result.map_err(|error| (error.raw_os_error(), error)) {
+            // EAGAIN, EBUSY: the kernel is short of memory or of completions taken; both pass.
+            Ok(_) | Err((Some(libc::EINTR | libc::EAGAIN | libc::EBUSY), _)) => Ok(()),
+            Err((_, error)) => Err(WorkerError::host("cannot enter io_uring")(error)),
+        }
+    }
+
+    /// Handles all completions.
+    fn complete(&mut self, active: &mut ActiveQueue) -> Result<(), WorkerError> {
+        let mut result = Ok(());
+        while let Some(completion) = self.completions.next() {
+            if completion.user_data() == DOORBELL_TOKEN {
+                self.doorbell_armed &= cqueue::more(completion.flags());
+                continue;
+            }
+            let head = u16::try_from(completion.user_data()).expect("a head, as submitted");
+            self.in_flight -= 1;
+            // The first error counts; the rest must be taken off the ring all the same.
+            result = result.and(self.finish(active, head, completion.result()));
+        }
+        result
+    }
+
+    fn finish(&mut self, active: &mut ActiveQueue, head: u16, result: i32) -> Result<(), WorkerError> {
+        let index = usize::from(head);
+        let request = &mut self.requests[index];
+        let moved = result.cast_unsigned();
+        let status = match (request.operation, result) {
+            (Operation::Read | Operation::Write, 1..) if moved < request.remaining => {
+                request.advance(moved, &mut self.buffers[index * MAX_SEGMENTS..][..MAX_SEGMENTS]);
+                return self.resubmit(head);
+            }
+            (Operation::Read | Operation::Write, 0) => {
+                self.warn(head, "the file ends there");
+                Status::IoError
+            }
+            (_, 0..) => Status::Ok,
+            (Operation::Zero, error) if error == -libc::EOPNOTSUPP => {
+                // Some file systems can only punch holes.
+                request.operation = Operation::ZeroUnmap;
+                return self.resubmit(head);
+            }
+            (Operation::Discard | Operation::ZeroUnmap, error) if error == -libc::EOPNOTSUPP => Status::Unsupported,
+            (_, error) if [-libc::EINTR, -libc::EAGAIN].contains(&error) && request.retries < MAX_RETRIES => {
+                request.retries += 1;
+                return self.resubmit(head);
+            }
+            (_, error) => {
+                self.warn(head, &io::Error::from_raw_os_error(-error).to_string());
+                Status::IoError
+            }
+        };
+        let request = &self.requests[index];
+        let is_read = request.operation == Operation::Read && status == Status::Ok;
+        let written = if is_read { request.length } else { 0 };
+        Ok(self.end(active, head, status, written)?)
+    }
+
+    fn warn(&mut self, head: u16, cause: &str) {
+        let Request { operation, offset, length, .. } = self.requests[usize::from(head)];
+        self.log.warn(format_args!("blk: {operation:?} of {length} bytes at byte {offset}: {cause}"));
+    }
+
+    fn end(&self, active: &mut ActiveQueue, head: u16, status: Status, written: u32) -> Result<(), MemoryError> {
+        let address = self.requests[usize::from(head)].status_address;
+        active.queue.memory().write(address, &[status as u8])?;
+        active.queue.push(head, written.saturating_add(1))
+    }
+}

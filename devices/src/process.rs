@@ -1,0 +1,153 @@
+//! A device process from its arguments to its end.
+
+use std::fmt::Display;
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use log::{info, warn};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
+use outrigger_protocol::server::{Listener, Options, serve};
+
+use crate::transport::{PciFunction, VirtioDevice};
+
+/// Exit status for bad usage, and for a back end that cannot be had.
+pub const EXIT_USAGE: u8 = 2;
+
+/// How the client reaches the device.
+#[derive(Clone, Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+pub struct Endpoint {
+    /// Listen on this path; serve one client after the other
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Serve the client at the other end of this inherited socket; exit when it leaves
+    #[arg(long, value_name = "N")]
+    fd: Option<RawFd>,
+}
+
+/// Runs a device process: the whole of `main` after parsing its arguments.
+pub fn run<D: VirtioDevice, E: Display>(
+    program: &str,
+    endpoint: &Endpoint,
+    open: impl FnOnce() -> Result<D, E>,
+) -> ExitCode {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
+    let result = match endpoint {
+        Endpoint { socket: Some(path), .. } => listen(path, open),
+        Endpoint { fd: Some(fd), .. } => inherited(*fd, open),
+        _ => Err("--socket PATH or --fd N is missing".into()),
+    };
+    result.unwrap_or_else(|message| {
+        eprintln!("{program}: {message}");
+        ExitCode::from(EXIT_USAGE)
+    })
+}
+
+/// Only errors before the first client are returned, as one line each.
+fn listen<D: VirtioDevice, E: Display>(
+    path: &Path,
+    open: impl FnOnce() -> Result<D, E>,
+) -> Result<ExitCode, String> {
+    // Before there are threads, so that they all inherit it.
+    let signals = block_signals().map_err(|error| format!("cannot block signals: {error}"))?;
+    let mut function = function(open)?;
+    let listener = Listener::bind(path).map_err(|error| format!("--socket {}", chain(&error)))?;
+    remove_socket_on_signal(path.into(), signals).map_err(|error| format!("cannot start a thread: {error}"))?;
+    info!("listening on {}", path.display());
+    loop {
+        let stream = match listener.accept() {
+            Ok(stream) => stream,
+            Err(error) => {
+                warn!("cannot accept clients any more: {error}");
+                return Ok(ExitCode::FAILURE);
+            }
+        };
+        info!("a client is here");
+        match serve(&mut function, stream, &Options::default()) {
+            Ok(()) => info!("the client has left"),
+            Err(error) => warn!("the client is gone: {}", chain(&error)),
+        }
+    }
+}
+
+fn inherited<D: VirtioDevice, E: Display>(
+    fd: RawFd,
+    open: impl FnOnce() -> Result<D, E>,
+) -> Result<ExitCode, String> {
+    let stream = inherited_socket(fd).map_err(|error| format!("--fd {fd}: {error}"))?;
+    // The VMM decides when this process ends, by closing the socket: an interrupt typed at their common terminal is
+    // for it alone.
+    // SAFETY: ignoring a signal runs no handler.
+    unsafe { nix::sys::signal::signal(Signal::SIGINT, nix::sys::signal::SigHandler::SigIgn) }
+        .map_err(|error| format!("cannot ignore SIGINT: {error}"))?;
+    let mut function = function(open)?;
+    match serve(&mut function, stream, &Options::default()) {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(error) => {
+            warn!("the client is gone: {}", chain(&error));
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+fn function<D: VirtioDevice, E: Display>(open: impl FnOnce() -> Result<D, E>) -> Result<PciFunction<D>, String> {
+    let device = open().map_err(|error| error.to_string())?;
+    PciFunction::new(device).map_err(|error| format!("cannot have an eventfd per queue: {error}"))
+}
+
+/// Takes over a descriptor that was inherited.
+fn inherited_socket(fd: RawFd) -> io::Result<UnixStream> {
+    use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+    use nix::sys::socket::{SockType, getsockopt, sockopt};
+    if fd < 0 || (fd > 2 && !Path::new(&format!("/proc/self/fd/{fd}")).exists()) {
+        return Err(io::Error::from_raw_os_error(libc::EBADF));
+    }
+    // SAFETY: the descriptor is open (0 to 2 always are: the standard library sees to it at start-up), it was inherited
+    // as nothing in this process has opened descriptors yet, and the user gave it to us by its number.
+    let owned = unsafe { OwnedFd::from_raw_fd(fd) };
+    let kind = getsockopt(&owned, sockopt::SockType).map_err(|error| match error {
+        nix::errno::Errno::ENOTSOCK => io::Error::other("is not a socket"),
+        other => other.into(),
+    })?;
+    if kind != SockType::Stream {
+        return Err(io::Error::other("is not a stream socket"));
+    }
+    fcntl(&owned, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    Ok(owned.into())
+}
+
+fn block_signals() -> nix::Result<SigSet> {
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        signals.add(signal);
+    }
+    pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&signals), None)?;
+    Ok(signals)
+}
+
+fn remove_socket_on_signal(path: PathBuf, signals: SigSet) -> io::Result<()> {
+    let wait = move || {
+        let signal = signals.wait();
+        info!("ending: {signal:?}");
+        let _ = std::fs::remove_file(&path);
+        // The kernel ends the workers' I/O, releases locks and takes the tap away.
+        std::process::exit(0);
+    };
+    std::thread::Builder::new().name("signals".into()).spawn(wait)?;
+    Ok(())
+}
+
+/// An error and its sources in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        line.push_str(": ");
+        line.push_str(&error.to_string());
+        source = error.source();
+    }
+    line
+}

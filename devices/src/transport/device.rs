@@ -1,0 +1,57 @@
+//! What a virtio device is to the transport.
+
+use std::io;
+
+use super::worker::{Work, WorkerError};
+
+/// How the device introduces itself on the PCI bus.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Virtio device type (virtio 1.2, section 5, "Device Types"): 1 network card, 2 block device.
+    pub device_type: u16,
+    /// PCI class, subclass and programming interface, as in bytes 11, 10 and 9 of configuration space.
+    pub class: u32,
+}
+
+/// A virtio device: its identity, its configuration, and the work that each of its queues needs.
+///
+/// All methods run on the thread that serves the client. The work that [`VirtioDevice::start`] returns runs on a thread
+/// of its own.
+pub trait VirtioDevice {
+    /// What it is on the bus. Constant.
+    fn identity(&self) -> Identity;
+
+    /// For log lines and thread names, at most ten characters.
+    fn name(&self) -> &'static str;
+
+    /// The device-specific feature bits it offers. The transport adds its own
+    /// ([`super::registers::TRANSPORT_FEATURES`]). Constant.
+    fn features(&self) -> u64;
+
+    /// How many virtqueues there are, at most [`super::MAX_QUEUES`]. Constant.
+    fn queues(&self) -> u16;
+
+    /// The device-specific configuration, as the driver reads it; at most 256 bytes, of constant length.
+    fn config(&self) -> &[u8];
+
+    /// The driver wrote `data` at `offset` of the configuration; within its length.
+    fn write_config(&mut self, _offset: usize, _data: &[u8]) {}
+
+    /// The driver set `DRIVER_OK` with these features; queues are started next.
+    ///
+    /// # Errors
+    /// The back end refused; the driver is told that the device needs a reset.
+    fn activate(&mut self, _features: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Prepares the work of an enabled queue. Called again for the same queue after its worker was stopped, be it
+    /// because client memory changed.
+    ///
+    /// # Errors
+    /// The back end refused; the driver is told that the device needs a reset.
+    fn start(&mut self, queue: u16, features: u64) -> Result<Work, WorkerError>;
+
+    /// The device was reset; no queue is running.
+    fn deactivate(&mut self) {}
+}

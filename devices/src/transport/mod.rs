@@ -1,0 +1,31 @@
+//! The virtio 1.2 PCI transport over a vfio-user server.
+//!
+//! A device implements [`VirtioDevice`]; [`PciFunction`] makes it a PCI function that
+//! [`outrigger_protocol::server::serve`] can serve. One thread per enabled queue does the work, the thread that serves
+//! the socket does everything else:
+//!
+//! - [`pci_config`]: configuration space with the virtio, MSI-X and PCI Express capabilities.
+//! - [`registers`]: the common configuration structure as a state machine without side effects.
+//! - [`signals`]: interrupts, ISR status and "device needs reset", shared by all threads.
+//! - [`queue`]: split virtqueues; [`chain`]: descriptor chains.
+//! - [`worker`]: the threads, and how they are stopped so that no I/O refers to client memory any more.
+//! - [`function`]: the above, wired together.
+
+pub mod chain;
+pub mod device;
+pub mod function;
+pub mod pci_config;
+pub mod queue;
+pub mod registers;
+pub mod signals;
+pub mod worker;
+
+pub use chain::{Chain, Segment};
+pub use device::{Identity, VirtioDevice};
+pub use function::PciFunction;
+pub use queue::{Queue, QueueError, QueueLayout, QueueState};
+pub use worker::{ActiveQueue, Work, WorkerError};
+
+/// The most virtqueues a device may have: with one vector each and one for configuration changes, the MSI-X table and
+/// its pending bits fit the region that [`pci_config`] lays out.
+pub const MAX_QUEUES: u16 = 255;

@@ -1,0 +1,367 @@
+//! Split virtqueues (virtio 1.2, section 2.7, "Split Virtqueues"), device side.
+//!
+//! The driver's memory is reached through [`Memory`] and nothing else, so that a queue also works where client memory
+//! cannot be mapped. Everything that the driver wrote is checked before use; a ring that makes no sense is an error that
+//! ends the queue's service until the driver resets the device.
+
+use std::sync::atomic::{Ordering, fence};
+
+use outrigger_protocol::server::{Memory, MemoryError};
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::chain::{Chain, ChainError, Segment};
+
+/// The largest queue size a driver may choose, and the one that is offered.
+pub const MAX_QUEUE_SIZE: u16 = 256;
+
+const DESCRIPTOR_SIZE: u64 = 16;
+const DESCRIPTOR_NEXT: u16 = 1;
+const DESCRIPTOR_WRITE: u16 = 2;
+const DESCRIPTOR_INDIRECT: u16 = 4;
+const AVAIL_NO_INTERRUPT: u16 = 1;
+const USED_NO_NOTIFY: u16 = 1;
+
+/// A queue that the driver cannot have meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LayoutError {
+    /// Not a power of two, or out of range.
+    #[error("queue size {0}: not a power of two up to {MAX_QUEUE_SIZE}")]
+    Size(u16),
+    /// Misaligned, or wraps around the end of the address space.
+    #[error("{part} at {address:#x}: misaligned or beyond the address space")]
+    Address {
+        /// Which part of the queue.
+        part: &'static str,
+        /// Its address.
+        address: u64,
+    },
+}
+
+/// Where a queue is, and which of its optional features are in use; checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueLayout {
+    size: u16,
+    descriptors: u64,
+    driver: u64,
+    device: u64,
+    event_idx: bool,
+    indirect: bool,
+}
+
+impl QueueLayout {
+    /// A queue of `size` entries with its three parts at these addresses (virtio 1.2, section 2.7: alignment 16, 2
+    /// and 4).
+    pub fn new(size: u16, descriptors: u64, driver: u64, device: u64) -> Result<Self, LayoutError> {
+        if !size.is_power_of_two() || size > MAX_QUEUE_SIZE {
+            return Err(LayoutError::Size(size));
+        }
+        let entries = u64::from(size);
+        for (part, address, alignment, length) in [
+            ("descriptor table", descriptors, 16, DESCRIPTOR_SIZE * entries),
+            ("available ring", driver, 2, 6 + 2 * entries),
+            ("used ring", device, 4, 6 + 8 * entries),
+        ] {
+            if address % alignment != 0 || address.checked_add(length).is_none() {
+                return Err(LayoutError::Address { part, address });
+            }
+        }
+        Ok(Self { size, descriptors, driver, device, event_idx: false, indirect: false })
+    }
+
+    /// With what was negotiated: notification suppression by index, indirect descriptors.
+    pub fn with_features(self, event_idx: bool, indirect: bool) -> Self {
+        Self { event_idx, indirect, ..self }
+    }
+
+    /// Whether all three parts are in memory that the client has mapped.
+    pub fn is_mapped(&self, memory: &Memory) -> bool {
+        let entries = usize::from(self.size);
+        memory.readable_slice(self.descriptors, 16 * entries).is_ok()
+            && memory.readable_slice(self.driver, 6 + 2 * entries).is_ok()
+            && memory.writable_slice(self.device, 6 + 8 * entries).is_ok()
+    }
+
+    fn available_index(&self) -> u64 {
+        self.driver + 2
+    }
+
+    fn available_entry(&self, index: u16) -> u64 {
+        self.driver + 4 + 2 * u64::from(index & (self.size - 1))
+    }
+
+    fn used_event(&self) -> u64 {
+        self.driver + 4 + 2 * u64::from(self.size)
+    }
+
+    fn used_index(&self) -> u64 {
+        self.device + 2
+    }
+
+    fn used_entry(&self, index: u16) -> u64 {
+        self.device + 4 + 8 * u64::from(index & (self.size - 1))
+    }
+
+    fn available_event(&self) -> u64 {
+        self.device + 4 + 8 * u64::from(self.size)
+    }
+}
+
+/// All that a process which takes over a running queue has to know besides its [`QueueLayout`]: plain data, so that it
+/// can live in memory that outlives the process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct QueueState {
+    /// The next entry of the available ring to take.
+    pub next_available: u16,
+    /// The next entry of the used ring to fill.
+    pub next_used: u16,
+    /// One bit per descriptor index: a chain that starts there was taken and is not yet in the used ring.
+    pub in_flight: [u64; MAX_QUEUE_SIZE as usize / 64],
+}
+
+impl QueueState {
+    fn bit(head: u16) -> (usize, u64) {
+        (usize::from(head / 64), 1 << (head % 64))
+    }
+
+    fn is_in_flight(&self, head: u16) -> bool {
+        let (word, bit) = Self::bit(head);
+        self.in_flight[word] & bit != 0
+    }
+
+    fn toggle(&mut self, head: u16) {
+        let (word, bit) = Self::bit(head);
+        self.in_flight[word] ^= bit;
+    }
+}
+
+/// A ring or a descriptor chain that makes no sense.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum QueueError {
+    /// The available index moved by more than the queue's size.
+    #[error("available index {index} is more than {size} ahead of {next}")]
+    AvailableIndex {
+        /// What the driver wrote.
+        index: u16,
+        /// What the device has taken so far.
+        next: u16,
+        /// Entries in the queue.
+        size: u16,
+    },
+    /// A descriptor index beyond its table.
+    #[error("descriptor {index} of a table of {entries}")]
+    DescriptorIndex {
+        /// The index.
+        index: u16,
+        /// Entries in the table.
+        entries: u32,
+    },
+    /// The driver offered a chain again before it came back.
+    #[error("descriptor {0} was made available again before it was used")]
+    AlreadyInFlight(u16),
+    /// Nested, combined with NEXT, not negotiated, or of an impossible length.
+    #[error("indirect descriptor {index} of {length} bytes is not allowed there")]
+    Indirect {
+        /// The descriptor that refers to the table.
+        index: u16,
+        /// The table's length in bytes.
+        length: u32,
+    },
+    /// The chain as a whole.
+    #[error("descriptor chain {head}: {source}")]
+    Chain {
+        /// Its first descriptor.
+        head: u16,
+        /// What is wrong.
+        source: ChainError,
+    },
+    /// A part of the queue is not mapped.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+}
+
+#[derive(Clone, Copy, FromBytes)]
+#[repr(C)]
+struct Descriptor {
+    address: u64,
+    length: u32,
+    flags: u16,
+    next: u16,
+}
+
+#[derive(IntoBytes, zerocopy::Immutable)]
+#[repr(C)]
+struct UsedElement {
+    id: u32,
+    length: u32,
+}
+
+/// One virtqueue in service.
+#[derive(Debug)]
+pub struct Queue {
+    layout: QueueLayout,
+    memory: Memory,
+    state: QueueState,
+    /// The available index as last read.
+    available: u16,
+    /// The used index as the driver can see it.
+    published: u16,
+    /// The used index when an interrupt was last considered; none: consider every entry new.
+    considered: Option<u16>,
+}
+
+impl Queue {
+    /// Takes the queue into service where `state` says.
+    pub fn new(layout: QueueLayout, memory: Memory, state: QueueState) -> Self {
+        let (available, published) = (state.next_available, state.next_used);
+        Self { layout, memory, state, available, published, considered: None }
+    }
+
+    /// The memory that the queue and its buffers are in.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// Entries.
+    pub fn size(&self) -> u16 {
+        self.layout.size
+    }
+
+    /// What must be kept while the queue is out of service.
+    pub fn state(&self) -> QueueState {
+        self.state
+    }
+
+    /// Takes the next chain that the driver made available; returns its head, which [`Queue::push`] wants back.
+    ///
+    /// # Errors
+    /// The ring or the chain makes no sense; nothing was taken.
+    pub fn pop(&mut self, chain: &mut Chain) -> Result<Option<u16>, QueueError> {
+        let (layout, next) = (&self.layout, self.state.next_available);
+        if next == self.available {
+            let index = self.memory.load_u16(layout.available_index(), Ordering::Acquire)?;
+            if index.wrapping_sub(next) > layout.size {
+                return Err(QueueError::AvailableIndex { index, next, size: layout.size });
+            }
+            self.available = index;
+            if next == index {
+                return Ok(None);
+            }
+        }
+        let head = self.memory.load_u16(layout.available_entry(next), Ordering::Relaxed)?;
+        if head >= layout.size {
+            return Err(QueueError::DescriptorIndex { index: head, entries: layout.size.into() });
+        }
+        if self.state.is_in_flight(head) {
+            return Err(QueueError::AlreadyInFlight(head));
+        }
+        self.walk(head, chain)?;
+        self.state.toggle(head);
+        self.state.next_available = next.wrapping_add(1);
+        Ok(Some(head))
+    }
+
+    /// Gives back the chain that was taken last, unused, so that it is taken again next time. Chains must be given back
+    /// in the reverse order of taking them, with no other chain pushed out of turn in between.
+    pub fn undo_pop(&mut self, head: u16) {
+        debug_assert!(self.state.is_in_flight(head), "only a chain that was taken can be given back");
+        self.state.toggle(head);
+        self.state.next_available = self.state.next_available.wrapping_sub(1);
+    }
+
+    fn walk(&self, head: u16, chain: &mut Chain) -> Result<(), QueueError> {
+        chain.clear();
+        let (mut table, mut entries) = (self.layout.descriptors, u32::from(self.layout.size));
+        let (mut index, mut within_indirect) = (head, false);
+        loop {
+            let mut bytes = [0; DESCRIPTOR_SIZE as usize];
+            // The table of the queue was checked; an indirect one may end beyond the address space, which is unmapped.
+            let address = table.saturating_add(DESCRIPTOR_SIZE * u64::from(index));
+            self.memory.read(address, &mut bytes)?;
+            let descriptor: Descriptor = zerocopy::transmute!(bytes);
+            if descriptor.flags & DESCRIPTOR_INDIRECT != 0 {
+                let length = descriptor.length;
+                let fits = length != 0 && length % 16 == 0 && length / 16 <= MAX_QUEUE_SIZE.into();
+                let bare = descriptor.flags & DESCRIPTOR_NEXT == 0;
+                if within_indirect || !self.layout.indirect || !fits || !bare {
+                    return Err(QueueError::Indirect { index, length });
+                }
+                (table, entries, index, within_indirect) = (descriptor.address, length / 16, 0, true);
+                continue;
+            }
+            let segment = Segment { address: descriptor.address, length: descriptor.length };
+            chain
+                .add(segment, descriptor.flags & DESCRIPTOR_WRITE != 0)
+                .map_err(|source| QueueError::Chain { head, source })?;
+            if descriptor.flags & DESCRIPTOR_NEXT == 0 {
+                return Ok(());
+            }
+            index = descriptor.next;
+            if u32::from(index) >= entries {
+                return Err(QueueError::DescriptorIndex { index, entries });
+            }
+        }
+    }
+
+    /// Puts a chain that was taken into the used ring, `written` bytes of it written. The driver sees it after
+    /// [`Queue::publish`].
+    pub fn push(&mut self, head: u16, written: u32) -> Result<(), MemoryError> {
+        debug_assert!(self.state.is_in_flight(head), "only a chain that was taken can be used");
+        let element = UsedElement { id: head.into(), length: written };
+        self.memory.write(self.layout.used_entry(self.state.next_used), element.as_bytes())?;
+        self.state.toggle(head);
+        self.state.next_used = self.state.next_used.wrapping_add(1);
+        Ok(())
+    }
+
+    /// Shows the driver everything pushed so far; returns whether it wants an interrupt for it.
+    pub fn publish(&mut self) -> Result<bool, MemoryError> {
+        let used = self.state.next_used;
+        if used == self.published {
+            return Ok(false);
+        }
+        self.memory.store_u16(self.layout.used_index(), used, Ordering::Release)?;
+        self.published = used;
+        // The driver writes what it wants and then looks at the used index; we, the other way round
+        // (virtio 1.2, section 2.7.7.1).
+        fence(Ordering::SeqCst);
+        let considered = self.considered.replace(used);
+        if self.layout.event_idx {
+            let event = self.memory.load_u16(self.layout.used_event(), Ordering::Relaxed)?;
+            let Some(considered) = considered else { return Ok(true) };
+            // Wanted if `event` is among the entries [considered, used).
+            Ok(used.wrapping_sub(event).wrapping_sub(1) < used.wrapping_sub(considered))
+        } else {
+            let flags = self.memory.load_u16(self.layout.driver, Ordering::Relaxed)?;
+            Ok(flags & AVAIL_NO_INTERRUPT == 0)
+        }
+    }
+
+    /// Asks the driver not to ring the doorbell: the queue is being looked at anyway.
+    pub fn suppress_doorbell(&mut self) -> Result<(), MemoryError> {
+        if self.layout.event_idx {
+            // The event index stays in the past.
+            return Ok(());
+        }
+        self.memory.store_u16(self.layout.device, USED_NO_NOTIFY, Ordering::Relaxed)
+    }
+
+    /// Asks the driver to ring the doorbell for the next chain; returns whether one is there already, in which case it
+    /// may not ring.
+    pub fn want_doorbell(&mut self) -> Result<bool, MemoryError> {
+        let next = self.state.next_available;
+        if self.layout.event_idx {
+            self.memory.store_u16(self.layout.available_event(), next, Ordering::Relaxed)?;
+        } else {
+            self.memory.store_u16(self.layout.device, 0, Ordering::Relaxed)?;
+        }
+        // The driver writes the available index and then looks at what we want; we, the other way round.
+        fence(Ordering::SeqCst);
+        Ok(self.memory.load_u16(self.layout.available_index(), Ordering::Acquire)? != next)
+    }
+}
+
+#[cfg(test)]
+#[path = "queue_tests.rs"]
+mod tests;

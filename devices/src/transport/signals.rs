@@ -1,0 +1,111 @@
+//! What queue threads tell the driver: interrupts, ISR status, "device needs reset", configuration changes.
+//!
+//! Everything is atomic, because a queue's thread fires while the thread that serves the socket changes vectors.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
+
+use outrigger_protocol::pci::{INTX_IRQ, MSIX_IRQ};
+use outrigger_protocol::server::Interrupts;
+
+use super::registers::NO_VECTOR;
+
+/// A queue has used buffers (virtio 1.2, section 4.1.4.5, "ISR status capability").
+const ISR_QUEUE: u8 = 1;
+/// The configuration changed.
+const ISR_CONFIG: u8 = 2;
+
+/// The interrupt side of one device.
+#[derive(Debug)]
+pub struct Signals {
+    isr: AtomicU8,
+    needs_reset: AtomicBool,
+    generation: AtomicU8,
+    config_vector: AtomicU16,
+    queue_vectors: Box<[AtomicU16]>,
+}
+
+impl Signals {
+    /// For a device with this many queues.
+    pub fn new(queues: u16) -> Self {
+        Self {
+            isr: AtomicU8::new(0),
+            needs_reset: AtomicBool::new(false),
+            generation: AtomicU8::new(0),
+            config_vector: AtomicU16::new(NO_VECTOR),
+            queue_vectors: (0..queues).map(|_| AtomicU16::new(NO_VECTOR)).collect(),
+        }
+    }
+
+    /// Back to the state after power-on.
+    pub fn reset(&self) {
+        self.isr.store(0, Ordering::Relaxed);
+        self.needs_reset.store(false, Ordering::Relaxed);
+        self.config_vector.store(NO_VECTOR, Ordering::Relaxed);
+        self.queue_vectors.iter().for_each(|vector| vector.store(NO_VECTOR, Ordering::Relaxed));
+    }
+
+    /// The vector that configuration changes fire.
+    pub fn set_config_vector(&self, vector: u16) {
+        self.config_vector.store(vector, Ordering::Relaxed);
+    }
+
+    /// The vector that a queue fires.
+    pub fn set_queue_vector(&self, queue: u16, vector: u16) {
+        if let Some(slot) = self.queue_vectors.get(usize::from(queue)) {
+            slot.store(vector, Ordering::Relaxed);
+        }
+    }
+
+    /// The driver should look at a queue's used ring.
+    pub fn queue_used(&self, interrupts: &Interrupts, queue: u16) {
+        let vector = self.queue_vectors.get(usize::from(queue)).map_or(NO_VECTOR, |slot| slot.load(Ordering::Relaxed));
+        self.fire(interrupts, vector, ISR_QUEUE);
+    }
+
+    /// The driver should read the device-specific configuration again.
+    pub fn config_changed(&self, interrupts: &Interrupts) {
+        self.generation.fetch_add(1, Ordering::Relaxed);
+        self.fire(interrupts, self.config_vector.load(Ordering::Relaxed), ISR_CONFIG);
+    }
+
+    /// The device cannot go on before the driver resets it (virtio 1.2, section 2.1.2).
+    pub fn fail(&self, interrupts: &Interrupts) {
+        self.needs_reset.store(true, Ordering::Relaxed);
+        self.fire(interrupts, self.config_vector.load(Ordering::Relaxed), ISR_CONFIG);
+    }
+
+    /// Whether [`Signals::fail`] was called since the last reset.
+    pub fn needs_reset(&self) -> bool {
+        self.needs_reset.load(Ordering::Relaxed)
+    }
+
+    /// Changes with every change of the configuration.
+    pub fn generation(&self) -> u8 {
+        self.generation.load(Ordering::Relaxed)
+    }
+
+    /// Reads the ISR status, which also takes the INTx cause away.
+    pub fn take_isr(&self) -> u8 {
+        self.isr.swap(0, Ordering::Relaxed)
+    }
+
+    /// The client unmasked INTx: fires again unless the driver has read the ISR status.
+    pub fn intx_unmasked(&self, interrupts: &Interrupts) {
+        if self.isr.load(Ordering::Relaxed) != 0 {
+            interrupts.trigger(INTX_IRQ, 0);
+        }
+    }
+
+    /// By MSI-X when the client uses it, else by INTx: the client connects either the one or the other, as the driver
+    /// tells it to.
+    fn fire(&self, interrupts: &Interrupts, vector: u16, cause: u8) {
+        if interrupts.is_connected(MSIX_IRQ) {
+            if vector != NO_VECTOR {
+                interrupts.trigger(MSIX_IRQ, vector.into());
+            }
+        } else {
+            self.isr.fetch_or(cause, Ordering::Relaxed);
+            interrupts.trigger(INTX_IRQ, 0);
+        }
+    }
+}
