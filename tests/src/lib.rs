@@ -15,4 +15,5 @@ pub mod payload;
 pub mod process;
 pub mod qemu;
 pub mod repository;
+pub mod server;
 pub mod testbed;

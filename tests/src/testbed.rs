@@ -65,11 +65,11 @@ impl Testbed {
         self
     }
 
-    /// Runs `script`; its exit status and output are the result's.
+    /// Runs [`SHELL`] and then `script`, which must end with status 0.
     #[track_caller]
     pub fn run(&self, script: &str) -> Ended {
         let script_file = self.directory().join("script.sh");
-        std::fs::write(&script_file, script).expect("the directory is ours");
+        std::fs::write(&script_file, [SHELL, script].concat()).expect("the directory is ours");
         let mut command = Command::new(repository::file("scripts/testbed"));
         let limit = Duration::from_secs(self.minutes * 60);
         command.args(["-t", &limit.as_secs().to_string()]);
@@ -80,7 +80,9 @@ impl Testbed {
             command.arg("-b").arg(disk);
         }
         // The script has its own deadline; ours is for a test bed that hangs.
-        run(command.arg(script_file), limit + Duration::from_secs(120))
+        let ended = run(command.arg(script_file), limit + Duration::from_secs(120));
+        ended.expect_code(0);
+        ended
     }
 }
 
@@ -89,3 +91,25 @@ impl Default for Testbed {
         Self::new()
     }
 }
+
+/// Shell functions that scripts for the test bed begin with.
+///
+/// `boot NAME STATUS ARGUMENT…` runs `outrigger run ARGUMENT…` with its output in /tmp/NAME.out and .err, prints both, and ends the
+/// script with 1 when the exit status is another one. `has NAME WORDS` ends it when WORDS are not in that output. `nothing_left` ends it when
+/// a process, a socket or a tap of Outrigger's is still there after ten seconds.
+pub const SHELL: &str = r#"
+set -u
+fail() { echo "TEST FAILED: $*"; exit 1; }
+boot() {
+  name=$1 wanted=$2; shift 2
+  timeout 400 outrigger run "$@" < /dev/null > /tmp/$name.out 2> /tmp/$name.err; status=$?
+  sed "s/^/$name| /" /tmp/$name.out /tmp/$name.err
+  [ $status = $wanted ] || fail "$name: status $status instead of $wanted"
+}
+has() { grep -q "$2" /tmp/$1.out || fail "$1: its output lacks '$2'"; }
+left() { { pidof outrigger outrigger-blk outrigger-net; grep outrigger /proc/net/unix; ls -d /sys/class/net/or*; } 2> /dev/null; }
+nothing_left() {
+  for second in 0 1 2 3 4 5 6 7 8 9; do [ -n "$(left)" ] || return 0; sleep 1; done
+  fail "left behind: $(left)"
+}
+"#;

@@ -54,7 +54,7 @@ fn a_killed_server_that_the_user_started_is_named_by_its_socket() {
     let directory = TempDir::new().expect("there is room for temporary files");
     let image = disk::for_payload(directory.path());
     let socket = directory.path().join("blk.sock");
-    let server = Server::start("outrigger-blk", &socket, &["--path", image.to_str().expect("a plain path")]);
+    let server = Server::start("outrigger-blk", &socket, &["--disk", &format!("path={}", image.display())]);
     let mut command = with_payload("allones");
     let mut vmm = Process::start(command.arg("--device").arg(format!("socket={}", socket.display())), LIMIT);
     vmm.wait_for("ready\n");

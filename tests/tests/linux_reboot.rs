@@ -1,0 +1,31 @@
+//! How Linux guests end: reboot, panic, and signals to the VMM while they run.
+
+use outrigger_tests::testbed::Testbed;
+
+#[test]
+fn reboot_panic_and_signals_have_their_statuses() {
+    let testbed = Testbed::new()
+        .initramfs("reboot -f\n", "/guest/reboot")
+        .initramfs("echo 1 > /proc/sys/kernel/sysrq\necho c > /proc/sysrq-trigger\n", "/guest/panic")
+        .initramfs("while :; do sleep 1; done\n", "/guest/sleep");
+    testbed.run(
+        r#"
+common="--kernel /guest/vmlinuz --memory 256M"
+truncate -s 1M /tmp/disk
+boot reboot 4 $common --initrd /guest/reboot --cpus 2
+boot panic 4 $common --initrd /guest/panic
+has panic 'Kernel panic'
+for signal in TERM:143 INT:130 KILL:137; do
+  outrigger run $common --initrd /guest/sleep --disk path=/tmp/disk --net tap=orsig0 < /dev/null > /tmp/signal.out 2>&1 &
+  vmm=$!
+  for second in $(seq 200); do grep -q OUTRIGGER-GUEST-UP /tmp/signal.out && break; sleep 1; done
+  has signal OUTRIGGER-GUEST-UP
+  # A shell without job control has its background children ignore SIGINT; Outrigger takes it all the same.
+  kill -${signal%:*} $vmm
+  wait $vmm; status=$?
+  [ $status = ${signal#*:} ] || { cat /tmp/signal.out; fail "after $signal: status $status"; }
+  nothing_left
+done
+"#,
+    );
+}
