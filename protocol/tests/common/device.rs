@@ -1,0 +1,156 @@
+//! A device with every kind of region and interrupt, which writes down what is done to it.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex};
+
+use nix::errno::Errno;
+use nix::sys::eventfd::EventFd;
+use outrigger_protocol::pci;
+use outrigger_protocol::server::{Device, Interrupts, IoFd, Irq, Memory, Region, RegionMapping};
+use outrigger_protocol::wire;
+
+/// Reached by messages: `MESSAGES_SIZE` bytes of storage, with doorbells.
+pub const MESSAGES: u32 = 0;
+/// Sparse-mappable, with two areas.
+pub const SPARSE: u32 = 1;
+/// Mappable as a whole.
+pub const WHOLE: u32 = 2;
+/// Sparse-mappable, with more areas than fit into a kilobyte.
+pub const MANY_AREAS: u32 = 3;
+/// Cannot be written.
+pub const READ_ONLY: u32 = 4;
+/// Does not exist.
+pub const ABSENT: u32 = 5;
+
+pub const MESSAGES_SIZE: u64 = 2 << 20;
+pub const SPARSE_AREAS: [(u64, u64); 2] = [(0x1000, 0x1000), (0x4000, 0x2000)];
+pub const SPARSE_OFFSET: u64 = 0x8000;
+pub const MANY: u64 = 100;
+pub const VECTORS: u32 = 4;
+/// Reads and writes at this offset of `MESSAGES` fail with `EIO`.
+pub const BAD_OFFSET: u64 = MESSAGES_SIZE - 16;
+
+/// What a test can see of the device.
+#[derive(Default)]
+pub struct State {
+    pub memory: Memory,
+    pub interrupts: Option<Arc<Interrupts>>,
+    /// (region, offset, bytes) of each write.
+    pub writes: Vec<(u32, u64, Vec<u8>)>,
+    pub unmasked: Vec<u32>,
+    pub resets: usize,
+    pub connected: usize,
+    pub disconnected: usize,
+}
+
+pub struct TestDevice {
+    state: Arc<Mutex<State>>,
+    regions: Vec<Region>,
+    irqs: Vec<Irq>,
+    storage: Vec<u8>,
+    doorbells: Vec<EventFd>,
+}
+
+fn backed(size: u64, offset: u64, areas: Vec<(u64, u64)>) -> Region {
+    let fd: OwnedFd = super::memfd(offset + size);
+    Region { size, readable: true, writable: true, mapping: Some(RegionMapping { fd, offset, areas }) }
+}
+
+impl TestDevice {
+    pub fn new(state: Arc<Mutex<State>>) -> Self {
+        let many = (0..MANY).map(|i| (i * 0x2000, 0x1000)).collect();
+        let regions = vec![
+            Region::messages(MESSAGES_SIZE),
+            backed(0x8000, SPARSE_OFFSET, SPARSE_AREAS.into()),
+            backed(0x3000, 0, Vec::new()),
+            backed(MANY * 0x2000, 0, many),
+            Region { size: 0x100, readable: true, ..Region::default() },
+            Region::default(),
+            Region::default(),
+            Region::messages(256),
+            Region::default(),
+        ];
+        let mut irqs = vec![Irq::default(); pci::NUM_IRQS as usize];
+        let intx = wire::IRQ_EVENTFD | wire::IRQ_MASKABLE | wire::IRQ_AUTOMASKED;
+        irqs[pci::INTX_IRQ as usize] = Irq { count: 1, flags: intx };
+        irqs[pci::MSIX_IRQ as usize] = Irq { count: VECTORS, flags: wire::IRQ_EVENTFD };
+        let doorbells = (0..2).map(|_| EventFd::new().unwrap()).collect();
+        let storage = vec![0; usize::try_from(MESSAGES_SIZE).unwrap()];
+        Self { state, regions, irqs, storage, doorbells }
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+}
+
+impl Device for TestDevice {
+    fn regions(&self) -> &[Region] {
+        &self.regions
+    }
+
+    fn irqs(&self) -> &[Irq] {
+        &self.irqs
+    }
+
+    fn connected(&mut self, interrupts: &Arc<Interrupts>) {
+        let mut state = self.state();
+        state.connected += 1;
+        state.interrupts = Some(interrupts.clone());
+    }
+
+    fn memory_changed(&mut self, memory: &Memory) {
+        self.state().memory = memory.clone();
+    }
+
+    fn read(&mut self, region: u32, offset: u64, data: &mut [u8]) -> Result<(), Errno> {
+        assert!(!data.is_empty(), "an empty read reached the device");
+        match region {
+            MESSAGES if offset == BAD_OFFSET => return Err(Errno::EIO),
+            MESSAGES => {
+                let start = usize::try_from(offset).unwrap();
+                data.copy_from_slice(&self.storage[start..start + data.len()]);
+            }
+            _ => data.fill(u8::try_from(region).unwrap()),
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, region: u32, offset: u64, data: &[u8]) -> Result<(), Errno> {
+        assert!(!data.is_empty(), "an empty write reached the device");
+        if region == MESSAGES {
+            if offset == BAD_OFFSET {
+                return Err(Errno::EIO);
+            }
+            let start = usize::try_from(offset).unwrap();
+            self.storage[start..start + data.len()].copy_from_slice(data);
+        }
+        self.state().writes.push((region, offset, data.to_vec()));
+        Ok(())
+    }
+
+    fn io_fds(&self, region: u32) -> Vec<IoFd<'_>> {
+        if region != MESSAGES {
+            return Vec::new();
+        }
+        vec![
+            IoFd { offset: 0x100, size: 4, datamatch: Some(7), fd: self.doorbells[0].as_fd() },
+            IoFd { offset: 0x200, size: 0, datamatch: None, fd: self.doorbells[1].as_fd() },
+        ]
+    }
+
+    fn unmasked(&mut self, irq: u32) {
+        self.state().unmasked.push(irq);
+    }
+
+    fn reset(&mut self) {
+        self.storage.fill(0);
+        self.state().resets += 1;
+    }
+
+    fn disconnected(&mut self) {
+        let mut state = self.state();
+        state.disconnected += 1;
+        state.interrupts = None;
+    }
+}

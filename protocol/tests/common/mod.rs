@@ -1,0 +1,86 @@
+//! What the conformance tests share: a small device behind the server, and a peer that speaks raw bytes.
+
+#![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(clippy::missing_panics_doc, clippy::unwrap_used, missing_docs, reason = "a test fails by panicking")]
+
+pub mod device;
+pub mod raw;
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use outrigger_protocol::server::{Options, ServeError, serve};
+
+use device::{State, TestDevice};
+
+/// Longer than anything here takes on a busy machine, and short enough to notice a hang.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A server in a thread: one device, one client after the other.
+pub struct Server {
+    pub state: Arc<Mutex<State>>,
+    streams: Option<Sender<UnixStream>>,
+    results: Receiver<Result<(), ServeError>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    pub fn start() -> Self {
+        Self::with_deadline(PATIENCE)
+    }
+
+    pub fn with_deadline(deadline: Duration) -> Self {
+        let state = Arc::new(Mutex::new(State::default()));
+        let (streams, incoming) = channel::<UnixStream>();
+        let (outgoing, results) = channel();
+        let mut device = TestDevice::new(state.clone());
+        let options = Options { deadline };
+        let thread = std::thread::spawn(move || {
+            for stream in incoming {
+                let _ = outgoing.send(serve(&mut device, stream, &options));
+            }
+        });
+        Self { state, streams: Some(streams), results, thread: Some(thread) }
+    }
+
+    /// A new client's end of a connection; it is served when the one before has left.
+    pub fn connect(&self) -> UnixStream {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        self.streams.as_ref().unwrap().send(theirs).unwrap();
+        ours
+    }
+
+    /// How the next connection ended.
+    pub fn ended(&self) -> Result<(), ServeError> {
+        self.results.recv_timeout(PATIENCE).expect("the server lets go of the connection")
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.streams = None;
+        let result = self.thread.take().map(JoinHandle::join);
+        if !std::thread::panicking() {
+            assert!(matches!(result, Some(Ok(()))), "the server panicked");
+        }
+    }
+}
+
+/// An anonymous file of `size` bytes.
+pub fn memfd(size: u64) -> OwnedFd {
+    let fd = nix::sys::memfd::memfd_create("test", nix::sys::memfd::MFdFlags::MFD_CLOEXEC).unwrap();
+    nix::unistd::ftruncate(&fd, i64::try_from(size).unwrap()).unwrap();
+    fd
+}
+
+/// Whether two descriptors name the same file.
+pub fn same_file(a: &impl AsRawFd, b: &impl AsRawFd) -> bool {
+    let stat = |fd| std::fs::metadata(format!("/proc/self/fd/{fd}")).unwrap();
+    use std::os::unix::fs::MetadataExt;
+    let (a, b) = (stat(a.as_raw_fd()), stat(b.as_raw_fd()));
+    (a.dev(), a.ino()) == (b.dev(), b.ino())
+}
