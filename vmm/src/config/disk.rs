@@ -1,5 +1,6 @@
 //! `--disk path=FILE[,readonly=on][,serial=ID][,queues=N]`.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use super::options::{self, Options};
@@ -34,6 +35,23 @@ impl DiskConfig {
     }
 }
 
+/// The option's value that reads back as this disk: how `outrigger-blk` is told what to serve.
+impl fmt::Display for DiskConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "path={}", options::escape(&self.path.to_string_lossy()))?;
+        if self.readonly {
+            f.write_str(",readonly=on")?;
+        }
+        if let Some(serial) = &self.serial {
+            write!(f, ",serial={}", options::escape(serial))?;
+        }
+        if let Some(queues) = self.queues {
+            write!(f, ",queues={queues}")?;
+        }
+        Ok(())
+    }
+}
+
 fn serial(text: &str) -> Result<String, Problem> {
     if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(Problem::NotPrintable);
@@ -47,4 +65,24 @@ fn serial(text: &str) -> Result<String, Problem> {
 /// A number of queues, or of pairs of queues.
 pub(super) fn queues(text: &str) -> Result<u16, Problem> {
     options::number(text, 1, MAX_QUEUES.into()).map(|queues| u16::try_from(queues).unwrap_or(MAX_QUEUES))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_displayed_disk_reads_back(
+            path in ".+",
+            readonly: bool,
+            serial in prop::option::of("[!-~]{1,20}"),
+            queues in prop::option::of(1..=MAX_QUEUES),
+        ) {
+            let disk = DiskConfig { path: path.into(), readonly, serial, queues };
+            prop_assert_eq!(DiskConfig::parse(&disk.to_string()), Ok(disk));
+        }
+    }
 }

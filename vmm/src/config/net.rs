@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::options::Options;
+use super::options::{self, Options};
 use super::{Problem, disk};
 
 /// Longest name of a network interface in bytes: Linux's `IFNAMSIZ`, less the terminating zero.
@@ -30,6 +30,20 @@ impl NetConfig {
             mac: options.parsed("mac", MacAddress::parse)?,
             queues: options.parsed("queues", disk::queues)?,
         })
+    }
+}
+
+/// The option's value that reads back as this card: how `outrigger-net` is told what to serve.
+impl fmt::Display for NetConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "tap={}", options::escape(&self.tap))?;
+        if let Some(mac) = self.mac {
+            write!(f, ",mac={mac}")?;
+        }
+        if let Some(queues) = self.queues {
+            write!(f, ",queues={queues}")?;
+        }
+        Ok(())
     }
 }
 
@@ -77,5 +91,29 @@ impl fmt::Display for MacAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [a, b, c, d, e, g] = self.0;
         write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::MAX_QUEUES;
+
+    proptest! {
+        #[test]
+        fn a_displayed_card_reads_back(
+            tap in "[a-zA-Z0-9_,=.-]{3,15}",
+            mac in prop::option::of(prop::array::uniform6(1..=u8::MAX)),
+            queues in prop::option::of(1..=MAX_QUEUES),
+        ) {
+            let mac = mac.map(|[first, rest @ ..]| {
+                let [a, b, c, d, e] = rest;
+                MacAddress([first & !1, a, b, c, d, e])
+            });
+            let card = NetConfig { tap, mac, queues };
+            prop_assert_eq!(NetConfig::parse(&card.to_string()), Ok(card));
+        }
     }
 }

@@ -77,6 +77,11 @@ pub(super) fn number(text: &str, min: u64, max: u64) -> Result<u64, Problem> {
     value.filter(|value| (min..=max).contains(value)).ok_or(Problem::NotBetween { min, max })
 }
 
+/// `value` as it is written in an option, its commas doubled.
+pub(super) fn escape(value: &str) -> String {
+    value.replace(',', ",,")
+}
+
 /// The parts between single commas, with double commas made single.
 fn split(text: &str) -> Vec<String> {
     let mut parts = Vec::new();
@@ -120,7 +125,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_values_survive_with_their_commas_doubled(path in ".+", serial in ".+", swap: bool) {
-            let mut parts = [format!("path={}", path.replace(',', ",,")), format!("serial={}", serial.replace(',', ",,"))];
+            let mut parts = [format!("path={}", escape(&path)), format!("serial={}", escape(&serial))];
             if swap {
                 parts.reverse();
             }
