@@ -2,11 +2,23 @@
 //!
 //! `cli` → validated [`config`] → `builder` wires the parts → threads run.
 
-pub mod config;
-pub mod events;
-pub mod outcome;
+pub mod acpi;
+pub mod boot;
+pub mod builder;
 pub mod bus;
+pub mod cli;
+pub mod config;
+pub mod console;
+pub mod events;
+pub mod irq;
 pub mod layout;
 pub mod memory;
 pub mod memslots;
+pub mod outcome;
+pub mod pci;
+pub mod run;
+pub mod serial;
+pub mod signals;
+pub mod terminal;
+pub mod vcpu;
 pub mod vm;

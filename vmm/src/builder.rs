@@ -1,0 +1,212 @@
+//! Wires the parts of a machine together, in the order in which they need each other: VM, RAM, buses, platform devices, PCI
+//! devices, ACPI tables, kernel, vCPUs.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kvm_ioctls::Cap;
+
+use crate::acpi::{AcpiError, KeyboardReset, Platform, PowerRegisters};
+use crate::boot::{BootError, Payload};
+use crate::bus::{Bus, BusDevice, BusError};
+use crate::config::Config;
+use crate::layout::{self, AddressRange};
+use crate::memory::{GuestRam, MemoryError};
+use crate::memslots::{Memslot, MemslotError, Memslots};
+use crate::outcome::{Outcome, STATUS_FAILED, STATUS_HOST, STATUS_USAGE, Stop};
+use crate::serial::Serial;
+use crate::vcpu::run::Surroundings;
+use crate::vcpu::{Topology, Vcpu, VcpuThreads, cpuid};
+use crate::vm::{Vm, VmError, call};
+
+/// How long vCPUs may take to leave the guest and their devices once the run is to end.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+
+/// A machine that cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// KVM.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    /// Guest RAM.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// Guest RAM's place in the guest.
+    #[error(transparent)]
+    Memslot(#[from] MemslotError),
+    /// A platform device's place.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    /// ACPI tables.
+    #[error(transparent)]
+    Acpi(#[from] AcpiError),
+    /// Kernel, initrd, command line.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// More RAM than the processor can address beside PCI devices.
+    #[error(
+        "{ram} bytes of memory are too much: this processor addresses {physical_bits} bits, and PCI devices need some of it"
+    )]
+    TooMuchRam {
+        /// Bytes of RAM.
+        ram: u64,
+        /// Width of a physical address.
+        physical_bits: u8,
+    },
+    /// No thread to run a vCPU in.
+    #[error("cannot start the thread of vCPU {id}")]
+    Thread {
+        /// The vCPU.
+        id: u8,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl BuildError {
+    /// The exit status that says whose fault it is.
+    #[must_use]
+    pub fn status(&self) -> u8 {
+        match self {
+            Self::Vm(_) | Self::Memory(_) | Self::TooMuchRam { .. } | Self::Thread { .. } => STATUS_HOST,
+            Self::Boot(BootError::Memory { .. }) => STATUS_FAILED,
+            Self::Boot(_) => STATUS_USAGE,
+            Self::Memslot(_) | Self::Bus(_) | Self::Acpi(_) => STATUS_FAILED,
+        }
+    }
+}
+
+/// A machine, first with its vCPUs standing still, then running.
+///
+/// The fields' order is the order in which they are dropped: vCPUs before what they work on, slots before the memory behind them.
+pub struct Machine {
+    running: VcpuThreads,
+    vcpus: Vec<Vcpu>,
+    stop: Stop,
+    /// Devices in memory.
+    pub mmio: Arc<Bus>,
+    /// Devices at I/O ports.
+    pub io: Arc<Bus>,
+    _ram_slots: Vec<Memslot>,
+    /// Who maps more memory into the guest asks here.
+    pub memslots: Arc<Memslots>,
+    /// Guest RAM.
+    pub ram: Arc<GuestRam>,
+    /// The VM.
+    pub vm: Arc<Vm>,
+    /// The 64-bit PCI memory window.
+    pub pci_memory_64: AddressRange,
+}
+
+impl Machine {
+    /// A machine as `config` describes it, ready to start; it asks `stop` for the end of the run when the guest powers off,
+    /// resets or crashes.
+    ///
+    /// # Errors
+    /// See [`BuildError`].
+    pub fn build(config: &Config, serial: &Arc<Serial>, stop: Stop) -> Result<Self, BuildError> {
+        // What costs nothing to find out comes first: a kernel that is none should not need KVM to be noticed.
+        let payload = Payload::open(&config.kernel, config.initrd.as_deref(), &config.cmdline)?;
+        let mut machine = Self::empty(config, stop)?;
+        machine.add_platform_devices(serial)?;
+
+        // PCI devices belong here.
+
+        let platform = Platform { cpus: config.cpus, pci_memory_64: machine.pci_memory_64 };
+        let rsdp = platform.write_tables(machine.ram.mmap())?;
+        let entry = payload.load(&machine.ram, rsdp)?;
+        machine.add_vcpus(config.cpus)?;
+        if let Some(first) = machine.vcpus.first() {
+            first.set_entry(entry)?;
+        }
+        Ok(machine)
+    }
+
+    /// VM, RAM and buses.
+    fn empty(config: &Config, stop: Stop) -> Result<Self, BuildError> {
+        let vm = Vm::new(usize::from(config.cpus))?;
+        let physical_bits = cpuid::physical_bits(&vm.supported_cpuid()?);
+        let ram_size = config.memory.size;
+        let pci_memory_64 = layout::pci_memory_64(ram_size, physical_bits)
+            .ok_or(BuildError::TooMuchRam { ram: ram_size, physical_bits })?;
+        let ram = Arc::new(GuestRam::new(ram_size, config.memory.hugepages)?);
+        let memslots = Memslots::new(Arc::clone(&vm));
+        let mut ram_slots = Vec::new();
+        for region in ram.regions() {
+            let host = ram.host_address(region.guest, region.size).expect("a region of RAM is RAM");
+            // SAFETY: the memory stays mapped as long as `ram` lives, and `Machine` drops the slots before `ram`. Nobody makes
+            // references of guest memory.
+            ram_slots.push(unsafe { memslots.map(region.guest, host, region.size, false) }?);
+        }
+        Ok(Self {
+            running: VcpuThreads::default(),
+            vcpus: Vec::new(),
+            stop,
+            mmio: Arc::new(Bus::new()),
+            io: Arc::new(Bus::new()),
+            _ram_slots: ram_slots,
+            memslots,
+            ram,
+            vm,
+            pci_memory_64,
+        })
+    }
+
+    fn add_platform_devices(&self, serial: &Arc<Serial>) -> Result<(), BuildError> {
+        let add = |range: AddressRange, device: Arc<dyn BusDevice>| self.io.insert(range.start, range.size(), device);
+        add(layout::COM1, Arc::clone(serial) as Arc<dyn BusDevice>)?;
+        add(layout::POWER, Arc::new(PowerRegisters::new(self.stop.clone())))?;
+        add(layout::KEYBOARD_CONTROLLER, Arc::new(KeyboardReset::new(self.stop.clone())))?;
+        self.vm.fd().register_irqfd(serial.interrupt(), layout::COM1_GSI).map_err(call("KVM_IRQFD"))?;
+        Ok(())
+    }
+
+    fn add_vcpus(&mut self, cpus: u8) -> Result<(), BuildError> {
+        let supported = self.vm.supported_cpuid()?;
+        let tsc_deadline = self.vm.has(Cap::TscDeadlineTimer);
+        for id in 0..cpus {
+            let vcpu = Vcpu::new(&self.vm, id)?;
+            let topology = Topology { cpus, tsc_khz: vcpu.tsc_khz()?, tsc_deadline };
+            vcpu.configure(&topology.cpuid(&supported, id)?)?;
+            self.vcpus.push(vcpu);
+        }
+        Ok(())
+    }
+
+    /// Let the vCPUs run, each in a thread of its own.
+    ///
+    /// # Errors
+    /// If a thread can't be had; those that run already are stopped again.
+    pub fn start(&mut self) -> Result<(), BuildError> {
+        let surroundings =
+            Surroundings { mmio: Arc::clone(&self.mmio), io: Arc::clone(&self.io), stop: self.stop.clone() };
+        for (id, vcpu) in (0..).zip(self.vcpus.drain(..)) {
+            let thread = vcpu.spawn(surroundings.clone()).map_err(|source| BuildError::Thread { id, source })?;
+            self.running.push(thread);
+        }
+        Ok(())
+    }
+
+    /// Wait for the vCPUs' end, which must have been requested; a few seconds at most.
+    pub fn stop(&mut self) {
+        let stuck = self.running.join(STOP_LIMIT);
+        if !stuck.is_empty() {
+            log::error!("vCPUs {stuck:?} did not stop within {} s", STOP_LIMIT.as_secs());
+        }
+    }
+}
+
+/// A machine that is given up while it runs, for example because not all vCPUs started.
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if !self.running.is_empty() {
+            self.stop.request(Outcome::Failed { report: "the machine was given up".to_owned() });
+            self.stop();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

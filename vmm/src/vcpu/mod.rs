@@ -1,0 +1,62 @@
+//! A vCPU: what it tells the guest about itself ([`cpuid`]), the state it starts in ([`registers`]), and the thread that runs it
+//! ([`run`]).
+
+pub mod cpuid;
+mod exit;
+pub mod registers;
+mod report;
+pub mod run;
+
+use kvm_bindings::CpuId;
+use kvm_ioctls::VcpuFd;
+
+use crate::vm::{Vm, VmError, call};
+
+pub use cpuid::Topology;
+pub use registers::Entry;
+pub use run::{VcpuThread, VcpuThreads};
+
+/// A vCPU that doesn't run yet.
+#[derive(Debug)]
+pub struct Vcpu {
+    id: u8,
+    fd: VcpuFd,
+}
+
+impl Vcpu {
+    /// Create the vCPU with the APIC id `id`. It stays as KVM makes it, waiting for a start-up interrupt, unless
+    /// [`Vcpu::set_entry`] gives it somewhere to start.
+    ///
+    /// # Errors
+    /// If KVM refuses one of the calls.
+    pub fn new(vm: &Vm, id: u8) -> Result<Self, VmError> {
+        Ok(Self { id, fd: vm.create_vcpu(id)? })
+    }
+
+    /// Rate of the time-stamp counter in kHz.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn tsc_khz(&self) -> Result<u32, VmError> {
+        self.fd.get_tsc_khz().map_err(call("KVM_GET_TSC_KHZ"))
+    }
+
+    /// Set what CPUID answers, and the state that firmware would leave behind on every processor.
+    ///
+    /// # Errors
+    /// If KVM refuses one of the calls.
+    pub fn configure(&self, cpuid: &CpuId) -> Result<(), VmError> {
+        self.fd.set_cpuid2(cpuid).map_err(call("KVM_SET_CPUID2"))?;
+        registers::set_fpu(&self.fd)?;
+        registers::set_msrs(&self.fd)?;
+        registers::set_lapic(&self.fd)
+    }
+
+    /// Let this vCPU be the one that starts the guest.
+    ///
+    /// # Errors
+    /// If KVM refuses one of the calls.
+    pub fn set_entry(&self, entry: Entry) -> Result<(), VmError> {
+        registers::set_entry(&self.fd, entry)
+    }
+}
