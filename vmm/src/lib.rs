@@ -3,6 +3,7 @@
 //! `cli` → validated [`config`] → `builder` wires the parts → threads run.
 
 pub mod acpi;
+pub mod attach;
 pub mod boot;
 pub mod builder;
 pub mod bus;

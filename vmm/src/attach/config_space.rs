@@ -1,0 +1,182 @@
+//! Which bytes of a device's configuration space are the VMM's: everything that says where the device is and how it
+//! interrupts. The rest is the server's region 7.
+
+use std::ops::Range;
+
+use super::discovery::{Description, MsiCapability};
+use crate::irq::Message;
+use crate::irq::msi::MsiState;
+use crate::pci::bar::{BARS, Bars, ROM};
+use crate::pci::{capabilities, command, register};
+
+const SIZE: usize = register::END as usize;
+/// Message control of MSI-X: enable, and function mask.
+const MSIX_ENABLE: u16 = 1 << 15;
+const MSIX_MASK: u16 = 1 << 14;
+
+/// The VMM's bytes, their values, and which of their bits a guest can change.
+pub(super) struct ConfigSpace {
+    bytes: Vec<u8>,
+    owned: Vec<bool>,
+    writable: Vec<u8>,
+    /// As after power-on, for reset.
+    initial: Vec<u8>,
+    size: usize,
+    msi: Option<MsiCapability>,
+    msix: Option<u16>,
+}
+
+impl ConfigSpace {
+    pub(super) fn new(description: &Description, interrupt_line: u8) -> Self {
+        let size = description.config.len();
+        let mut bytes = description.config.clone();
+        bytes.resize(SIZE, 0);
+        let mut space = Self {
+            bytes,
+            owned: vec![false; SIZE],
+            writable: vec![0; SIZE],
+            initial: Vec::new(),
+            size,
+            msi: description.msi,
+            msix: description.msix.map(|msix| msix.offset),
+        };
+        space.own(register::COMMAND, &[0, 0], &command::WRITABLE.to_le_bytes());
+        space.own(register::HEADER_TYPE, &[0], &[0]);
+        space.own(register::INTERRUPT_LINE, &[interrupt_line], &[0xff]);
+        space.own(register::INTERRUPT_PIN, &[u8::from(description.intx)], &[0]);
+        space.own(register::BAR0, &[0; 4 * BARS], &[0; 4 * BARS]);
+        space.own(register::ROM, &[0; 4], &[0; 4]);
+        if let Some(msi) = description.msi {
+            // Enable and the number of granted vectors; the messages and the masks whole.
+            let control = capabilities::read_u16(&description.config, msi.offset + 2) & !0x71;
+            space.own(msi.offset + 2, &control.to_le_bytes(), &[0x71, 0]);
+            let rest = msi_end(&msi) - (msi.offset + 4);
+            space.own(msi.offset + 4, &vec![0; rest.into()], &vec![0xff; rest.into()]);
+        }
+        if let Some(offset) = space.msix {
+            let control = capabilities::read_u16(&description.config, offset + 2) & !(MSIX_ENABLE | MSIX_MASK);
+            space.own(offset + 2, &control.to_le_bytes(), &(MSIX_ENABLE | MSIX_MASK).to_le_bytes());
+        }
+        for offset in capabilities::hidden_extended(&description.config) {
+            // A capability without an id is passed over, and the list goes on behind it.
+            space.own(offset, &[0, 0], &[0, 0]);
+        }
+        space.initial = space.bytes.clone();
+        space
+    }
+
+    fn own(&mut self, offset: u16, values: &[u8], writable: &[u8]) {
+        let range = usize::from(offset)..(usize::from(offset) + values.len()).min(SIZE);
+        let length = range.len();
+        self.owned[range.clone()].fill(true);
+        self.bytes[range.clone()].copy_from_slice(&values[..length]);
+        self.writable[range].copy_from_slice(&writable[..length]);
+    }
+
+    /// Whether the server has to be asked for any of these bytes.
+    pub(super) fn needs_server(&self, range: &Range<u16>) -> bool {
+        let range = as_usize(range);
+        range.end <= self.size && self.owned[range].iter().any(|owned| !owned)
+    }
+
+    /// Puts the VMM's bytes over what the server answered. Beyond the end there are ones.
+    pub(super) fn overlay(&self, range: &Range<u16>, data: &mut [u8]) {
+        for (at, byte) in as_usize(range).zip(data) {
+            if at >= self.size {
+                *byte = 0xff;
+            } else if self.owned[at] {
+                *byte = self.bytes[at];
+            }
+        }
+    }
+
+    /// Takes what the guest wrote to the VMM's bytes, except for the BARs.
+    pub(super) fn write(&mut self, range: &Range<u16>, data: &[u8]) {
+        for (at, byte) in as_usize(range).zip(data) {
+            let writable = self.writable[at];
+            self.bytes[at] = self.bytes[at] & !writable | byte & writable;
+        }
+    }
+
+    /// Takes what the guest wrote to the BARs; whether it wrote to any.
+    pub(super) fn write_bars(&mut self, range: &Range<u16>, data: &[u8], bars: &mut Bars) -> bool {
+        let double_word = range.start & !3;
+        let is_bar = (register::BAR0..register::BAR0 + 4 * BARS as u16).contains(&double_word);
+        let index = match double_word {
+            register::ROM => ROM,
+            at if is_bar => usize::from((at - register::BAR0) / 4),
+            _ => return false,
+        };
+        let mut value = bars.read(index).to_le_bytes();
+        let lane = usize::from(range.start - double_word);
+        value[lane..lane + data.len()].copy_from_slice(data);
+        bars.write(index, u32::from_le_bytes(value));
+        self.refresh_bars(bars);
+        true
+    }
+
+    /// Shows the BARs as they are now.
+    pub(super) fn refresh_bars(&mut self, bars: &Bars) {
+        for index in 0..BARS {
+            let at = usize::from(register::BAR0) + 4 * index;
+            self.bytes[at..at + 4].copy_from_slice(&bars.read(index).to_le_bytes());
+        }
+        let at = usize::from(register::ROM);
+        self.bytes[at..at + 4].copy_from_slice(&bars.read(ROM).to_le_bytes());
+    }
+
+    /// Back to the state after power-on. The BARs are refreshed by their owner.
+    pub(super) fn reset(&mut self) {
+        self.bytes.copy_from_slice(&self.initial);
+    }
+
+    pub(super) fn command(&self) -> u16 {
+        self.u16(register::COMMAND)
+    }
+
+    /// Enable and function mask of MSI-X.
+    pub(super) fn msix(&self) -> (bool, bool) {
+        let control = self.msix.map_or(0, |offset| self.u16(offset + 2));
+        (control & MSIX_ENABLE != 0, control & MSIX_MASK != 0)
+    }
+
+    pub(super) fn msi(&self) -> MsiState {
+        let Some(msi) = self.msi else { return MsiState::default() };
+        let control = self.u16(msi.offset + 2);
+        let high = if msi.wide { u64::from(self.u32(msi.offset + 8)) << 32 } else { 0 };
+        let data_at = msi.offset + if msi.wide { 12 } else { 8 };
+        let message = Message { address: u64::from(self.u32(msi.offset + 4)) | high, data: self.u16(data_at).into() };
+        let mask = if msi.maskable { self.u32(data_at + 4) } else { 0 };
+        let granted = 1 << ((control >> 4) & 0x7).min(5);
+        MsiState { enabled: control & 1 != 0, message, granted, mask }
+    }
+
+    /// Where MSI's pending bits are, if it has any.
+    pub(super) fn msi_pending_register(&self) -> Option<u16> {
+        let msi = self.msi.filter(|msi| msi.maskable)?;
+        Some(msi.offset + if msi.wide { 20 } else { 16 })
+    }
+
+    fn u16(&self, offset: u16) -> u16 {
+        capabilities::read_u16(&self.bytes, offset)
+    }
+
+    fn u32(&self, offset: u16) -> u32 {
+        capabilities::read_u32(&self.bytes, offset)
+    }
+}
+
+/// Where the capability ends, pending bits excluded (PCI Local Bus 3.0, figure 6-9).
+fn msi_end(msi: &MsiCapability) -> u16 {
+    let data = if msi.wide { 12 } else { 8 };
+    msi.offset + if msi.maskable { data + 8 } else { data + 2 }
+}
+
+fn as_usize(range: &Range<u16>) -> Range<usize> {
+    range.start.into()..range.end.into()
+}
+
+/// Whether two ranges of registers have any in common.
+pub(super) fn touches(range: &Range<u16>, offset: u16, length: u16) -> bool {
+    range.start < offset + length && offset < range.end
+}

@@ -1,0 +1,84 @@
+//! Attaching a device process to the guest: what it offers is checked, every part of its regions gets the cheapest path
+//! on which a guest access can reach it, and interrupts are wired from its eventfds to KVM.
+//!
+//! | file | one idea |
+//! |---|---|
+//! | [`discovery`] | what the server says about itself, checked |
+//! | [`paths`] | which path each part of each region takes: data that can be printed |
+//! | `message` | the path through the VMM |
+//! | `mapped` | the path without any exit |
+//! | `ioeventfd` | the path from KVM straight to the device process |
+//! | `placement` | all paths of one BAR, at the address where the guest put it |
+//! | `config_space` | which bytes of configuration space are the VMM's |
+//! | `interrupts` | INTx, MSI and MSI-X of one device |
+//! | [`device`] | the function on the PCI bus, made of the above |
+//! | [`watch`] | its death, and its own requests |
+
+mod config_space;
+pub mod device;
+pub mod discovery;
+mod interrupts;
+mod ioeventfd;
+mod mapped;
+mod message;
+pub mod paths;
+mod placement;
+pub mod watch;
+
+use std::sync::Arc;
+
+use outrigger_protocol::client::ClientError;
+
+use crate::bus::Bus;
+use crate::irq::{IrqError, Routes};
+use crate::memslots::Memslots;
+use crate::pci::bar::BarError;
+use crate::pci::windows::WindowFull;
+use crate::vm::Vm;
+
+/// What a device is attached to.
+#[derive(Clone)]
+pub struct Backplane {
+    /// The VM.
+    pub vm: Arc<Vm>,
+    /// Memory that the guest sees.
+    pub memslots: Arc<Memslots>,
+    /// Interrupt messages.
+    pub routes: Arc<Routes>,
+    /// Memory accesses that exit.
+    pub mmio: Arc<Bus>,
+    /// I/O port accesses.
+    pub io: Arc<Bus>,
+}
+
+/// A device that cannot be attached.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AttachError {
+    /// The connection failed, or the server refused something it must not.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// What the server says cannot be a PCI device.
+    #[error("the server's device is not one that can be attached: {0}")]
+    Device(String),
+    /// A BAR that cannot be.
+    #[error("the server's device is not one that can be attached")]
+    Bar(#[from] BarError),
+    /// No room for a BAR.
+    #[error("no room for the device")]
+    Window(#[from] WindowFull),
+    /// Interrupts could not be wired up.
+    #[error("wiring up the device's interrupts")]
+    Irq(#[from] IrqError),
+    /// A region could not be mapped.
+    #[error("mapping {size:#x} bytes of region {region}")]
+    Map {
+        /// Which region.
+        region: u32,
+        /// Bytes.
+        size: u64,
+        /// The system's answer.
+        #[source]
+        source: nix::errno::Errno,
+    },
+}

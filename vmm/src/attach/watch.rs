@@ -1,0 +1,68 @@
+//! What the main thread watches of each device: the server's own requests, its death, and the guest's end-of-interrupt
+//! for INTx.
+
+use std::io;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use nix::sys::epoll::EpollFlags;
+
+use super::device::Device;
+use crate::events::{EventLoop, EventsError, duplicate};
+use crate::irq::IrqError;
+
+/// A device that cannot be watched.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WatchError {
+    /// The event loop refuses.
+    #[error(transparent)]
+    Events(#[from] EventsError),
+    /// No descriptor left.
+    #[error("duplicating a device's descriptor")]
+    Duplicate(#[from] io::Error),
+    /// No descriptor left.
+    #[error(transparent)]
+    Irq(#[from] IrqError),
+}
+
+/// Serves `device` from the event loop. When its process is gone, its ranges read as all-ones, and `died` is called once.
+///
+/// # Errors
+/// If the system has no descriptors left.
+pub fn watch(
+    device: &Arc<Device>,
+    events: &mut EventLoop,
+    died: impl Fn() + Clone + 'static,
+) -> Result<(), WatchError> {
+    for watched in device.client().watch() {
+        // Edges: what arrives while a vCPU has the connection is served by that vCPU, not by spinning here.
+        let mut interest = EpollFlags::EPOLLET | EpollFlags::EPOLLRDHUP;
+        interest.set(EpollFlags::EPOLLIN, watched.requests);
+        let (device, died) = (device.clone(), died.clone());
+        events.add(watched.fd.try_clone_to_owned()?, interest, move |what| {
+            let gone = EpollFlags::EPOLLHUP | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLERR;
+            let served = device.client().serve_ready();
+            if !what.intersects(gone) && served.is_ok() {
+                return ControlFlow::Continue(());
+            }
+            if let Err(error) = served {
+                log::debug!("{}: {error}", device.slot());
+            }
+            if device.withdraw_once() {
+                died();
+            }
+            ControlFlow::Break(())
+        })?;
+    }
+    if let Some(resample) = device.resample()? {
+        let device = device.clone();
+        events.add(duplicate(&resample)?, EpollFlags::EPOLLIN, move |_| {
+            if resample.read().is_ok() {
+                device.unmask_intx();
+            }
+            ControlFlow::Continue(())
+        })?;
+    }
+    Ok(())
+}

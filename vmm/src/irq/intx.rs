@@ -1,0 +1,81 @@
+//! INTx: a level-triggered pin of the I/O APIC.
+//!
+//! The device process signals an eventfd and masks itself; KVM raises the pin. When the guest ends the interrupt, KVM
+//! lowers the pin and signals the resample eventfd, upon which the device is told to unmask: if the cause still stands, it
+//! signals again.
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
+
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::IrqError;
+use super::vector::kvm;
+use crate::vm::Vm;
+
+/// A function's interrupt pin, disconnected at first.
+#[derive(Debug)]
+pub struct Intx {
+    vm: Arc<Vm>,
+    gsi: u32,
+    trigger: EventFd,
+    resample: EventFd,
+    connected: bool,
+}
+
+impl Intx {
+    /// A pin that is wired to `gsi`.
+    ///
+    /// # Errors
+    /// If the system has no eventfds left.
+    pub fn new(vm: Arc<Vm>, gsi: u32) -> Result<Self, IrqError> {
+        let eventfd = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(IrqError::EventFd);
+        Ok(Self { vm, gsi, trigger: eventfd()?, resample: eventfd()?, connected: false })
+    }
+
+    /// What the device process signals.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the descriptor is open for as long as `self` is borrowed.
+        unsafe { BorrowedFd::borrow_raw(self.trigger.as_raw_fd()) }
+    }
+
+    /// Readable when the guest has ended the interrupt.
+    #[must_use]
+    pub fn resample(&self) -> &EventFd {
+        &self.resample
+    }
+
+    /// Whether the pin is connected.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.connected
+    }
+
+    /// Connects or disconnects the pin.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn set_connected(&mut self, connected: bool) -> Result<(), IrqError> {
+        if connected == self.connected {
+            return Ok(());
+        }
+        let (fd, gsi) = (self.vm.fd(), self.gsi);
+        let result = match connected {
+            true => fd.register_irqfd_with_resample(&self.trigger, &self.resample, gsi),
+            // KVM lowers the pin when the last resampling irqfd of a GSI goes away.
+            false => fd.unregister_irqfd(&self.trigger, gsi),
+        };
+        result.map_err(|source| kvm("KVM_IRQFD", gsi, source))?;
+        self.connected = connected;
+        Ok(())
+    }
+}
+
+impl Drop for Intx {
+    fn drop(&mut self) {
+        if let Err(error) = self.set_connected(false) {
+            log::error!("disconnecting INTx: {error}");
+        }
+    }
+}
