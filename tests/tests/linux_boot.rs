@@ -44,7 +44,9 @@ umount /mnt
 ip addr add 10.77.0.2/24 dev eth0
 ip link set eth0 up
 ping -c 3 10.77.0.1
-nc 10.77.0.1 7000 > /tmp/got
+# nc gives up at the first end of file on either side: /tmp/never has none.
+mkfifo /tmp/never
+nc 10.77.0.1 7000 <> /tmp/never > /tmp/got
 nc 10.77.0.1 7001 < /tmp/got
 for device in /sys/class/block/vda/device/.. /sys/class/net/eth0/device/..; do
   for vector in "$device"/msi_irqs/*; do
@@ -56,10 +58,11 @@ done
         r#"
 dd if=/dev/urandom of=/tmp/sent bs=1M count=1 2> /dev/null
 truncate -s 64M /tmp/disk
+mkfifo /tmp/never
 (
   until ip addr add 10.77.0.1/24 dev ordev0 && ip link set ordev0 up; do sleep 0.2; done 2> /dev/null
   nc -l -p 7000 < /tmp/sent
-  nc -l -p 7001 > /tmp/back
+  nc -l -p 7001 <> /tmp/never > /tmp/back
 ) &
 boot devices 0 --kernel /guest/vmlinuz --initrd /guest/devices --cpus 2 --memory 256M --cmdline 'console=ttyS0 quiet panic=-1' \
   --disk path=/tmp/disk,serial=outrigger --net tap=ordev0,mac=52:54:00:12:34:56
