@@ -8,13 +8,20 @@ use std::time::Duration;
 use kvm_ioctls::Cap;
 
 use crate::acpi::{AcpiError, KeyboardReset, Platform, PowerRegisters};
+use crate::attach::Backplane;
 use crate::boot::{BootError, Payload};
 use crate::bus::{Bus, BusDevice, BusError};
 use crate::config::Config;
+use crate::irq::{IrqError, Routes};
 use crate::layout::{self, AddressRange};
 use crate::memory::{GuestRam, MemoryError};
 use crate::memslots::{Memslot, MemslotError, Memslots};
 use crate::outcome::{Outcome, STATUS_FAILED, STATUS_HOST, STATUS_USAGE, Stop};
+use crate::pci::Slot;
+use crate::pci::bus::{ConfigPorts, Ecam, PciBus};
+use crate::pci::host_bridge::HostBridge;
+use crate::pci::windows::Windows;
+use crate::peripherals::{PeripheralError, Peripherals};
 use crate::serial::Serial;
 use crate::vcpu::run::Surroundings;
 use crate::vcpu::{Topology, Vcpu, VcpuThreads, cpuid};
@@ -22,6 +29,8 @@ use crate::vm::{Vm, VmError, call};
 
 /// How long vCPUs may take to leave the guest and their devices once the run is to end.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
+/// How long they may take before the device processes are cut off.
+const STOP_GRACE: Duration = Duration::from_millis(500);
 
 /// A machine that cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +47,12 @@ pub enum BuildError {
     /// A platform device's place.
     #[error(transparent)]
     Bus(#[from] BusError),
+    /// Interrupt routes.
+    #[error(transparent)]
+    Irq(#[from] IrqError),
+    /// A PCI device.
+    #[error(transparent)]
+    Peripheral(#[from] PeripheralError),
     /// ACPI tables.
     #[error(transparent)]
     Acpi(#[from] AcpiError),
@@ -73,7 +88,8 @@ impl BuildError {
             Self::Vm(_) | Self::Memory(_) | Self::TooMuchRam { .. } | Self::Thread { .. } => STATUS_HOST,
             Self::Boot(BootError::Memory { .. }) => STATUS_FAILED,
             Self::Boot(_) => STATUS_USAGE,
-            Self::Memslot(_) | Self::Bus(_) | Self::Acpi(_) => STATUS_FAILED,
+            Self::Memslot(_) | Self::Bus(_) | Self::Irq(_) | Self::Acpi(_) => STATUS_FAILED,
+            Self::Peripheral(error) => error.status(),
         }
     }
 }
@@ -84,6 +100,8 @@ impl BuildError {
 pub struct Machine {
     running: VcpuThreads,
     vcpus: Vec<Vcpu>,
+    /// PCI devices.
+    pub peripherals: Peripherals,
     stop: Stop,
     /// Devices in memory.
     pub mmio: Arc<Bus>,
@@ -112,7 +130,7 @@ impl Machine {
         let mut machine = Self::empty(config, stop)?;
         machine.add_platform_devices(serial)?;
 
-        // PCI devices belong here.
+        machine.add_pci_devices(config)?;
 
         let platform = Platform { cpus: config.cpus, pci_memory_64: machine.pci_memory_64 };
         let rsdp = platform.write_tables(machine.ram.mmap())?;
@@ -143,6 +161,7 @@ impl Machine {
         Ok(Self {
             running: VcpuThreads::default(),
             vcpus: Vec::new(),
+            peripherals: Peripherals::default(),
             stop,
             mmio: Arc::new(Bus::new()),
             io: Arc::new(Bus::new()),
@@ -160,6 +179,25 @@ impl Machine {
         add(layout::POWER, Arc::new(PowerRegisters::new(self.stop.clone())))?;
         add(layout::KEYBOARD_CONTROLLER, Arc::new(KeyboardReset::new(self.stop.clone())))?;
         self.vm.fd().register_irqfd(serial.interrupt(), layout::COM1_GSI).map_err(call("KVM_IRQFD"))?;
+        Ok(())
+    }
+
+    fn add_pci_devices(&mut self, config: &Config) -> Result<(), BuildError> {
+        let bus = Arc::new(PciBus::default());
+        assert!(bus.insert(Slot(0), Arc::new(HostBridge)), "nobody else is on the bus yet");
+        let (ecam, ports) = (layout::ECAM, layout::PCI_CONFIG_PORTS);
+        self.mmio.insert(ecam.start, ecam.size(), Arc::new(Ecam(Arc::clone(&bus))))?;
+        self.io.insert(ports.start, ports.size(), Arc::new(ConfigPorts::new(Arc::clone(&bus))))?;
+        let backplane = Backplane {
+            vm: Arc::clone(&self.vm),
+            memslots: Arc::clone(&self.memslots),
+            routes: Routes::new(Arc::clone(&self.vm))?,
+            mmio: Arc::clone(&self.mmio),
+            io: Arc::clone(&self.io),
+        };
+        let mut windows = Windows::new(layout::PCI_MEMORY_32, self.pci_memory_64, layout::PCI_IO);
+        let configs = &config.pci_devices;
+        self.peripherals = Peripherals::attach(configs, config.cpus, &backplane, &self.ram, &bus, &mut windows)?;
         Ok(())
     }
 
@@ -189,11 +227,17 @@ impl Machine {
         Ok(())
     }
 
-    /// Wait for the vCPUs' end, which must have been requested; a few seconds at most.
+    /// Wait for the vCPUs' end, which must have been requested; a few seconds at most. After a reboot the devices are reset.
     pub fn stop(&mut self) {
+        if !self.running.join(STOP_GRACE).is_empty() {
+            // Somebody waits for a device process that doesn't answer.
+            self.peripherals.disconnect();
+        }
         let stuck = self.running.join(STOP_LIMIT);
         if !stuck.is_empty() {
             log::error!("vCPUs {stuck:?} did not stop within {} s", STOP_LIMIT.as_secs());
+        } else if self.stop.outcome() == Some(Outcome::Reboot) {
+            self.peripherals.reset();
         }
     }
 }

@@ -20,7 +20,7 @@ pub use device::SocketConfig;
 pub use disk::DiskConfig;
 pub use memory::MemoryConfig;
 pub use net::{MacAddress, NetConfig};
-pub use problem::{Problem, UsageError};
+pub use problem::{Problem, UsageError, one_line};
 
 /// Most virtual CPUs a guest can have.
 pub const MAX_CPUS: u8 = 64;

@@ -27,16 +27,22 @@ impl std::error::Error for UsageError {}
 
 impl fmt::Display for UsageError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let line = format!("{}: {}", self.option, self.problem);
-        // The user's own text may hold line breaks and terminal escapes; the message stays one line.
-        for character in line.chars() {
-            match character {
-                c if c.is_control() => write!(f, "{}", c.escape_default())?,
-                c => write!(f, "{c}")?,
-            }
-        }
-        Ok(())
+        f.write_str(&one_line(&format!("{}: {}", self.option, self.problem)))
     }
+}
+
+/// `text` with control characters shown rather than obeyed: a path may hold line breaks and terminal escapes, but a
+/// message stays one line.
+pub fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for character in text.chars() {
+        if character.is_control() {
+            line.extend(character.escape_default());
+        } else {
+            line.push(character);
+        }
+    }
+    line
 }
 
 /// What is wrong with an option's value.

@@ -88,7 +88,7 @@ impl VcpuThreads {
     }
 
     /// Bring all vCPUs out of the guest and wait for their threads' end, at most `limit`. [`Stop`] must have been requested.
-    /// Returns the ids of those that did not end; their threads are left to themselves.
+    /// Returns the ids of those that did not end, which can be waited for again.
     pub fn join(&mut self, limit: Duration) -> Vec<u8> {
         let deadline = Instant::now() + limit;
         let mut pause = FIRST_PAUSE;
@@ -100,7 +100,8 @@ impl VcpuThreads {
                 }
             }
             if running.is_empty() || Instant::now() >= deadline {
-                return running.iter().map(|vcpu| vcpu.id).collect();
+                self.0 = running;
+                return self.0.iter().map(|vcpu| vcpu.id).collect();
             }
             for vcpu in &running {
                 // Fails only for a thread that has just ended.

@@ -1,0 +1,265 @@
+//! The PCI devices of a run: each one's process started or its socket found, attached, watched, and let go at the end.
+
+use std::cell::RefCell;
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::ExitStatus;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use outrigger_protocol::client::{Client, ClientMemory, Options};
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::attach::device::Device;
+use crate::attach::discovery::discover;
+use crate::attach::watch::{WatchError, watch};
+use crate::attach::{AttachError, Backplane};
+use crate::config::PciDeviceConfig;
+use crate::events::EventLoop;
+use crate::memory::GuestRam;
+use crate::outcome::{STATUS_FAILED, STATUS_HOST, STATUS_USAGE, Stop};
+use crate::pci::Slot;
+use crate::pci::bus::PciBus;
+use crate::pci::windows::Windows;
+use crate::supervisor::{DeviceProcess, SpawnError, ending};
+
+/// How long a process that closed its socket may take to be gone, so that its status can be told.
+const EXIT_WAIT: Duration = Duration::from_secs(2);
+const RETRY: Duration = Duration::from_millis(20);
+
+/// A device that the guest cannot have.
+#[derive(Debug, thiserror::Error)]
+#[error("{label}: {problem}")]
+pub struct PeripheralError {
+    label: String,
+    problem: Problem,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Problem {
+    #[error("{}", chain(.0))]
+    Spawn(SpawnError),
+    #[error("nobody listens on this socket; start the device process first")]
+    NobodyListens,
+    #[error("cannot connect: {0}")]
+    Connect(io::Error),
+    #[error("nobody accepted a connection within {} s", .0.as_secs())]
+    NotAccepted(Duration),
+    #[error("{}", chain(.0))]
+    Attach(AttachError),
+    /// The process has said itself what is wrong.
+    #[error("its process {}", ending(*.0))]
+    Exited(ExitStatus),
+}
+
+impl PeripheralError {
+    /// The exit status that says whose fault it is.
+    #[must_use]
+    pub fn status(&self) -> u8 {
+        match &self.problem {
+            Problem::Spawn(_) => STATUS_HOST,
+            Problem::NobodyListens | Problem::Connect(_) | Problem::NotAccepted(_) => STATUS_USAGE,
+            // What was named on the command line is no device process, or not one that can be used.
+            Problem::Attach(AttachError::Client(_) | AttachError::Device(_) | AttachError::Bar(_)) => STATUS_USAGE,
+            Problem::Attach(_) => STATUS_HOST,
+            Problem::Exited(status) => {
+                status.code().and_then(|code| u8::try_from(code).ok()).filter(|&code| code > 0).unwrap_or(STATUS_FAILED)
+            }
+        }
+    }
+
+    /// Whether the user has been told already, by the device process itself.
+    #[must_use]
+    pub fn is_told(&self) -> bool {
+        let Problem::Exited(status) = &self.problem else { return false };
+        status.code().is_some_and(|code| [STATUS_FAILED, STATUS_USAGE, STATUS_HOST].map(i32::from).contains(&code))
+    }
+}
+
+/// All PCI devices of a run, in the order of their slots. Dropping this ends those processes that were started for it.
+#[derive(Default)]
+pub struct Peripherals {
+    all: Vec<Peripheral>,
+}
+
+struct Peripheral {
+    label: String,
+    device: Arc<Device>,
+    process: Option<Rc<RefCell<DeviceProcess>>>,
+}
+
+struct Connected {
+    label: String,
+    stream: UnixStream,
+    process: Option<DeviceProcess>,
+}
+
+impl Peripherals {
+    /// Starts or finds every device process, and puts what it serves on the bus.
+    ///
+    /// # Errors
+    /// For the first device that cannot be had; processes started for it and for others are ended.
+    pub fn attach(
+        configs: &[PciDeviceConfig],
+        cpus: u8,
+        backplane: &Backplane,
+        ram: &Arc<GuestRam>,
+        bus: &PciBus,
+        windows: &mut Windows,
+    ) -> Result<Self, PeripheralError> {
+        let options = Options::default();
+        // All start before the first is asked anything, so that they start at the same time.
+        let connected = configs.iter().map(|config| start(config, cpus, options.deadline));
+        let connected = connected.collect::<Result<Vec<_>, _>>()?;
+        let mut all = Vec::new();
+        for (slot, Connected { label, stream, mut process }) in (1..).map(Slot).zip(connected) {
+            let attached = attach(stream, &options, slot, backplane, ram, windows);
+            let device = attached.map_err(|error| {
+                let status = match &error {
+                    AttachError::Client(_) => process.as_mut().and_then(|process| process.wait(EXIT_WAIT)),
+                    _ => None,
+                };
+                let problem = status.map_or(Problem::Attach(error), Problem::Exited);
+                PeripheralError { label: label.clone(), problem }
+            })?;
+            let device = Arc::new(device);
+            assert!(bus.insert(slot, device.clone()), "slots are given out once, and there are at most 31 devices");
+            all.push(Peripheral { label, device, process: process.map(|process| Rc::new(RefCell::new(process))) });
+        }
+        Ok(Self { all })
+    }
+
+    /// Serves the devices from the event loop; the death of one is told, and noted in `stop`.
+    ///
+    /// # Errors
+    /// If the system has no descriptors left.
+    pub fn watch(&self, events: &mut EventLoop, stop: &Stop) -> Result<(), WatchError> {
+        for Peripheral { label, device, process } in &self.all {
+            let (label, slot, process, stop) = (label.clone(), device.slot(), process.clone(), stop.clone());
+            watch(device, events, move || {
+                stop.device_died();
+                let status = process.as_ref().and_then(|process| process.borrow_mut().wait(EXIT_WAIT));
+                let who = process.as_ref().map_or("its device process", |process| process.borrow().program());
+                let what = status.map_or("closed the connection or stopped answering".to_owned(), ending);
+                eprintln!("outrigger: {slot} ({label}): {who} {what}; from now on the guest reads all-ones from it");
+            })?;
+        }
+        Ok(())
+    }
+
+    /// How each part of each device is reached, for people.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let line = |peripheral: &Peripheral| {
+            let process = peripheral.process.as_ref().map(|process| {
+                let process = process.borrow();
+                format!("  {} (process {})", process.program(), process.id())
+            });
+            let text = peripheral.device.describe();
+            let (first, rest) = text.split_once('\n').unwrap_or((&text, ""));
+            format!("{first}  {}{}\n{rest}\n", peripheral.label, process.unwrap_or_default())
+        };
+        self.all.iter().map(line).collect()
+    }
+
+    /// The machine was reset: every device forgets what it knew, also those whose process stays for the next guest.
+    pub fn reset(&self) {
+        self.all.iter().for_each(|peripheral| peripheral.device.reset());
+    }
+
+    /// Ends all connections, and with them every wait for an answer.
+    pub fn disconnect(&self) {
+        self.all.iter().for_each(|peripheral| peripheral.device.client().close());
+    }
+}
+
+impl Drop for Peripherals {
+    fn drop(&mut self) {
+        // All at once, before the first is waited for.
+        self.disconnect();
+    }
+}
+
+fn start(config: &PciDeviceConfig, cpus: u8, deadline: Duration) -> Result<Connected, PeripheralError> {
+    let label = config.to_string();
+    let spawned = |result: Result<(DeviceProcess, UnixStream), SpawnError>| {
+        result.map(|(process, stream)| (Some(process), stream)).map_err(Problem::Spawn)
+    };
+    let connected = match config {
+        PciDeviceConfig::Disk(disk) => spawned(DeviceProcess::disk(disk, cpus)),
+        PciDeviceConfig::Net(net) => spawned(DeviceProcess::net(net)),
+        PciDeviceConfig::Socket(socket) => connect_to(&socket.path, deadline).map(|stream| (None, stream)),
+    };
+    match connected {
+        Ok((process, stream)) => Ok(Connected { label, stream, process }),
+        Err(problem) => Err(PeripheralError { label, problem }),
+    }
+}
+
+/// Connects without waiting longer than `deadline` for a server whose queue of connections is full.
+fn connect_to(path: &Path, deadline: Duration) -> Result<UnixStream, Problem> {
+    let failed = |errno: Errno| match errno {
+        Errno::ENOENT | Errno::ECONNREFUSED => Problem::NobodyListens,
+        errno => Problem::Connect(errno.into()),
+    };
+    let address = UnixAddr::new(path).map_err(failed)?;
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let stream = socket(AddressFamily::Unix, SockType::Stream, flags, None).map_err(failed)?;
+    let stream = UnixStream::from(stream);
+    let end = Instant::now() + deadline;
+    loop {
+        match connect(std::os::fd::AsRawFd::as_raw_fd(&stream), &address) {
+            Ok(()) => return Ok(stream),
+            Err(Errno::EAGAIN) if Instant::now() < end => thread::sleep(RETRY),
+            Err(Errno::EAGAIN) => return Err(Problem::NotAccepted(deadline)),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(failed(errno)),
+        }
+    }
+}
+
+fn attach(
+    stream: UnixStream,
+    options: &Options,
+    slot: Slot,
+    backplane: &Backplane,
+    ram: &Arc<GuestRam>,
+    windows: &mut Windows,
+) -> Result<Device, AttachError> {
+    let client = Arc::new(Client::new(stream, Arc::new(SharedRam(ram.clone())), options)?);
+    let description = discover(&client)?;
+    for region in ram.regions() {
+        client.dma_map(region.guest, region.size, Some((ram.fd(), region.file_offset)))?;
+    }
+    Device::new(client, &description, slot, backplane, windows)
+}
+
+/// Guest RAM for servers that reach it by messages.
+#[derive(Debug)]
+struct SharedRam(Arc<GuestRam>);
+
+impl ClientMemory for SharedRam {
+    fn read(&self, address: u64, data: &mut [u8]) -> Result<(), Errno> {
+        self.0.mmap().read_slice(data, GuestAddress(address)).map_err(|_| Errno::EFAULT)
+    }
+
+    fn write(&self, address: u64, data: &[u8]) -> Result<(), Errno> {
+        self.0.mmap().write_slice(data, GuestAddress(address)).map_err(|_| Errno::EFAULT)
+    }
+}
+
+/// An error and all its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
+}
