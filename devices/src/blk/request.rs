@@ -9,6 +9,7 @@ use virtio_bindings::virtio_blk as spec;
 
 use super::backing::{Backing, SECTOR};
 use super::{MAX_ZERO_SECTORS, SERIAL_SIZE};
+use crate::transport::chain::{gather, scatter};
 use crate::transport::{Chain, QueueError, Segment, WorkerError};
 
 /// Where the disk is among the ring's registered files.
@@ -295,32 +296,6 @@ fn collect<'m>(
         count += 1;
     }
     Ok(count)
-}
-
-/// Copies the first bytes of `segments`.
-fn gather(memory: &Memory, segments: &[Segment], mut data: &mut [u8]) -> Result<(), MemoryError> {
-    for segment in segments {
-        let (part, rest) = data.split_at_mut(data.len().min(segment.length as usize));
-        memory.read(segment.address, part)?;
-        data = rest;
-        if data.is_empty() {
-            break;
-        }
-    }
-    Ok(())
-}
-
-/// Copies to the first bytes of `segments`.
-fn scatter(memory: &Memory, segments: &[Segment], mut data: &[u8]) -> Result<(), MemoryError> {
-    for segment in segments {
-        let (part, rest) = data.split_at(data.len().min(segment.length as usize));
-        memory.write(segment.address, part)?;
-        data = rest;
-        if data.is_empty() {
-            break;
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

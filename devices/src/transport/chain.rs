@@ -1,5 +1,7 @@
 //! One request's buffers, gathered from a descriptor chain.
 
+use outrigger_protocol::server::{Memory, MemoryError};
+
 /// The most descriptors a chain may have: the largest queue's size (virtio 1.2, section 2.7.5.3.1).
 pub const MAX_SEGMENTS: usize = super::queue::MAX_QUEUE_SIZE as usize;
 
@@ -106,6 +108,32 @@ impl Chain {
         self.count += 1;
         Ok(())
     }
+}
+
+/// Copies the first bytes of `segments` to `data`, which is left alone where they end.
+pub fn gather(memory: &Memory, segments: &[Segment], mut data: &mut [u8]) -> Result<(), MemoryError> {
+    for segment in segments {
+        let (part, rest) = data.split_at_mut(data.len().min(segment.length as usize));
+        memory.read(segment.address, part)?;
+        data = rest;
+        if data.is_empty() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Copies `data` to the first bytes of `segments`, as far as they go.
+pub fn scatter(memory: &Memory, segments: &[Segment], mut data: &[u8]) -> Result<(), MemoryError> {
+    for segment in segments {
+        let (part, rest) = data.split_at(data.len().min(segment.length as usize));
+        memory.write(segment.address, part)?;
+        data = rest;
+        if data.is_empty() {
+            break;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

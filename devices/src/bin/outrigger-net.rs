@@ -1,0 +1,23 @@
+//! A network card as a process: a virtio network device on a tap, served over vfio-user.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use outrigger_devices::net::{HELP, Net};
+use outrigger_devices::process::{self, Endpoint};
+
+/// A virtio network device on a tap, served to a virtual machine over vfio-user
+#[derive(Parser)]
+#[command(name = "outrigger-net", version, after_help = HELP)]
+struct Arguments {
+    /// The network card: tap=NAME[,mac=MAC][,queues=N][,mtu=N]
+    #[arg(long, value_name = "KEY=VALUE,...")]
+    net: String,
+    #[command(flatten)]
+    endpoint: Endpoint,
+}
+
+fn main() -> ExitCode {
+    let Arguments { net, endpoint } = Arguments::parse();
+    process::run("outrigger-net", &endpoint, || Net::open(&net))
+}

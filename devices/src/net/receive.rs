@@ -1,0 +1,222 @@
+//! From the tap to the guest: packets are read straight into the driver's buffers.
+//!
+//! Buffers are taken from the queue ahead of need, as the size of a packet is known only after it was read. What is not
+//! used stays for the next packet, and is given back when the worker stops.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::tap::{HEADER_SIZE, MAX_PACKET, Tap};
+use crate::transport::{ActiveQueue, Chain, WorkerError};
+
+/// Packets handled before the driver is told.
+const BATCH: usize = 64;
+/// Buffers in one read, short of the kernel's limit (`UIO_MAXIOV`, 1,024) by one chain and the overflow.
+const MAX_BUFFERS: usize = 512;
+/// Where the header counts the buffers that a packet takes.
+const NUM_BUFFERS_OFFSET: u64 = 10;
+
+/// A chain taken from the queue and not filled yet.
+#[derive(Debug)]
+struct Buffer {
+    head: u16,
+    /// Where the packet's header goes if it is the first.
+    address: u64,
+    length: usize,
+    segments: usize,
+}
+
+/// The receiving half of one queue pair.
+#[derive(Debug)]
+pub struct Receiver {
+    tap: Arc<Tap>,
+    pair: u16,
+    /// A packet may take more than one buffer.
+    mergeable: bool,
+    /// Bytes of buffers to have before reading.
+    wanted: usize,
+    buffers: VecDeque<Buffer>,
+    available: usize,
+    /// The segments of `buffers` from `first` on, in order.
+    segments: Vec<libc::iovec>,
+    first: usize,
+    chain: Chain,
+    /// Takes the rest of a packet that is longer than the driver's buffers, so that it is noticed and dropped.
+    overflow: Box<[u8]>,
+}
+
+enum Next {
+    /// There is more to do at once.
+    Continue,
+    /// The tap has nothing.
+    Tap,
+    /// The driver has given no buffers.
+    Buffers,
+    /// The queue is detached from the tap.
+    Detached,
+}
+
+impl Receiver {
+    /// For one queue pair. `mergeable` and `large`: what the driver accepted.
+    pub fn new(tap: Arc<Tap>, pair: u16, mergeable: bool, large: bool) -> Self {
+        let normal = HEADER_SIZE + 14 + 4 + usize::from(tap.mtu);
+        Self {
+            tap,
+            pair,
+            mergeable,
+            wanted: if large { MAX_PACKET } else { normal },
+            buffers: VecDeque::with_capacity(MAX_BUFFERS),
+            available: 0,
+            segments: Vec::with_capacity(4 * MAX_BUFFERS),
+            first: 0,
+            chain: Chain::new(),
+            overflow: vec![0; MAX_PACKET].into_boxed_slice(),
+        }
+    }
+
+    /// Moves packets until told to stop.
+    pub fn serve(mut self, active: &mut ActiveQueue) -> Result<(), WorkerError> {
+        let result = self.run(active);
+        while let Some(buffer) = self.buffers.pop_back() {
+            active.queue.undo_pop(buffer.head);
+        }
+        result
+    }
+
+    fn run(&mut self, active: &mut ActiveQueue) -> Result<(), WorkerError> {
+        while !active.stopping() {
+            let next = self.receive(active);
+            active.publish()?;
+            match next? {
+                Next::Continue => {}
+                Next::Buffers => {
+                    if !active.queue.want_doorbell()? {
+                        active.wait()?;
+                    }
+                    active.queue.suppress_doorbell()?;
+                }
+                Next::Tap => self.wait(active, self.tap.queue(self.pair))?,
+                Next::Detached => self.wait(active, borrow(self.tap.wake(self.pair)))?,
+            }
+        }
+        Ok(())
+    }
+
+    fn receive(&mut self, active: &mut ActiveQueue) -> Result<Next, WorkerError> {
+        for _ in 0..BATCH {
+            self.fill(active)?;
+            if self.buffers.is_empty() {
+                return Ok(Next::Buffers);
+            }
+            match self.read() {
+                Ok(length) => self.deliver(active, length)?,
+                Err(Errno::EAGAIN) => return Ok(Next::Tap),
+                // EIO: switched off; nothing comes until it is switched on, which poll notices.
+                Err(Errno::EIO | Errno::EINTR) => return Ok(Next::Tap),
+                Err(Errno::EBADFD) => return Ok(Next::Detached),
+                Err(errno) => return Err(WorkerError::host("cannot read from the tap")(errno.into())),
+            }
+        }
+        Ok(Next::Continue)
+    }
+
+    /// Takes buffers from the queue until the largest packet fits.
+    fn fill(&mut self, active: &mut ActiveQueue) -> Result<(), WorkerError> {
+        while self.buffers.is_empty() || (self.mergeable && self.available < self.wanted) {
+            if self.segments.len() - self.first > MAX_BUFFERS {
+                return Ok(());
+            }
+            let Some(head) = active.queue.pop(&mut self.chain)? else { return Ok(()) };
+            let writable = self.chain.writable();
+            let first = writable.first().filter(|first| first.length as usize >= HEADER_SIZE);
+            let Some(first) = first else {
+                return Err(WorkerError::host("malformed buffer")(io::Error::other("no room for a packet's header")));
+            };
+            if self.segments.len() + writable.len() >= self.segments.capacity() {
+                self.segments.drain(..self.first);
+                self.first = 0;
+            }
+            for segment in writable {
+                let length = segment.length as usize;
+                let slice = active.queue.memory().writable_slice(segment.address, length)?;
+                let iov_base = slice.ptr_guard_mut().as_ptr().cast();
+                self.segments.push(libc::iovec { iov_base, iov_len: length });
+            }
+            let length = self.chain.writable_bytes() as usize;
+            self.buffers.push_back(Buffer { head, address: first.address, length, segments: writable.len() });
+            self.available += length;
+        }
+        Ok(())
+    }
+
+    /// Reads one packet into the buffers, and what does not fit into `overflow`.
+    fn read(&mut self) -> Result<usize, Errno> {
+        let overflow = libc::iovec { iov_base: self.overflow.as_mut_ptr().cast(), iov_len: self.overflow.len() };
+        self.segments.push(overflow);
+        let segments = &self.segments[self.first..];
+        let count = libc::c_int::try_from(segments.len()).unwrap_or(libc::c_int::MAX);
+        // SAFETY: each segment is a range of client memory, which stays mapped while `active.queue` holds it, or
+        // `overflow`, which nobody else refers to. Any content of shared memory is fine.
+        let result = unsafe { libc::readv(self.tap.queue(self.pair).as_raw_fd(), segments.as_ptr(), count) };
+        self.segments.pop();
+        Errno::result(result).map(|length| usize::try_from(length).unwrap_or(0))
+    }
+
+    /// Hands the packet that was read to the driver, or drops it.
+    fn deliver(&mut self, active: &mut ActiveQueue, length: usize) -> Result<(), WorkerError> {
+        if length < HEADER_SIZE || length > self.available {
+            // The driver has given too little room; a packet lost is what networks do then.
+            log::debug!("net: dropped a packet of {length} bytes, {} bytes of buffers", self.available);
+            return Ok(());
+        }
+        let mut count: u16 = 0;
+        let mut rest = length;
+        let address = self.buffers.front().map_or(0, |buffer| buffer.address);
+        while rest > 0 {
+            let Some(buffer) = self.buffers.pop_front() else { break };
+            let used = rest.min(buffer.length);
+            active.queue.push(buffer.head, u32::try_from(used).unwrap_or(u32::MAX))?;
+            self.available -= buffer.length;
+            self.first += buffer.segments;
+            rest -= used;
+            count += 1;
+        }
+        if self.first == self.segments.len() {
+            self.segments.clear();
+            self.first = 0;
+        }
+        // Before the driver sees the packet, which is when it is published.
+        Ok(active.queue.memory().write(address.saturating_add(NUM_BUFFERS_OFFSET), &count.to_le_bytes())?)
+    }
+
+    /// Waits until `source` is readable, or the doorbell rings.
+    fn wait(&self, active: &ActiveQueue, source: BorrowedFd<'_>) -> Result<(), WorkerError> {
+        let mut fds =
+            [PollFd::new(source, PollFlags::POLLIN), PollFd::new(borrow(active.doorbell()), PollFlags::POLLIN)];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(WorkerError::host("cannot wait for the tap")(errno.into())),
+        }
+        let [source, doorbell] = fds.map(|fd| fd.revents().unwrap_or(PollFlags::empty()));
+        if doorbell.contains(PollFlags::POLLIN) {
+            active.wait()?;
+        }
+        if source.contains(PollFlags::POLLERR) {
+            // A detached tap: the next read says so. One that went away for good says so as well.
+            log::debug!("net: {} is detached", self.tap.name());
+        }
+        // Readable only after an attachment, and then once.
+        let _ = self.tap.wake(self.pair).read();
+        Ok(())
+    }
+}
+
+fn borrow(eventfd: &vmm_sys_util::eventfd::EventFd) -> BorrowedFd<'_> {
+    // SAFETY: the eventfd is borrowed for as long as the result.
+    unsafe { BorrowedFd::borrow_raw(eventfd.as_raw_fd()) }
+}

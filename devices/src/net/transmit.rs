@@ -1,0 +1,93 @@
+//! From the guest to the tap: packets are written straight from the driver's buffers.
+
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use outrigger_protocol::server::{Memory, MemoryError};
+
+use super::tap::{HEADER_SIZE, MAX_PACKET, Tap};
+use crate::log_limit::LogLimit;
+use crate::transport::chain::MAX_SEGMENTS;
+use crate::transport::{ActiveQueue, Chain, WorkerError};
+
+/// How long a full tap may hold up a packet, in milliseconds, before it is dropped.
+const FULL_TIMEOUT_MS: u8 = 10;
+
+/// The sending half of one queue pair.
+#[derive(Debug)]
+pub struct Transmitter {
+    tap: Arc<Tap>,
+    pair: u16,
+    chain: Chain,
+    segments: Vec<libc::iovec>,
+    log: LogLimit,
+}
+
+impl Transmitter {
+    /// For one queue pair.
+    pub fn new(tap: Arc<Tap>, pair: u16) -> Self {
+        let segments = Vec::with_capacity(MAX_SEGMENTS);
+        Self { tap, pair, chain: Chain::new(), segments, log: LogLimit::default() }
+    }
+
+    /// Moves packets until told to stop.
+    pub fn serve(mut self, active: &mut ActiveQueue) -> Result<(), WorkerError> {
+        while !active.stopping() {
+            active.queue.suppress_doorbell()?;
+            let sent = self.send_batch(active);
+            active.publish()?;
+            if sent? && !active.queue.want_doorbell()? {
+                active.wait()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends at most a queue full; returns whether the queue is empty.
+    fn send_batch(&mut self, active: &mut ActiveQueue) -> Result<bool, WorkerError> {
+        for _ in 0..active.queue.size() {
+            let Some(head) = active.queue.pop(&mut self.chain)? else { return Ok(true) };
+            self.send(active.queue.memory())?;
+            active.queue.push(head, 0)?;
+        }
+        Ok(false)
+    }
+
+    /// Sends the packet in `chain`, or drops it.
+    fn send(&mut self, memory: &Memory) -> Result<(), MemoryError> {
+        let length = self.chain.readable_bytes() as usize;
+        if !(HEADER_SIZE..=MAX_PACKET).contains(&length) {
+            self.log.warn(format_args!("net: dropped a packet of {length} bytes"));
+            return Ok(());
+        }
+        self.segments.clear();
+        for segment in self.chain.readable() {
+            let iov_len = segment.length as usize;
+            let iov_base = memory.readable_slice(segment.address, iov_len)?.ptr_guard().as_ptr().cast_mut().cast();
+            self.segments.push(libc::iovec { iov_base, iov_len });
+        }
+        let result = match self.write() {
+            Err(Errno::EAGAIN) => {
+                let mut fds = [PollFd::new(self.tap.queue(self.pair), PollFlags::POLLOUT)];
+                // If it fails, so does the write.
+                let _ = poll(&mut fds, PollTimeout::from(FULL_TIMEOUT_MS));
+                self.write()
+            }
+            other => other,
+        };
+        if let Err(errno) = result {
+            self.log.warn(format_args!("net: dropped a packet of {length} bytes: {}: {errno}", self.tap.name()));
+        }
+        Ok(())
+    }
+
+    fn write(&self) -> Result<(), Errno> {
+        let count = libc::c_int::try_from(self.segments.len()).unwrap_or(libc::c_int::MAX);
+        // SAFETY: each segment is a range of client memory, which stays mapped while `active.queue` holds it, and which
+        // is only read. The kernel checks the header, which the guest may change at any time.
+        let result = unsafe { libc::writev(self.tap.queue(self.pair).as_raw_fd(), self.segments.as_ptr(), count) };
+        Errno::result(result).map(drop)
+    }
+}
