@@ -75,13 +75,15 @@ pub struct Receiver {
     fds: Vec<(usize, OwnedFd)>,
     limit: usize,
     patience: Duration,
+    /// By when the message at `start` must be whole, once a part of it is there.
+    due: Option<Instant>,
 }
 
 impl Receiver {
     /// Takes messages of at most `limit` bytes, header included, each of which must be complete `patience` after its
     /// first bytes.
     pub fn new(limit: usize, patience: Duration) -> Self {
-        Self { buffer: vec![0; READ_AHEAD], start: 0, end: 0, fds: Vec::new(), limit, patience }
+        Self { buffer: vec![0; READ_AHEAD], start: 0, end: 0, fds: Vec::new(), limit, patience, due: None }
     }
 
     /// Changes the limit, when a new one has been negotiated.
@@ -89,33 +91,27 @@ impl Receiver {
         self.limit = limit;
     }
 
-    /// Whether bytes have been read that no message has been made of yet.
-    pub fn has_buffered(&self) -> bool {
-        self.start != self.end
+    /// Whether [`Receiver::buffered`] has a message (or an error) to hand out.
+    pub fn has_whole(&self) -> bool {
+        !matches!(self.whole(), Ok(None))
     }
 
     /// The next message. `wait` is for its first bytes; `None`: there is none yet (only with [`Wait::No`]).
     pub fn receive(&mut self, socket: &mut Socket, wait: Wait) -> Result<Option<Message<'_>>, ReceiveError> {
-        let mut wait = wait;
-        let header = loop {
-            let have = self.end - self.start;
-            let mut needed = HEADER_SIZE;
-            if let Ok((header, _)) = Header::read_from_prefix(&self.buffer[self.start..self.end]) {
-                needed = self.checked_size(header)?;
-                if have >= needed {
-                    break header;
-                }
-            }
-            if have > 0 && !matches!(wait, Wait::Until(_)) {
-                wait = Wait::Until(Instant::now() + self.patience);
-            }
-            self.make_room(needed);
-            if !self.fill(socket, wait)? {
+        while self.whole()?.is_none() {
+            if !self.read_ahead(socket, wait)? {
                 return Ok(None);
             }
-        };
+        }
+        self.buffered()
+    }
+
+    /// The next message if all of it has been read already.
+    pub fn buffered(&mut self) -> Result<Option<Message<'_>>, ReceiveError> {
+        let Some(header) = self.whole()? else { return Ok(None) };
         let body = self.start + HEADER_SIZE;
         self.start += header.message_size as usize;
+        self.due = None;
         // Linux ends a receive behind the bytes that descriptors came with, so those whose bytes end beyond this
         // message belong to a later one.
         let mine = self.fds.iter().take_while(|(end, _)| *end <= self.start).count();
@@ -123,15 +119,45 @@ impl Receiver {
         Ok(Some(Message { header, payload: &self.buffer[body..self.start], fds }))
     }
 
-    fn checked_size(&self, header: Header) -> Result<usize, ReceiveError> {
+    /// Receives once, at most what completes the next message or a page; false: there was nothing (only with
+    /// [`Wait::No`]).
+    pub fn read_ahead(&mut self, socket: &mut Socket, wait: Wait) -> Result<bool, ReceiveError> {
+        let have = self.end - self.start;
+        let wait = if have > 0 { self.wait_for_rest(wait)? } else { wait };
+        let needed = self.header()?.map_or(HEADER_SIZE, |header| header.message_size as usize);
+        let room = (needed - have.min(needed)).max(READ_AHEAD);
+        self.make_room(have + room);
+        self.fill(socket, room, wait)
+    }
+
+    /// A message that has begun is waited for until it is due, whoever waits.
+    fn wait_for_rest(&mut self, wait: Wait) -> Result<Wait, ReceiveError> {
+        let now = Instant::now();
+        let due = *self.due.get_or_insert(now + self.patience);
+        match wait {
+            _ if now >= due => Err(ReceiveError::TimedOut),
+            Wait::No => Ok(Wait::No),
+            Wait::Until(deadline) => Ok(Wait::Until(deadline.min(due))),
+            Wait::Forever => Ok(Wait::Until(due)),
+        }
+    }
+
+    /// The header of the next message, checked.
+    fn header(&self) -> Result<Option<Header>, ReceiveError> {
+        let Ok((header, _)) = Header::read_from_prefix(&self.buffer[self.start..self.end]) else { return Ok(None) };
         let size = header.message_size as usize;
         if size < HEADER_SIZE || size > self.limit {
             return Err(ReceiveError::Size { size: header.message_size, limit: self.limit });
         }
-        Ok(size)
+        Ok(Some(header))
     }
 
-    /// Moves what is buffered to the front, and makes the buffer large enough for `needed` bytes.
+    fn whole(&self) -> Result<Option<Header>, ReceiveError> {
+        let have = self.end - self.start;
+        Ok(self.header()?.filter(|header| have >= header.message_size as usize))
+    }
+
+    /// Moves what is buffered to the front if `needed` bytes from there do not fit, and makes the buffer large enough.
     fn make_room(&mut self, needed: usize) {
         if self.start > 0 && (self.start == self.end || self.start + needed > self.buffer.len()) {
             self.buffer.copy_within(self.start..self.end, 0);
@@ -147,8 +173,8 @@ impl Receiver {
     }
 
     /// Reads more bytes; false: there are none (only with [`Wait::No`]).
-    fn fill(&mut self, socket: &mut Socket, wait: Wait) -> Result<bool, ReceiveError> {
-        let Received { bytes, fds } = match socket.receive(&mut self.buffer[self.end..], wait) {
+    fn fill(&mut self, socket: &mut Socket, room: usize, wait: Wait) -> Result<bool, ReceiveError> {
+        let Received { bytes, fds } = match socket.receive(&mut self.buffer[self.end..][..room], wait) {
             Ok(received) => received,
             Err(error) => {
                 return match error.kind() {

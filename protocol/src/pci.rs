@@ -25,3 +25,6 @@ pub const ERR_IRQ: u32 = 3;
 pub const REQ_IRQ: u32 = 4;
 /// How many interrupt types every PCI device reports.
 pub const NUM_IRQS: u32 = 5;
+/// No interrupt type has more vectors: the MSI-X table has at most 2,048 entries (PCI Local Bus 3.0, section 6.8.2.3,
+/// "Message Control for MSI-X").
+pub const MAX_VECTORS: u32 = 2048;

@@ -1,14 +1,15 @@
 //! Bytes and file descriptors over an `AF_UNIX` stream socket, with a deadline on every wait.
 
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nix::cmsg_space;
 use nix::errno::Errno;
+use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
 /// The most descriptors one message may carry here: a message with all doorbells of a 64-queue device fits. Linux's own
 /// bound is 253 (`SCM_MAX_FD`).
@@ -28,10 +29,12 @@ pub enum Wait {
 /// A connected stream socket.
 ///
 /// It blocks, with the kernel's own receive timeout, so that waiting for a message and receiving it are one system call.
+/// That timeout is half of the usual wait; what remains of a deadline after it is waited for exactly.
 #[derive(Debug)]
 pub struct Socket {
-    stream: UnixStream,
-    control: Vec<u8>,
+    stream: Arc<UnixStream>,
+    control: ControlBuffer,
+    tick: Duration,
 }
 
 /// What one receive brought.
@@ -44,51 +47,59 @@ pub struct Received {
 }
 
 impl Socket {
-    /// Wraps a connected socket. `patience` is how often a wait looks at its deadline, which it therefore exceeds by at
-    /// most as much.
-    pub fn new(stream: UnixStream, patience: Duration) -> io::Result<Self> {
+    /// Wraps a connected socket. `patience` is how long its waits usually last at most.
+    pub fn new(stream: impl Into<Arc<UnixStream>>, patience: Duration) -> io::Result<Self> {
+        let stream = stream.into();
+        let tick = (patience / 2).max(Duration::from_millis(1));
         stream.set_nonblocking(false)?;
-        stream.set_read_timeout(Some(patience))?;
-        Ok(Self { stream, control: cmsg_space!([RawFd; MAX_FDS]) })
-    }
-
-    /// A second handle on the same socket, for sending from elsewhere or for polling.
-    pub fn try_clone_stream(&self) -> io::Result<UnixStream> {
-        self.stream.try_clone()
+        stream.set_read_timeout(Some(tick))?;
+        Ok(Self { stream, control: ControlBuffer([0; CONTROL_SIZE]), tick })
     }
 
     /// Receives what is there, at most `buffer.len()` bytes. `ErrorKind::WouldBlock` with [`Wait::No`],
-    /// `ErrorKind::TimedOut` when the deadline passed.
+    /// `ErrorKind::TimedOut` when the deadline has passed (nothing is received then), `ErrorKind::InvalidData` when
+    /// descriptors were lost because they were more than [`MAX_FDS`] or than this process may have open.
     pub fn receive(&mut self, buffer: &mut [u8], wait: Wait) -> io::Result<Received> {
-        let mut flags = MsgFlags::MSG_CMSG_CLOEXEC;
-        flags.set(MsgFlags::MSG_DONTWAIT, wait == Wait::No);
         loop {
+            let mut flags = libc::MSG_CMSG_CLOEXEC;
+            match wait {
+                Wait::No => flags |= libc::MSG_DONTWAIT,
+                Wait::Forever => {}
+                Wait::Until(deadline) => {
+                    let remaining = deadline.saturating_duration_since(Instant::now());
+                    if remaining.is_zero() {
+                        return Err(io::ErrorKind::TimedOut.into());
+                    }
+                    if remaining < self.tick {
+                        wait_for(self.stream.as_fd(), PollFlags::POLLIN, deadline)?;
+                        flags |= libc::MSG_DONTWAIT;
+                    }
+                }
+            }
             match self.receive_once(buffer, flags) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => match wait {
-                    Wait::No => return Err(error),
-                    Wait::Until(deadline) if Instant::now() >= deadline => return Err(io::ErrorKind::TimedOut.into()),
-                    Wait::Until(_) | Wait::Forever => {}
-                },
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && wait != Wait::No => {}
                 other => return other,
             }
         }
     }
 
-    fn receive_once(&mut self, buffer: &mut [u8], flags: MsgFlags) -> io::Result<Received> {
-        let mut iov = [IoSliceMut::new(buffer)];
-        let message = recvmsg::<()>(self.stream.as_raw_fd(), &mut iov, Some(&mut self.control), flags)?;
-        let truncated = message.flags.contains(MsgFlags::MSG_CTRUNC);
-        let bytes = message.bytes;
-        let mut fds = Vec::new();
-        for control in message.cmsgs()? {
-            if let ControlMessageOwned::ScmRights(raw) = control {
-                // SAFETY: the kernel has just installed these descriptors for us; nobody else knows them.
-                fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
-            }
-        }
-        if truncated {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("more than {MAX_FDS} fds in one message")));
+    fn receive_once(&mut self, buffer: &mut [u8], flags: libc::c_int) -> io::Result<Received> {
+        let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+        // SAFETY: all-zero is a valid `msghdr`: null pointers with zero lengths.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        message.msg_iov = &raw mut iov;
+        message.msg_iovlen = 1;
+        message.msg_control = self.control.0.as_mut_ptr().cast();
+        message.msg_controllen = CONTROL_SIZE;
+        // SAFETY: `message` describes `buffer` and the control buffer, which are writable, of these sizes, and
+        // outlive the call.
+        let received = unsafe { libc::recvmsg(self.stream.as_raw_fd(), &raw mut message, flags) };
+        let bytes = usize::try_from(Errno::result(received)?).expect("a count is not negative");
+        // SAFETY: `message` was filled in by a successful recvmsg, and its control buffer is still as that left it.
+        let fds = unsafe { take_fds(&message) };
+        if message.msg_flags & libc::MSG_CTRUNC != 0 {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "more fds in one message than can be taken"));
         }
         Ok(Received { bytes, fds })
     }
@@ -98,6 +109,48 @@ impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.stream.as_fd()
     }
+}
+
+/// Room for one `SCM_RIGHTS` with [`MAX_FDS`] descriptors.
+const CONTROL_SIZE: usize = {
+    let header = size_of::<libc::cmsghdr>().next_multiple_of(size_of::<usize>());
+    header + (MAX_FDS * size_of::<RawFd>()).next_multiple_of(size_of::<usize>())
+};
+
+/// Aligned as the kernel's control messages are.
+#[derive(Debug)]
+#[repr(C, align(8))]
+struct ControlBuffer([u8; CONTROL_SIZE]);
+
+/// Takes the descriptors that came with a message, also when some that belong to it did not fit: whatever the kernel
+/// has installed is ours to close.
+///
+/// # Safety
+///
+/// `message` must have been filled in by a successful `recvmsg`, whose control buffer is unchanged since, and this must
+/// be the only look at it.
+unsafe fn take_fds(message: &libc::msghdr) -> Vec<OwnedFd> {
+    let mut fds = Vec::new();
+    // SAFETY: the kernel wrote `msg_controllen` bytes of well-formed control messages.
+    let mut next = unsafe { libc::CMSG_FIRSTHDR(message) };
+    while !next.is_null() {
+        // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR return headers that lie wholly within the control buffer.
+        let header = unsafe { &*next };
+        if (header.cmsg_level, header.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+            // SAFETY: as above.
+            let data = unsafe { libc::CMSG_DATA(next) }.cast::<RawFd>();
+            let empty = data as usize - next as usize;
+            let count = header.cmsg_len.saturating_sub(empty) / size_of::<RawFd>();
+            for i in 0..count {
+                // SAFETY: `cmsg_len` covers `count` descriptors, which the kernel has just installed for us; nobody
+                // else knows them.
+                fds.push(unsafe { OwnedFd::from_raw_fd(data.add(i).read_unaligned()) });
+            }
+        }
+        // SAFETY: `next` came from this message.
+        next = unsafe { libc::CMSG_NXTHDR(message, next) };
+    }
+    fds
 }
 
 /// A message on its way out: at most three parts, sent whole or not at all before the deadline.
@@ -112,6 +165,11 @@ impl<'a> Outgoing<'a> {
     /// The parts follow each other on the wire; the descriptors travel with the first byte.
     pub fn new(parts: [&'a [u8]; 3], fds: &'a [BorrowedFd<'a>]) -> Self {
         Self { parts, fds, sent: 0 }
+    }
+
+    /// How many bytes have been sent. Once it is more than none, nothing else may be sent before the rest.
+    pub fn sent(&self) -> usize {
+        self.sent
     }
 
     /// Sends as much as the socket takes without waiting; true when all is sent.
@@ -144,6 +202,9 @@ impl<'a> Outgoing<'a> {
     pub fn send(&mut self, socket: BorrowedFd<'_>, deadline: Instant) -> io::Result<()> {
         while !self.try_send(socket)? {
             wait_for(socket, PollFlags::POLLOUT, deadline)?;
+            if Instant::now() >= deadline {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
         }
         Ok(())
     }

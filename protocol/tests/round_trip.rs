@@ -1,5 +1,7 @@
 //! Our client against our server: every message that both sides speak, as a VMM would use them.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::os::fd::{AsFd, AsRawFd};
@@ -8,28 +10,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::device::{self, SPARSE_AREAS, SPARSE_OFFSET};
-use common::{PATIENCE, Server, memfd, same_file};
+use common::{Server, client, memfd, same_file};
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use outrigger_protocol::client::{Client, ClientError, ClientMemory, IoFdKind, Options};
+use outrigger_protocol::client::{ClientError, IoFdKind};
 use outrigger_protocol::{pci, wire};
-
-#[derive(Debug)]
-struct Nothing;
-
-impl ClientMemory for Nothing {
-    fn read(&self, _address: u64, _data: &mut [u8]) -> Result<(), Errno> {
-        Err(Errno::EFAULT)
-    }
-
-    fn write(&self, _address: u64, _data: &[u8]) -> Result<(), Errno> {
-        Err(Errno::EFAULT)
-    }
-}
-
-fn client(stream: UnixStream) -> Client {
-    Client::new(stream, Arc::new(Nothing), &Options { deadline: PATIENCE }).unwrap()
-}
 
 fn eventfd() -> EventFd {
     EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC).unwrap()

@@ -12,37 +12,45 @@ use zerocopy::IntoBytes;
 
 use super::error::ClientError;
 use super::exported::ExportedMemory;
+use super::requests::Backlog;
 use crate::codec::{Message, ReceiveError, Receiver};
 use crate::command::Command;
 use crate::socket::{Outgoing, Socket, Wait, wait_for};
-use crate::wire::{self, FLAG_ERROR, FLAG_NO_REPLY, HEADER_SIZE, Header, TYPE_COMMAND, TYPE_REPLY};
+use crate::wire::{FLAG_ERROR, FLAG_NO_REPLY, HEADER_SIZE, Header, TYPE_COMMAND};
 
-/// One socket. Whoever waits on it for a reply also serves what the server asks meanwhile, so that neither side can
-/// wait for the other for ever.
+/// One socket. Whoever waits on it, for a reply or for room, also serves what the server asks meanwhile, so that
+/// neither side can wait for the other for ever.
 #[derive(Debug)]
 pub(super) struct Connection {
     socket: Socket,
-    outgoing: UnixStream,
     receiver: Receiver,
     memory: Arc<ExportedMemory>,
+    backlog: Backlog,
     deadline: Duration,
     next_id: u16,
-    /// Posted writes whose replies some servers send although none is wanted.
+    tolerated: Tolerated,
+}
+
+/// Replies that nobody waits for, but that peers are known to send.
+#[derive(Debug, Default)]
+struct Tolerated {
+    /// Posted writes: some servers answer them although no reply is wanted.
     posted: u64,
-    scratch: Vec<u8>,
+    /// The id and command of an error: see [`Connection::expect_payload_as_header`].
+    misread: Option<(u16, u16)>,
 }
 
 impl Connection {
     pub(super) fn new(
-        stream: UnixStream,
+        stream: Arc<UnixStream>,
         memory: Arc<ExportedMemory>,
         limit: usize,
         deadline: Duration,
     ) -> io::Result<Self> {
-        let outgoing = stream.try_clone()?;
         let socket = Socket::new(stream, deadline)?;
         let receiver = Receiver::new(limit, deadline);
-        Ok(Self { socket, outgoing, receiver, memory, deadline, next_id: 0, posted: 0, scratch: Vec::new() })
+        let (backlog, tolerated) = (Backlog::default(), Tolerated::default());
+        Ok(Self { socket, receiver, memory, backlog, deadline, next_id: 0, tolerated })
     }
 
     /// Sends a command and waits for its reply, which `read` makes sense of: `Err` is a description of what is wrong
@@ -56,72 +64,78 @@ impl Connection {
     ) -> Result<T, ClientError> {
         let deadline = Instant::now() + self.deadline;
         let id = self.send(command, 0, parts, fds, deadline)?;
+        let malformed = |problem| ClientError::Malformed { command, problem };
         loop {
-            let message = match self.receiver.receive(&mut self.socket, Wait::Until(deadline)) {
+            let wait = self.flush_until_readable(command, deadline)?;
+            let message = match self.receiver.receive(&mut self.socket, wait) {
                 Ok(Some(message)) => message,
                 Ok(None) => continue,
-                Err(source) => return Err(self.receive_error(command, source)),
+                Err(source) => return Err(receive_error(command, source, self.deadline)),
             };
             let header = message.header;
-            if header.is_command() {
-                serve(&message, &self.memory, &mut self.scratch, &self.outgoing, deadline)
-                    .map_err(|source| ClientError::Io { command, source })?;
-                if Instant::now() >= deadline {
-                    return Err(ClientError::TimedOut { command, deadline: self.deadline });
+            if header.is_reply() && (header.message_id, header.command) == (id, command as u16) {
+                if header.flags & FLAG_ERROR == 0 {
+                    return read(message).map_err(malformed);
                 }
-                continue;
-            }
-            let malformed = |problem| ClientError::Malformed { command, problem };
-            if !header.is_reply() {
-                return Err(malformed("a message that is neither command nor reply"));
-            }
-            if header.message_id != id || header.command != command as u16 {
-                if header.command == Command::RegionWrite as u16 && self.posted > 0 {
-                    self.posted -= 1;
-                    continue;
-                }
-                return Err(malformed("a reply to something else"));
-            }
-            if header.flags & FLAG_ERROR != 0 {
                 let errno = i32::try_from(header.error).map_or(Errno::UnknownErrno, Errno::from_raw);
                 return Err(ClientError::Refused { command, errno });
             }
-            return read(message).map_err(malformed);
+            if header.is_command() {
+                self.backlog.answer(&message, &self.memory);
+            } else {
+                self.tolerated.take(&header).map_err(malformed)?;
+            }
+            // What is there already is received without looking at the clock.
+            if Instant::now() >= deadline {
+                return Err(ClientError::TimedOut { command, deadline: self.deadline });
+            }
         }
     }
 
     /// Sends a command whose reply nobody wants.
     pub(super) fn post(&mut self, command: Command, parts: [&[u8]; 2]) -> Result<(), ClientError> {
         self.send(command, FLAG_NO_REPLY, parts, &[], Instant::now() + self.deadline)?;
-        self.posted += 1;
+        self.tolerated.posted += 1;
         Ok(())
     }
 
-    /// Serves what the server has sent while nobody waited, without waiting for more.
-    pub(super) fn serve_ready(&mut self) -> Result<(), ClientError> {
-        let command = Command::DmaRead;
+    /// Whether there is something for [`Connection::settle`] to do.
+    pub(super) fn is_unsettled(&self) -> bool {
+        self.receiver.has_whole() || !self.backlog.is_empty()
+    }
+
+    /// Serves what was received along with a reply, which no poll would tell of, and sends what is owed.
+    pub(super) fn settle(&mut self) -> Result<(), ClientError> {
+        let (command, deadline) = (Command::DmaRead, Instant::now() + self.deadline);
         loop {
-            let message = match self.receiver.receive(&mut self.socket, Wait::No) {
-                Ok(Some(message)) => message,
-                Ok(None) => return Ok(()),
-                Err(source) => return Err(self.receive_error(command, source)),
-            };
-            let header = message.header;
-            if header.is_command() {
-                let deadline = Instant::now() + self.deadline;
-                serve(&message, &self.memory, &mut self.scratch, &self.outgoing, deadline)
-                    .map_err(|source| ClientError::Io { command, source })?;
-            } else if header.command == Command::RegionWrite as u16 && self.posted > 0 {
-                self.posted -= 1;
-            } else {
-                return Err(ClientError::Malformed { command, problem: "a reply that nobody waits for" });
+            self.serve_buffered(command)?;
+            if !self.flush(command)? {
+                self.wait_for_room(command, deadline)?;
+            } else if !self.receiver.has_whole() {
+                return Ok(());
             }
         }
+    }
+
+    /// Serves what the server has sent while nobody waited: receives once, without waiting; what is left is there for
+    /// the next poll. False: there was nothing.
+    pub(super) fn serve_ready(&mut self) -> Result<bool, ClientError> {
+        let some = self.serve_once(Command::DmaRead)?;
+        self.settle()?;
+        Ok(some)
     }
 
     /// Changes the largest message that is taken, when it has been negotiated.
     pub(super) fn set_limit(&mut self, limit: usize) {
         self.receiver.set_limit(limit);
+    }
+
+    /// After a command that the server refused as unknown: some servers do not skip its payload but take the first
+    /// bytes of it as the next header, and refuse that as well.
+    pub(super) fn expect_payload_as_header(&mut self, payload: &[u8]) {
+        if let [a, b, c, d, ..] = *payload {
+            self.tolerated.misread = Some((u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d])));
+        }
     }
 
     fn send(
@@ -143,19 +157,78 @@ impl Connection {
         };
         let mut outgoing = Outgoing::new([header.as_bytes(), parts[0], parts[1]], fds);
         loop {
-            match outgoing.try_send(self.outgoing.as_fd()) {
-                Ok(true) => return Ok(header.message_id),
-                Ok(false) => {}
-                Err(source) => return Err(self.io_error(command, source)),
+            // Replies that wait go first, but not into the middle of this message.
+            if (outgoing.sent() > 0 || self.flush(command)?)
+                && outgoing.try_send(self.socket.as_fd()).map_err(|e| self.io_error(command, e))?
+            {
+                return Ok(header.message_id);
             }
-            // The server takes no more. It may be waiting for us to answer what it asked.
-            let events = PollFlags::POLLOUT | PollFlags::POLLIN;
-            let ready =
-                wait_for(self.outgoing.as_fd(), events, deadline).map_err(|source| self.io_error(command, source))?;
-            if ready.contains(PollFlags::POLLIN) {
-                self.serve_ready()?;
+            self.wait_for_room(command, deadline)?;
+        }
+    }
+
+    /// Waits until the server takes more. It may be about to ask for something itself, and wait for us to receive that
+    /// first: so we do.
+    fn wait_for_room(&mut self, command: Command, deadline: Instant) -> Result<(), ClientError> {
+        let ready = self.poll_unsent(command, deadline)?;
+        if ready.contains(PollFlags::POLLIN) {
+            self.serve_once(command)?;
+        }
+        Ok(())
+    }
+
+    /// Waits for room, and for something to receive unless too many replies wait already.
+    fn poll_unsent(&self, command: Command, deadline: Instant) -> Result<PollFlags, ClientError> {
+        if Instant::now() >= deadline {
+            return Err(ClientError::TimedOut { command, deadline: self.deadline });
+        }
+        let mut events = PollFlags::POLLOUT;
+        events.set(PollFlags::POLLIN, !self.backlog.is_full());
+        wait_for(self.socket.as_fd(), events, deadline).map_err(|source| self.io_error(command, source))
+    }
+
+    /// Sends replies until none is left or there is something to receive; returns how to wait for it.
+    fn flush_until_readable(&mut self, command: Command, deadline: Instant) -> Result<Wait, ClientError> {
+        loop {
+            if self.receiver.has_whole() && !self.backlog.is_full() {
+                return Ok(Wait::No);
+            }
+            if self.flush(command)? {
+                return Ok(Wait::Until(deadline));
+            }
+            if self.poll_unsent(command, deadline)?.contains(PollFlags::POLLIN) {
+                return Ok(Wait::No);
             }
         }
+    }
+
+    fn flush(&mut self, command: Command) -> Result<bool, ClientError> {
+        self.backlog.flush(self.socket.as_fd()).map_err(|source| self.io_error(command, source))
+    }
+
+    /// Receives once, without waiting, and serves all that is whole then.
+    fn serve_once(&mut self, command: Command) -> Result<bool, ClientError> {
+        let some = self.receiver.read_ahead(&mut self.socket, Wait::No);
+        let some = some.map_err(|source| receive_error(command, source, self.deadline))?;
+        self.serve_buffered(command)?;
+        Ok(some)
+    }
+
+    fn serve_buffered(&mut self, command: Command) -> Result<(), ClientError> {
+        while !self.backlog.is_full() {
+            let message = match self.receiver.buffered() {
+                Ok(Some(message)) => message,
+                Ok(None) => return Ok(()),
+                Err(source) => return Err(receive_error(command, source, self.deadline)),
+            };
+            if message.header.is_command() {
+                self.backlog.answer(&message, &self.memory);
+            } else {
+                let header = message.header;
+                self.tolerated.take(&header).map_err(|problem| ClientError::Malformed { command, problem })?;
+            }
+        }
+        Ok(())
     }
 
     fn io_error(&self, command: Command, source: io::Error) -> ClientError {
@@ -165,60 +238,29 @@ impl Connection {
             _ => ClientError::Io { command, source },
         }
     }
+}
 
-    fn receive_error(&self, command: Command, source: ReceiveError) -> ClientError {
-        match source {
-            ReceiveError::TimedOut => ClientError::TimedOut { command, deadline: self.deadline },
-            ReceiveError::Closed | ReceiveError::Truncated { .. } => ClientError::Disconnected(command),
-            source => ClientError::Receive { command, source },
+impl Tolerated {
+    fn take(&mut self, header: &Header) -> Result<(), &'static str> {
+        if !header.is_reply() {
+            return Err("a message that is neither command nor reply");
         }
+        if header.command == Command::RegionWrite as u16 && self.posted > 0 {
+            self.posted -= 1;
+            return Ok(());
+        }
+        let is_error = header.flags & FLAG_ERROR != 0;
+        if is_error && self.misread.take_if(|misread| *misread == (header.message_id, header.command)).is_some() {
+            return Ok(());
+        }
+        Err("a reply to something else")
     }
 }
 
-/// Answers one request of the server.
-fn serve(
-    message: &Message<'_>,
-    memory: &ExportedMemory,
-    scratch: &mut Vec<u8>,
-    outgoing: &UnixStream,
-    deadline: Instant,
-) -> io::Result<()> {
-    scratch.clear();
-    let result = match Command::from_number(message.header.command) {
-        Some(Command::DmaRead) => dma_read(message, memory, scratch),
-        Some(Command::DmaWrite) => dma_write(message, memory, scratch),
-        _ => Err(Errno::ENOTSUP),
-    };
-    if message.header.no_reply() {
-        return Ok(());
+fn receive_error(command: Command, source: ReceiveError, deadline: Duration) -> ClientError {
+    match source {
+        ReceiveError::TimedOut => ClientError::TimedOut { command, deadline },
+        ReceiveError::Closed | ReceiveError::Truncated { .. } => ClientError::Disconnected(command),
+        source => ClientError::Receive { command, source },
     }
-    let mut header = Header { flags: TYPE_REPLY, error: 0, ..message.header };
-    if let Err(errno) = result {
-        scratch.clear();
-        header.flags |= FLAG_ERROR;
-        header.error = (errno as i32).unsigned_abs();
-    }
-    header.message_size = u32::try_from(HEADER_SIZE + scratch.len()).map_err(io::Error::other)?;
-    Outgoing::new([header.as_bytes(), scratch, &[]], &[]).send(outgoing.as_fd(), deadline)
-}
-
-fn dma_read(message: &Message<'_>, memory: &ExportedMemory, reply: &mut Vec<u8>) -> Result<(), Errno> {
-    let (access, rest) = message.parse::<wire::DmaAccess>().ok_or(Errno::EINVAL)?;
-    if !rest.is_empty() || access.count > memory.max_transfer() {
-        return Err(Errno::EINVAL);
-    }
-    let count = usize::try_from(access.count).map_err(|_| Errno::EINVAL)?;
-    reply.extend_from_slice(access.as_bytes());
-    reply.resize(size_of::<wire::DmaAccess>() + count, 0);
-    memory.read(access.address, &mut reply[size_of::<wire::DmaAccess>()..])
-}
-
-fn dma_write(message: &Message<'_>, memory: &ExportedMemory, reply: &mut Vec<u8>) -> Result<(), Errno> {
-    let (access, data) = message.parse::<wire::DmaAccess>().ok_or(Errno::EINVAL)?;
-    if access.count != data.len() as u64 || access.count > memory.max_transfer() {
-        return Err(Errno::EINVAL);
-    }
-    memory.write(access.address, data)?;
-    reply.extend_from_slice(access.as_bytes());
-    Ok(())
 }

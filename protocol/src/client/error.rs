@@ -18,7 +18,7 @@ pub enum ClientError {
     #[error("{0:?}: the server is gone")]
     Disconnected(Command),
     /// No reply, or no room to send, in time.
-    #[error("{command:?}: no answer within {} s", deadline.as_secs())]
+    #[error("{command:?}: no answer within {deadline:?}")]
     TimedOut {
         /// What was asked.
         command: Command,
@@ -83,7 +83,7 @@ pub enum ClientError {
 }
 
 impl ClientError {
-    /// Whether the connection can still be used.
+    /// Whether the connection can no longer be used.
     pub(super) fn is_fatal(&self) -> bool {
         !matches!(self, Self::Refused { .. } | Self::Local { .. })
     }

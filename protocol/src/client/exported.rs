@@ -1,7 +1,7 @@
 //! The memory that a client lets its server reach by `VFIO_USER_DMA_READ` and `VFIO_USER_DMA_WRITE`.
 
 use std::fmt::Debug;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
 
@@ -41,16 +41,19 @@ impl ExportedMemory {
     }
 
     pub(super) fn export(&self, address: u64, size: u64, flags: u32) {
-        self.ranges.lock().unwrap_or_else(PoisonError::into_inner).push(Range { address, size, flags });
+        self.ranges().push(Range { address, size, flags });
     }
 
+    /// Takes back the range that was exported last with this address and size.
     pub(super) fn withdraw(&self, address: u64, size: u64) {
-        let mut ranges = self.ranges.lock().unwrap_or_else(PoisonError::into_inner);
-        ranges.retain(|range| (range.address, range.size) != (address, size));
+        let mut ranges = self.ranges();
+        if let Some(last) = ranges.iter().rposition(|range| (range.address, range.size) == (address, size)) {
+            ranges.remove(last);
+        }
     }
 
     pub(super) fn count(&self) -> usize {
-        self.ranges.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.ranges().len()
     }
 
     pub(super) fn read(&self, address: u64, data: &mut [u8]) -> Result<(), Errno> {
@@ -63,11 +66,21 @@ impl ExportedMemory {
         self.memory.write(address, data)
     }
 
+    /// `EFAULT`: not all of it lies within one exported range that the server may read.
+    pub(super) fn check_readable(&self, address: u64, length: usize) -> Result<(), Errno> {
+        self.check(address, length, DMA_READABLE)
+    }
+
     fn check(&self, address: u64, length: usize, flag: u32) -> Result<(), Errno> {
         let end = address.checked_add(length as u64).ok_or(Errno::EFAULT)?;
-        let ranges = self.ranges.lock().unwrap_or_else(PoisonError::into_inner);
-        let within =
-            |range: &Range| range.flags & flag != 0 && address >= range.address && end <= range.address + range.size;
-        if ranges.iter().any(within) { Ok(()) } else { Err(Errno::EFAULT) }
+        let within = |range: &Range| {
+            let range_end = range.address.saturating_add(range.size);
+            range.flags & flag != 0 && address >= range.address && end <= range_end
+        };
+        if self.ranges().iter().any(within) { Ok(()) } else { Err(Errno::EFAULT) }
+    }
+
+    fn ranges(&self) -> MutexGuard<'_, Vec<Range>> {
+        self.ranges.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -6,7 +6,9 @@
 mod connection;
 mod error;
 mod exported;
+mod negotiate;
 mod replies;
+mod requests;
 
 pub use error::ClientError;
 pub use exported::ClientMemory;
@@ -16,21 +18,29 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use zerocopy::IntoBytes;
 
-use crate::capabilities::{Capabilities, MAJOR, MINOR, TwinSocket};
+use crate::capabilities::{Capabilities, MAX_JSON};
 use crate::codec::Message;
 use crate::command::Command;
+use crate::socket::MAX_FDS;
 use crate::wire::{self, HEADER_SIZE};
 use connection::Connection;
 use exported::ExportedMemory;
+use negotiate::{Agreed, negotiate};
 use replies::Sized;
 
 /// The most bytes a description of a region may need.
 const MAX_ARGSZ: u32 = 1 << 16;
+/// The most bytes that are asked for or sent in one message, whatever more the server would take.
+const MAX_TRANSFER: usize = 1 << 20;
+/// How long [`Client::serve_ready`] stands back from a connection that a call is using.
+const STAND_BACK: Duration = Duration::from_micros(50);
+/// No PCI device has nearly as many regions, or interrupt types.
+const MAX_INDICES: u32 = 256;
 
 /// How to talk to a server.
 #[derive(Clone, Debug)]
@@ -50,13 +60,11 @@ impl Default for Options {
 pub struct Client {
     main: Mutex<Connection>,
     twin: Option<Mutex<Connection>>,
-    main_stream: UnixStream,
-    twin_stream: Option<UnixStream>,
+    main_stream: Arc<UnixStream>,
+    twin_stream: Option<Arc<UnixStream>>,
     memory: Arc<ExportedMemory>,
     server: Capabilities,
     closed: AtomicBool,
-    /// Something came for [`Client::serve_ready`] while a call held the connection.
-    unserved: AtomicBool,
 }
 
 /// What to poll for [`Client::serve_ready`].
@@ -83,26 +91,21 @@ impl Client {
     /// Negotiates version and capabilities on a connected socket. `memory` is what the server may reach by messages,
     /// within what is later mapped with [`Client::dma_map`].
     pub fn new(stream: UnixStream, memory: Arc<dyn ClientMemory>, options: &Options) -> Result<Self, ClientError> {
-        let command = Command::Version;
-        let io = |source| ClientError::Io { command, source };
-        let ours =
-            Capabilities { twin_socket: Some(TwinSocket { supported: true, fd_index: None }), ..Capabilities::ours() };
-        let limit = message_limit(&ours);
+        let ours = negotiate::ours();
         let memory = Arc::new(ExportedMemory::new(memory, ours.max_data_xfer_size));
-        let main_stream = stream.try_clone().map_err(io)?;
-        let mut main = Connection::new(stream, memory.clone(), limit, options.deadline).map_err(io)?;
-        let (server, twin_stream) = negotiate(&mut main, &ours)?;
-        let twin = match &twin_stream {
-            None => None,
-            Some(stream) => {
-                let stream = stream.try_clone().map_err(io)?;
-                let connection = Connection::new(stream, memory.clone(), limit, options.deadline).map_err(io)?;
-                Some(Mutex::new(connection))
-            }
+        let connect = |stream: &Arc<UnixStream>, limit| {
+            let connection = Connection::new(stream.clone(), memory.clone(), limit, options.deadline);
+            connection.map_err(|source| ClientError::Io { command: Command::Version, source })
         };
+        let main_stream = Arc::new(stream);
+        let mut main = connect(&main_stream, HEADER_SIZE + size_of::<wire::Version>() + MAX_JSON)?;
+        let Agreed { server, twin } = negotiate(&mut main, &ours)?;
+        let limit = HEADER_SIZE + size_of::<wire::RegionAccess>() + MAX_TRANSFER;
         main.set_limit(limit);
-        let (closed, unserved) = (AtomicBool::new(false), AtomicBool::new(false));
-        Ok(Self { main: Mutex::new(main), twin, main_stream, twin_stream, memory, server, closed, unserved })
+        let twin_stream = twin.map(Arc::new);
+        let twin = twin_stream.as_ref().map(|stream| connect(stream, limit)).transpose()?.map(Mutex::new);
+        let closed = AtomicBool::new(false);
+        Ok(Self { main: Mutex::new(main), twin, main_stream, twin_stream, memory, server, closed })
     }
 
     /// What the server is capable of.
@@ -115,6 +118,9 @@ impl Client {
         let request = wire::DeviceInfo { argsz: size_u32::<wire::DeviceInfo>(), ..Default::default() };
         self.request(Command::DeviceGetInfo, [request.as_bytes(), &[]], &[], |message| {
             let (info, _) = message.parse::<wire::DeviceInfo>().ok_or("device info is too short")?;
+            if info.num_regions > MAX_INDICES || info.num_irqs > MAX_INDICES {
+                return Err("device info counts more regions or interrupt types than a device can have");
+            }
             Ok(DeviceInfo { flags: info.flags, num_regions: info.num_regions, num_irqs: info.num_irqs })
         })
     }
@@ -131,10 +137,18 @@ impl Client {
 
     /// `VFIO_USER_DEVICE_GET_REGION_IO_FDS` for a region of `region_size` bytes.
     pub fn region_io_fds(&self, index: u32, region_size: u64) -> Result<Vec<IoFd>, ClientError> {
-        self.with_argsz(Command::DeviceGetRegionIoFds, 4096, |argsz| {
+        let command = Command::DeviceGetRegionIoFds;
+        self.with_argsz(command, 4096, |argsz| {
             let request = wire::RegionIoFds { argsz, index, ..Default::default() };
-            self.request(Command::DeviceGetRegionIoFds, [request.as_bytes(), &[]], &[], |message| {
-                replies::io_fds(message, index, region_size, argsz)
+            let payload = request.as_bytes();
+            self.locked(command, |main| {
+                let result = main.request(command, [payload, &[]], &[], |message| {
+                    replies::io_fds(message, index, region_size, argsz)
+                });
+                if matches!(result, Err(ClientError::Refused { .. })) {
+                    main.expect_payload_as_header(payload);
+                }
+                result
             })
         })
     }
@@ -150,7 +164,7 @@ impl Client {
     /// Connects eventfds to vectors `start`, `start` + 1, … of an interrupt type, in as many messages as the server's
     /// `max_msg_fds` asks for.
     pub fn set_irq_eventfds(&self, index: u32, start: u32, fds: &[BorrowedFd<'_>]) -> Result<(), ClientError> {
-        let most = usize::try_from(self.server.max_msg_fds).unwrap_or(usize::MAX).min(crate::socket::MAX_FDS);
+        let most = usize::try_from(self.server.max_msg_fds).unwrap_or(usize::MAX).min(MAX_FDS);
         if most == 0 {
             let problem = "fds in one message";
             return Err(ClientError::Local { command: Command::DeviceSetIrqs, problem, value: 1, limit: 0 });
@@ -160,7 +174,7 @@ impl Client {
             let count = u32::try_from(chunk.len()).expect("a chunk has at most MAX_FDS fds");
             let flags = wire::IRQ_SET_DATA_EVENTFD | wire::IRQ_SET_ACTION_TRIGGER;
             self.set_irqs(index, flags, start, count, chunk)?;
-            start += count;
+            start = start.wrapping_add(count);
         }
         Ok(())
     }
@@ -205,7 +219,7 @@ impl Client {
                 chunk.copy_from_slice(data);
                 Ok(())
             })?;
-            offset += chunk.len() as u64;
+            offset = offset.wrapping_add(chunk.len() as u64);
         }
         Ok(())
     }
@@ -216,7 +230,7 @@ impl Client {
         for chunk in data.chunks(self.max_transfer()) {
             let access = region_access(region, offset, chunk.len());
             self.request(Command::RegionWrite, [access.as_bytes(), chunk], &[], |_| Ok(()))?;
-            offset += chunk.len() as u64;
+            offset = offset.wrapping_add(chunk.len() as u64);
         }
         Ok(())
     }
@@ -229,22 +243,25 @@ impl Client {
             let access = region_access(region, offset, chunk.len());
             let parts = [access.as_bytes(), chunk];
             self.locked(Command::RegionWrite, |main| main.post(Command::RegionWrite, parts))?;
-            offset += chunk.len() as u64;
+            offset = offset.wrapping_add(chunk.len() as u64);
         }
         Ok(())
     }
 
-    /// Makes a range of memory valid for DMA; with a descriptor, the server may map it.
+    /// Makes a range of memory valid for DMA; with a descriptor, the server may map it (a server that takes no
+    /// descriptors is not given it).
     pub fn dma_map(&self, address: u64, size: u64, file: Option<(BorrowedFd<'_>, u64)>) -> Result<(), ClientError> {
         let command = Command::DmaMap;
         let (value, limit) = (self.memory.count() as u64 + 1, self.server.max_dma_maps);
         if value > limit {
             return Err(ClientError::Local { command, problem: "DMA mappings", value, limit });
         }
+        let file = file.filter(|_| self.server.max_msg_fds > 0);
         let flags = wire::DMA_READABLE | wire::DMA_WRITEABLE;
         let offset = file.map_or(0, |(_, offset)| offset);
         let request = wire::DmaMap { argsz: size_u32::<wire::DmaMap>(), flags, offset, address, size };
         let fds: Vec<_> = file.iter().map(|(fd, _)| *fd).collect();
+        // Before the server knows of it: its first access may come before its reply.
         self.memory.export(address, size, flags);
         let result = self.request(command, [request.as_bytes(), &[]], &fds, |_| Ok(()));
         if result.is_err() {
@@ -253,12 +270,14 @@ impl Client {
         result
     }
 
-    /// Takes a range back that was mapped earlier.
+    /// Takes a range back that was mapped earlier. Whatever the server answers, it is out of reach of messages then;
+    /// a server that has mapped a descriptor and does not let go of it cannot be made to.
     pub fn dma_unmap(&self, address: u64, size: u64) -> Result<(), ClientError> {
         let request = wire::DmaUnmap { argsz: size_u32::<wire::DmaUnmap>(), flags: 0, address, size };
-        self.request(Command::DmaUnmap, [request.as_bytes(), &[]], &[], |_| Ok(()))?;
+        let result = self.request(Command::DmaUnmap, [request.as_bytes(), &[]], &[], |_| Ok(()));
+        // After the reply: until then the server may be finishing what it had begun.
         self.memory.withdraw(address, size);
-        Ok(())
+        result
     }
 
     /// `VFIO_USER_DEVICE_RESET`.
@@ -266,36 +285,39 @@ impl Client {
         self.request(Command::DeviceReset, [&[], &[]], &[], |_| Ok(()))
     }
 
-    /// What to poll. With a twin socket the main one carries replies only.
+    /// What to poll (level-triggered), to call [`Client::serve_ready`] when it is readable or hung up. With a twin
+    /// socket the main one carries replies only, so that only its hang-up is of interest.
     pub fn watch(&self) -> impl Iterator<Item = Watch<'_>> {
         let main = Watch { fd: self.main_stream.as_fd(), requests: self.twin_stream.is_none() };
         let twin = self.twin_stream.as_ref().map(|stream| Watch { fd: stream.as_fd(), requests: true });
         [Some(main), twin].into_iter().flatten()
     }
 
-    /// Serves what the server has sent while no call was under way, without waiting. An error says that the server is
-    /// gone or was cut off.
+    /// Serves what the server has sent while no call was under way. An error says that the server is gone or was cut
+    /// off. Waits only for a server that does not take its replies, and not longer than one call may.
+    ///
+    /// While a call holds the connection this returns at once: the call serves what comes.
     pub fn serve_ready(&self) -> Result<(), ClientError> {
         if self.is_closed() {
             return Err(ClientError::Disconnected(Command::DmaRead));
         }
         if let Some(twin) = &self.twin {
             let result = lock(twin).serve_ready();
-            return self.closing(result);
+            if self.closing(result)? {
+                return Ok(());
+            }
         }
-        // A call that holds the connection serves requests itself, and looks at the flag when it is done.
-        self.unserved.store(true, Ordering::SeqCst);
-        self.serve_unserved()
-    }
-
-    fn serve_unserved(&self) -> Result<(), ClientError> {
-        while self.unserved.load(Ordering::SeqCst) {
-            let Ok(mut main) = self.main.try_lock() else { return Ok(()) };
-            self.unserved.store(false, Ordering::SeqCst);
-            let result = main.serve_ready();
-            drop(main);
-            self.closing(result)?;
-        }
+        let mut main = match self.main.try_lock() {
+            Ok(main) => main,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                // A poll says at once that what the call will receive is still there: don't take turns with it.
+                std::thread::sleep(STAND_BACK);
+                return Ok(());
+            }
+        };
+        let result = main.serve_ready();
+        self.closing(result)?;
         Ok(())
     }
 
@@ -335,10 +357,14 @@ impl Client {
             return Err(ClientError::Disconnected(command));
         }
         let result = call(&mut main);
-        drop(main);
-        let result = self.closing(result);
-        if self.unserved.load(Ordering::SeqCst) {
-            self.serve_unserved()?;
+        if result.as_ref().is_err_and(ClientError::is_fatal) {
+            self.close();
+        } else if main.is_unsettled() {
+            // What goes wrong here is not this call's failure, but the last that is heard of this server.
+            let settled = main.settle();
+            if let Err(error) = self.closing(settled) {
+                log::warn!("closing the connection to a device: {error}");
+            }
         }
         result
     }
@@ -353,7 +379,7 @@ impl Client {
 
     fn max_transfer(&self) -> usize {
         // The least that makes any progress is one byte; zero was refused when it was negotiated.
-        usize::try_from(self.server.max_data_xfer_size.min(1 << 20)).unwrap_or(1 << 20)
+        usize::try_from(self.server.max_data_xfer_size).unwrap_or(usize::MAX).min(MAX_TRANSFER)
     }
 
     fn with_argsz<T>(
@@ -375,35 +401,6 @@ impl Client {
             Sized::Needs(_) => malformed("a description that grows each time"),
         }
     }
-}
-
-fn negotiate(main: &mut Connection, ours: &Capabilities) -> Result<(Capabilities, Option<UnixStream>), ClientError> {
-    let proposal = wire::Version { major: MAJOR, minor: MINOR };
-    let data = ours.to_version_data();
-    let command = Command::Version;
-    let (version, capabilities, mut fds) = main.request(command, [proposal.as_bytes(), &data], &[], |message| {
-        let (version, data) = message.parse::<wire::Version>().ok_or("the version is too short")?;
-        Ok((version, Capabilities::parse(data), message.fds))
-    })?;
-    if version.major != MAJOR || version.minor > MINOR {
-        return Err(ClientError::Version { major: version.major, minor: version.minor });
-    }
-    let capabilities = capabilities.map_err(ClientError::Capabilities)?;
-    let twin = match &capabilities.twin_socket {
-        Some(TwinSocket { supported: true, fd_index }) => {
-            let index = fd_index.and_then(|index| usize::try_from(index).ok()).filter(|&index| index < fds.len());
-            let problem = "twin_socket is supported but names no fd of the message";
-            let index = index.ok_or(ClientError::Malformed { command, problem })?;
-            Some(UnixStream::from(fds.swap_remove(index)))
-        }
-        _ => None,
-    };
-    Ok((capabilities, twin))
-}
-
-fn message_limit(ours: &Capabilities) -> usize {
-    let data = usize::try_from(ours.max_data_xfer_size).unwrap_or(1 << 20);
-    HEADER_SIZE + size_of::<wire::RegionAccess>() + data
 }
 
 fn region_access(region: u32, offset: u64, length: usize) -> wire::RegionAccess {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use zerocopy::FromBytes;
 
 use crate::codec::Message;
+use crate::pci::MAX_VECTORS;
 use crate::wire;
 
 const PAGE: u64 = 4096;
@@ -25,7 +26,8 @@ pub struct RegionInfo {
     pub offset: u64,
     /// What to map, when `flags` has `REGION_MMAP`.
     pub fd: Option<OwnedFd>,
-    /// The mappable areas as (offset in the region, size), all within the region and page-aligned.
+    /// The mappable areas as (offset in the region, size), by offset: within the region, page-aligned, without overlap.
+    /// Empty without `fd`. Whether the file is as long as this needs is for whoever maps it to check.
     pub areas: Vec<(u64, u64)>,
 }
 
@@ -34,7 +36,7 @@ pub struct RegionInfo {
 pub struct IrqInfo {
     /// `wire::IRQ_*`.
     pub flags: u32,
-    /// How many vectors.
+    /// How many vectors: at most 2,048.
     pub count: u32,
 }
 
@@ -85,14 +87,22 @@ pub(super) fn region_info(mut message: Message<'_>, index: u32, argsz: u32) -> R
     if message.fds.len() > 1 {
         return Err("region info comes with more than one fd");
     }
-    let areas = match info.flags & wire::REGION_CAPS {
+    let sparse = match info.flags & wire::REGION_CAPS {
         0 => None,
         _ => sparse_areas(message.payload, info.cap_offset, info.size)?,
     };
     let mappable = info.flags & wire::REGION_MMAP != 0;
     let fd = message.fds.pop().filter(|_| mappable);
-    let whole = vec![(0, info.size)];
-    let areas = if fd.is_none() { Vec::new() } else { areas.unwrap_or(whole) };
+    let areas = match (&fd, sparse) {
+        (None, _) => Vec::new(),
+        (Some(_), Some(areas)) => areas,
+        (Some(_), None) if info.size < PAGE => Vec::new(),
+        (Some(_), None) => vec![(0, info.size - info.size % PAGE)],
+    };
+    let file_end = info.offset.checked_add(info.size).and_then(|end| i64::try_from(end).ok());
+    if !areas.is_empty() && (file_end.is_none() || !info.offset.is_multiple_of(PAGE)) {
+        return Err("the offset of a mappable region is misaligned or beyond any file");
+    }
     Ok(Sized::Whole(RegionInfo { index, flags: info.flags, size: info.size, offset: info.offset, fd, areas }))
 }
 
@@ -102,6 +112,9 @@ fn sparse_areas(payload: &[u8], cap_offset: u32, region_size: u64) -> Result<Opt
     for _ in 0..MAX_CAPABILITIES {
         if next == 0 {
             return Ok(None);
+        }
+        if next < size_of::<wire::RegionInfo>() {
+            return Err("a region capability lies within the region info");
         }
         let bytes = payload.get(next..).ok_or("a region capability lies beyond the message")?;
         let (header, bytes) = wire::CapHeader::read_from_prefix(bytes).map_err(|_| "a region capability is cut off")?;
@@ -122,7 +135,13 @@ fn sparse_areas(payload: &[u8], cap_offset: u32, region_size: u64) -> Result<Opt
         if !areas.iter().all(legal) {
             return Err("a sparse-mmap area is misaligned or beyond its region");
         }
-        return Ok(Some(areas.iter().filter(|area| area.size > 0).map(|area| (area.offset, area.size)).collect()));
+        let areas = areas.iter().filter(|area| area.size > 0).map(|area| (area.offset, area.size));
+        let mut areas: Vec<(u64, u64)> = areas.collect();
+        areas.sort_unstable();
+        if areas.windows(2).any(|pair| pair[0].0 + pair[0].1 > pair[1].0) {
+            return Err("sparse-mmap areas overlap");
+        }
+        return Ok(Some(areas));
     }
     Err("the region capabilities form a loop")
 }
@@ -131,6 +150,9 @@ pub(super) fn irq_info(message: &Message<'_>, index: u32) -> Result<IrqInfo, &'s
     let (info, _) = message.parse::<wire::IrqInfo>().ok_or("interrupt info is too short")?;
     if info.index != index {
         return Err("interrupt info is for another type");
+    }
+    if info.count > MAX_VECTORS {
+        return Err("interrupt info counts more vectors than a device can have");
     }
     Ok(IrqInfo { flags: info.flags, count: info.count })
 }
@@ -152,7 +174,10 @@ pub(super) fn io_fds(
     if count == 0 {
         return Ok(Sized::Whole(Vec::new()));
     }
-    let stride = entries.len() / count;
+    // The text subtracts 32 from argsz, but the structure has 16 bytes, and so says everybody's code.
+    let array = (reply.argsz as usize).saturating_sub(size_of::<wire::RegionIoFds>());
+    let entries = entries.get(..array).ok_or("region io fds is shorter than it says")?;
+    let stride = array / count;
     if stride < size_of::<wire::IoFd>() {
         return Err("region io fds has fewer sub-regions than it says");
     }

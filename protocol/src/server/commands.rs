@@ -14,6 +14,8 @@ use crate::codec::Message;
 use crate::command::Command;
 use crate::wire;
 
+const IRQ_SET_DATA_MASK: u32 = wire::IRQ_SET_DATA_NONE | wire::IRQ_SET_DATA_BOOL | wire::IRQ_SET_DATA_EVENTFD;
+
 /// One client's view of a device.
 pub(super) struct Commands<'a> {
     pub(super) device: &'a mut dyn Device,
@@ -41,10 +43,11 @@ impl Commands<'_> {
             Command::DeviceGetRegionIoFds => self.region_io_fds(&message, reply),
             Command::DeviceGetIrqInfo => self.irq_info(&message, reply),
             Command::DeviceSetIrqs => self.set_irqs(message),
-            Command::DeviceReset => {
+            Command::DeviceReset if message.payload.is_empty() => {
                 self.device.reset();
                 Ok(())
             }
+            Command::DeviceReset => Err(Errno::EINVAL),
             Command::Version => Err(Errno::EINVAL),
             Command::DmaRead
             | Command::DmaWrite
@@ -62,8 +65,10 @@ impl Commands<'_> {
             return Err(Errno::EINVAL);
         }
         reply.push(&access);
-        let data = reply.push_zeroed(access.count as usize);
-        self.device.read(access.region, access.offset, data)
+        match reply.push_zeroed(access.count as usize) {
+            [] => Ok(()),
+            data => self.device.read(access.region, access.offset, data),
+        }
     }
 
     fn region_write(&mut self, message: &Message<'_>, reply: &mut Reply) -> Result<(), Errno> {
@@ -72,7 +77,9 @@ impl Commands<'_> {
         if data.len() != access.count as usize || !region.writable {
             return Err(Errno::EINVAL);
         }
-        self.device.write(access.region, access.offset, data)?;
+        if !data.is_empty() {
+            self.device.write(access.region, access.offset, data)?;
+        }
         reply.push(&access);
         Ok(())
     }
@@ -128,7 +135,9 @@ impl Commands<'_> {
         if (request.argsz as usize) < fixed {
             return Err(Errno::EINVAL);
         }
-        let areas = region.mapping.as_ref().map_or(&[][..], |mapping| &mapping.areas);
+        // A client that takes no descriptors is offered nothing to map.
+        let mapping = region.mapping.as_ref().filter(|_| self.client.max_msg_fds > 0);
+        let areas = mapping.map_or(&[][..], |mapping| &mapping.areas);
         let caps = match areas.len() {
             0 => 0,
             count => {
@@ -142,12 +151,12 @@ impl Commands<'_> {
             argsz: whole,
             flags: flag(region.readable, wire::REGION_READ)
                 | flag(region.writable, wire::REGION_WRITE)
-                | flag(region.mapping.is_some(), wire::REGION_MMAP)
+                | flag(mapping.is_some(), wire::REGION_MMAP)
                 | flag(caps > 0, wire::REGION_CAPS),
             index: request.index,
             cap_offset: if caps > 0 && fits { size_u32(fixed)? } else { 0 },
             size: region.size,
-            offset: region.mapping.as_ref().map_or(0, |mapping| mapping.offset),
+            offset: mapping.map_or(0, |mapping| mapping.offset),
         });
         if !fits {
             // The client asks again with room for everything; the descriptor goes with that reply alone.
@@ -160,7 +169,7 @@ impl Commands<'_> {
                 reply.push(&wire::SparseMmapArea { offset, size });
             }
         }
-        match &region.mapping {
+        match mapping {
             Some(mapping) => reply.push_fd(&mapping.fd),
             None => Ok(()),
         }
@@ -213,22 +222,37 @@ impl Commands<'_> {
         let (request, data) = message.parse::<wire::IrqSet>().ok_or(Errno::EINVAL)?;
         let irq = *self.device.irqs().get(request.index as usize).ok_or(Errno::EINVAL)?;
         let end = request.start.checked_add(request.count).ok_or(Errno::EINVAL)?;
-        let data_kind = request.flags & (wire::IRQ_SET_DATA_EVENTFD * 2 - 1);
-        let action = request.flags & !(wire::IRQ_SET_DATA_EVENTFD * 2 - 1);
+        let data_kind = request.flags & IRQ_SET_DATA_MASK;
+        let action = request.flags & !IRQ_SET_DATA_MASK;
         let data_size = if data_kind == wire::IRQ_SET_DATA_BOOL { request.count as usize } else { 0 };
         let fds_legal = message.fds.is_empty() || data_kind == wire::IRQ_SET_DATA_EVENTFD;
-        if end > irq.count || data.len() != data_size || !fds_legal {
+        let argsz_legal = request.argsz as usize >= size_of::<wire::IrqSet>();
+        if end > irq.count || data.len() != data_size || !fds_legal || !argsz_legal {
             return Err(Errno::EINVAL);
         }
-        match (action, data_kind) {
-            (wire::IRQ_SET_ACTION_TRIGGER, wire::IRQ_SET_DATA_NONE) if request.count == 0 => {
-                self.interrupts.disconnect(request.index);
+        if request.count == 0 {
+            if (action, data_kind, request.start) != (wire::IRQ_SET_ACTION_TRIGGER, wire::IRQ_SET_DATA_NONE, 0) {
+                return Err(Errno::EINVAL);
+            }
+            self.interrupts.disconnect(request.index);
+            return Ok(());
+        }
+        let maskable = irq.flags & wire::IRQ_MASKABLE != 0;
+        let legal = match action {
+            wire::IRQ_SET_ACTION_TRIGGER => true,
+            wire::IRQ_SET_ACTION_MASK | wire::IRQ_SET_ACTION_UNMASK => maskable,
+            _ => false,
+        };
+        match data_kind {
+            _ if !legal => Err(Errno::EINVAL),
+            wire::IRQ_SET_DATA_EVENTFD if action == wire::IRQ_SET_ACTION_TRIGGER => self.connect(&request, message.fds),
+            wire::IRQ_SET_DATA_NONE => {
+                self.act(&request, action, |_| true);
                 Ok(())
             }
-            (wire::IRQ_SET_ACTION_TRIGGER, wire::IRQ_SET_DATA_EVENTFD) => self.connect(&request, message.fds),
-            (action, wire::IRQ_SET_DATA_NONE) => self.act(&request, irq.flags, action, |_| true),
-            (action, wire::IRQ_SET_DATA_BOOL) => {
-                self.act(&request, irq.flags, action, |i| data.get(i).is_some_and(|&chosen| chosen != 0))
+            wire::IRQ_SET_DATA_BOOL => {
+                self.act(&request, action, |i| data.get(i).is_some_and(|&chosen| chosen != 0));
+                Ok(())
             }
             _ => Err(Errno::EINVAL),
         }
@@ -251,29 +275,21 @@ impl Commands<'_> {
         Ok(())
     }
 
-    fn act(
-        &mut self,
-        request: &wire::IrqSet,
-        irq_flags: u32,
-        action: u32,
-        chosen: impl Fn(usize) -> bool,
-    ) -> Result<(), Errno> {
-        let maskable = irq_flags & wire::IRQ_MASKABLE != 0;
+    /// Does an action, which the interrupt type is known to support, for each vector chosen.
+    fn act(&mut self, request: &wire::IrqSet, action: u32, chosen: impl Fn(usize) -> bool) {
         for (i, vector) in (request.start..request.start + request.count).enumerate() {
             if !chosen(i) {
                 continue;
             }
             match action {
-                wire::IRQ_SET_ACTION_TRIGGER => self.interrupts.trigger(request.index, vector),
-                wire::IRQ_SET_ACTION_MASK if maskable => self.interrupts.set_masked(request.index, true),
-                wire::IRQ_SET_ACTION_UNMASK if maskable => {
-                    self.interrupts.set_masked(request.index, false);
+                wire::IRQ_SET_ACTION_MASK => self.interrupts.set_masked(request.index, vector, true),
+                wire::IRQ_SET_ACTION_UNMASK => {
+                    self.interrupts.set_masked(request.index, vector, false);
                     self.device.unmasked(request.index);
                 }
-                _ => return Err(Errno::EINVAL),
+                _ => self.interrupts.trigger(request.index, vector),
             }
         }
-        Ok(())
     }
 }
 

@@ -25,34 +25,38 @@ pub struct Interrupts {
 #[derive(Debug)]
 struct InterruptType {
     flags: u32,
+    vectors: Vec<Vector>,
+}
+
+#[derive(Debug, Default)]
+struct Vector {
+    eventfd: ArcSwapOption<EventFd>,
     masked: AtomicBool,
-    vectors: Vec<ArcSwapOption<EventFd>>,
 }
 
 impl Interrupts {
     pub(super) fn new(irqs: &[Irq]) -> Self {
         let types = irqs.iter().map(|irq| InterruptType {
             flags: irq.flags,
-            masked: AtomicBool::new(false),
-            vectors: (0..irq.count).map(|_| ArcSwapOption::empty()).collect(),
+            vectors: (0..irq.count).map(|_| Vector::default()).collect(),
         });
         Self { types: types.collect() }
     }
 
     /// Fires vector `vector` of interrupt type `irq` ([`crate::pci`]).
     ///
-    /// Nothing happens while the client has not connected the vector, nor while the type is masked: a device fires
-    /// again from [`super::Device::unmasked`]. A type with `IRQ_AUTOMASKED` masks itself.
+    /// Nothing happens while the client has not connected the vector, nor while it is masked: a device fires again
+    /// from [`super::Device::unmasked`]. A vector of a type with `IRQ_AUTOMASKED` masks itself.
     pub fn trigger(&self, irq: u32, vector: u32) {
         let Some(kind) = self.types.get(irq as usize) else { return };
-        let Some(slot) = kind.vectors.get(vector as usize) else { return };
-        let Some(eventfd) = &*slot.load() else { return };
+        let Some(vector) = kind.vectors.get(vector as usize) else { return };
+        let Some(eventfd) = &*vector.eventfd.load() else { return };
         if kind.flags & wire::IRQ_MASKABLE != 0 {
             let automasked = kind.flags & wire::IRQ_AUTOMASKED != 0;
             // Whoever finds it unmasked fires; `unmasked` runs after the flag is cleared, so no cause is lost.
             let was_masked = match automasked {
-                true => kind.masked.swap(true, Ordering::SeqCst),
-                false => kind.masked.load(Ordering::SeqCst),
+                true => vector.masked.swap(true, Ordering::SeqCst),
+                false => vector.masked.load(Ordering::SeqCst),
             };
             if was_masked {
                 return;
@@ -64,26 +68,33 @@ impl Interrupts {
 
     /// Whether the client has connected any vector of this interrupt type, so that it is the one in use.
     pub fn is_connected(&self, irq: u32) -> bool {
-        self.types.get(irq as usize).is_some_and(|kind| kind.vectors.iter().any(|slot| slot.load().is_some()))
+        self.types
+            .get(irq as usize)
+            .is_some_and(|kind| kind.vectors.iter().any(|vector| vector.eventfd.load().is_some()))
     }
 
-    pub(super) fn set_masked(&self, irq: u32, masked: bool) {
-        if let Some(kind) = self.types.get(irq as usize) {
-            kind.masked.store(masked, Ordering::SeqCst);
+    pub(super) fn set_masked(&self, irq: u32, vector: u32, masked: bool) {
+        if let Some(vector) = self.vector(irq, vector) {
+            vector.masked.store(masked, Ordering::SeqCst);
         }
     }
 
     pub(super) fn connect(&self, irq: u32, vector: u32, eventfd: Option<EventFd>) {
-        if let Some(slot) = self.types.get(irq as usize).and_then(|kind| kind.vectors.get(vector as usize)) {
-            slot.store(eventfd.map(Arc::new));
+        if let Some(vector) = self.vector(irq, vector) {
+            vector.eventfd.store(eventfd.map(Arc::new));
         }
     }
 
     pub(super) fn disconnect(&self, irq: u32) {
-        if let Some(kind) = self.types.get(irq as usize) {
-            kind.vectors.iter().for_each(|slot| slot.store(None));
-            kind.masked.store(false, Ordering::SeqCst);
+        let Some(kind) = self.types.get(irq as usize) else { return };
+        for vector in &kind.vectors {
+            vector.eventfd.store(None);
+            vector.masked.store(false, Ordering::SeqCst);
         }
+    }
+
+    fn vector(&self, irq: u32, vector: u32) -> Option<&Vector> {
+        self.types.get(irq as usize)?.vectors.get(vector as usize)
     }
 
     pub(super) fn disconnect_all(&self) {

@@ -1,7 +1,6 @@
 //! A reply under construction, in a buffer that is used again for the next one.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
 use nix::errno::Errno;
@@ -44,7 +43,7 @@ impl Reply {
     /// Sends what was pushed, or the error alone.
     pub(super) fn send(
         &mut self,
-        stream: &UnixStream,
+        socket: impl AsFd,
         command: Header,
         result: Result<(), Errno>,
         deadline: Instant,
@@ -60,6 +59,6 @@ impl Reply {
         header.message_size = u32::try_from(self.bytes.len()).expect("a reply is bounded by max_data_xfer_size");
         self.bytes[..HEADER_SIZE].copy_from_slice(header.as_bytes());
         let fds: Vec<_> = self.fds.iter().map(AsFd::as_fd).collect();
-        Outgoing::new([&self.bytes, &[], &[]], &fds).send(stream.as_fd(), deadline)
+        Outgoing::new([&self.bytes, &[], &[]], &fds).send(socket.as_fd(), deadline)
     }
 }

@@ -1,6 +1,7 @@
 //! One client, from its first message to its last.
 
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use super::dma::DmaTable;
 use super::interrupts::Interrupts;
 use super::memory::Memory;
 use super::reply::Reply;
-use crate::capabilities::{Capabilities, CapabilitiesError, MAJOR, MINOR};
+use crate::capabilities::{Capabilities, CapabilitiesError, MAJOR, MAX_JSON, MINOR};
 use crate::codec::{Message, ReceiveError, Receiver};
 use crate::command::Command;
 use crate::socket::{Socket, Wait};
@@ -80,11 +81,9 @@ fn run(
     options: &Options,
     interrupts: &Arc<Interrupts>,
 ) -> Result<(), ServeError> {
-    let outgoing = stream.try_clone().map_err(ServeError::Setup)?;
     let mut socket = Socket::new(stream, options.deadline).map_err(ServeError::Setup)?;
     let ours = Capabilities::ours();
-    let limit = HEADER_SIZE + size_of::<wire::RegionAccess>() + usize::try_from(ours.max_data_xfer_size).unwrap_or(0);
-    let mut receiver = Receiver::new(limit, options.deadline);
+    let mut receiver = Receiver::new(HEADER_SIZE + size_of::<wire::Version>() + MAX_JSON, options.deadline);
     let mut reply = Reply::default();
 
     let first = receiver.receive(&mut socket, Wait::Until(Instant::now() + options.deadline));
@@ -92,8 +91,10 @@ fn run(
         Err(ReceiveError::Closed) => return Ok(()),
         Err(error) => return Err(ServeError::Receive(error)),
         Ok(None) => return Err(ServeError::NoVersion),
-        Ok(Some(message)) => negotiate(&message, &ours, &mut reply, &outgoing, options)?,
+        Ok(Some(message)) => negotiate(&message, &ours, &mut reply, socket.as_fd(), options)?,
     };
+    let data = usize::try_from(ours.max_data_xfer_size).unwrap_or(0);
+    receiver.set_limit(HEADER_SIZE + size_of::<wire::RegionAccess>() + data);
 
     let dma_limit = usize::try_from(ours.max_dma_maps).unwrap_or(usize::MAX);
     let mut commands = Commands { device, interrupts, dma: DmaTable::new(dma_limit), ours: &ours, client: &client };
@@ -115,7 +116,7 @@ fn run(
         }
         if !header.no_reply() {
             let deadline = Instant::now() + options.deadline;
-            match reply.send(&outgoing, header, result, deadline) {
+            match reply.send(&socket, header, result, deadline) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => break Ok(()),
                 Err(error) => break Err(ServeError::Send(error)),
@@ -131,27 +132,31 @@ fn negotiate(
     message: &Message<'_>,
     ours: &Capabilities,
     reply: &mut Reply,
-    outgoing: &UnixStream,
+    outgoing: BorrowedFd<'_>,
     options: &Options,
 ) -> Result<Capabilities, ServeError> {
-    let is_version = message.header.command == Command::Version as u16 && message.header.is_command();
+    let header = message.header;
+    let is_version = header.command == Command::Version as u16 && header.is_command();
     let parsed = message.parse::<wire::Version>().filter(|_| is_version && message.fds.is_empty());
     let (version, data) = parsed.ok_or(ServeError::NoVersion)?;
+    let deadline = Instant::now() + options.deadline;
     let refused = match Capabilities::parse(data) {
         _ if version.major != MAJOR => ServeError::Major(version.major),
         Err(error) => ServeError::Capabilities(error),
         Ok(client) => {
-            reply.clear();
-            reply.push(&wire::Version { major: MAJOR, minor: version.minor.min(MINOR) });
-            let data = ours.to_version_data();
-            reply.push_zeroed(data.len()).copy_from_slice(&data);
-            let deadline = Instant::now() + options.deadline;
-            reply.send(outgoing, message.header, Ok(()), deadline).map_err(ServeError::Send)?;
+            if !header.no_reply() {
+                reply.clear();
+                reply.push(&wire::Version { major: MAJOR, minor: version.minor.min(MINOR) });
+                let data = ours.to_version_data();
+                reply.push_zeroed(data.len()).copy_from_slice(&data);
+                reply.send(outgoing, header, Ok(()), deadline).map_err(ServeError::Send)?;
+            }
             return Ok(client);
         }
     };
     // The text asks for closing the connection; a client that is told why before can say so.
-    let deadline = Instant::now() + options.deadline;
-    let _ = reply.send(outgoing, message.header, Err(Errno::EINVAL), deadline);
+    if !header.no_reply() {
+        let _ = reply.send(outgoing, header, Err(Errno::EINVAL), deadline);
+    }
     Err(refused)
 }

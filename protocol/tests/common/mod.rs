@@ -4,6 +4,7 @@
 #![allow(clippy::missing_panics_doc, clippy::unwrap_used, missing_docs, reason = "a test fails by panicking")]
 
 pub mod device;
+pub mod memory;
 pub mod raw;
 
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -13,6 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use outrigger_protocol::client::{self, Client};
 use outrigger_protocol::server::{Options, ServeError, serve};
 
 use device::{State, TestDevice};
@@ -83,4 +85,9 @@ pub fn same_file(a: &impl AsRawFd, b: &impl AsRawFd) -> bool {
     use std::os::unix::fs::MetadataExt;
     let (a, b) = (stat(a.as_raw_fd()), stat(b.as_raw_fd()));
     (a.dev(), a.ino()) == (b.dev(), b.ino())
+}
+
+/// Our client, with no memory to share.
+pub fn client(stream: UnixStream) -> Client {
+    Client::new(stream, memory::GuestMemory::new(0), &client::Options { deadline: PATIENCE }).unwrap()
 }

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 
-use vmm_sys_util::sock_ctrl_msg::{IntoIovec, ScmSocket};
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use super::PATIENCE;
 
@@ -191,8 +191,8 @@ impl Raw {
             let mut iovec = [libc_iovec(rest)];
             // SAFETY: the vector describes `rest`, which outlives the call.
             match unsafe { self.stream.recv_with_fds(&mut iovec, &mut raw) } {
-                // SAFETY: the kernel has just installed these descriptors.
                 Ok((n, count)) => {
+                    // SAFETY: the kernel has just installed these descriptors.
                     fds.extend(raw[..count].iter().map(|&fd| unsafe { File::from_raw_fd(fd) }));
                     match n {
                         0 => return false,
@@ -227,12 +227,6 @@ impl Raw {
 fn libc_iovec(buffer: &mut [u8]) -> nix::libc::iovec {
     nix::libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() }
 }
-
-/// Checks at compile time that slices can be sent as they are.
-const _: fn() = || {
-    fn sendable<T: IntoIovec>() {}
-    sendable::<&[u8]>();
-};
 
 /// The number behind a descriptor.
 pub fn fd(of: &impl AsRawFd) -> RawFd {

@@ -1,0 +1,54 @@
+//! The first message of a connection (specification: "`VFIO_USER_VERSION`").
+
+use std::os::unix::net::UnixStream;
+
+use nix::sys::socket::{SockType, getsockopt, sockopt};
+use zerocopy::IntoBytes;
+
+use super::connection::Connection;
+use super::error::ClientError;
+use crate::capabilities::{Capabilities, MAJOR, MINOR, TwinSocket};
+use crate::command::Command;
+use crate::wire;
+
+/// What the two sides agreed on.
+pub(super) struct Agreed {
+    pub(super) server: Capabilities,
+    /// The client's end of the socket on which the server's requests come.
+    pub(super) twin: Option<UnixStream>,
+}
+
+/// What a client offers.
+pub(super) fn ours() -> Capabilities {
+    Capabilities { twin_socket: Some(TwinSocket { supported: true, fd_index: None }), ..Capabilities::ours() }
+}
+
+/// Proposes version and capabilities, and takes what the server makes of them.
+pub(super) fn negotiate(main: &mut Connection, ours: &Capabilities) -> Result<Agreed, ClientError> {
+    let command = Command::Version;
+    let proposal = wire::Version { major: MAJOR, minor: MINOR };
+    let data = ours.to_version_data();
+    let (version, capabilities, mut fds) = main.request(command, [proposal.as_bytes(), &data], &[], |message| {
+        let (version, data) = message.parse::<wire::Version>().ok_or("the version is too short")?;
+        Ok((version, Capabilities::parse(data), message.fds))
+    })?;
+    if version.major != MAJOR || version.minor > MINOR {
+        return Err(ClientError::Version { major: version.major, minor: version.minor });
+    }
+    let server = capabilities.map_err(ClientError::Capabilities)?;
+    let malformed = |problem| ClientError::Malformed { command, problem };
+    let twin = match &server.twin_socket {
+        Some(TwinSocket { supported: true, fd_index }) => {
+            let index = fd_index.and_then(|index| usize::try_from(index).ok()).filter(|&index| index < fds.len());
+            let index = index.ok_or(malformed("twin_socket is supported but names no fd of the message"))?;
+            let stream = UnixStream::from(fds.swap_remove(index));
+            let is_stream = getsockopt(&stream, sockopt::SockType) == Ok(SockType::Stream);
+            if !is_stream || stream.local_addr().is_err() || stream.peer_addr().is_err() {
+                return Err(malformed("the twin socket is not a connected Unix stream socket"));
+            }
+            Some(stream)
+        }
+        _ => None,
+    };
+    Ok(Agreed { server, twin })
+}
