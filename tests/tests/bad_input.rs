@@ -11,7 +11,6 @@ use outrigger_tests::process::{Ended, Process, run};
 use outrigger_tests::{binaries, disk, payload, server};
 use tempfile::TempDir;
 
-const FAILED: i32 = 1;
 const USAGE: i32 = 2;
 const HOST: i32 = 3;
 
@@ -286,7 +285,7 @@ fn a_socket_that_nobody_listens_on() {
     let directory = temporary();
     let path = directory.path().join("deaf.sock");
     drop(UnixListener::bind(&path).expect("the directory is ours"));
-    refused(&mut device(&path), USAGE, &["--device", "deaf.sock", "efused"]);
+    refused(&mut device(&path), USAGE, &["--device", "deaf.sock", "nobody listens"]);
 }
 
 #[test]
@@ -299,7 +298,7 @@ fn a_socket_that_is_a_file() {
 fn misbehaves(name: &str, serve: fn(UnixStream)) {
     let directory = temporary();
     let path: PathBuf = server::listen(directory.path(), name, serve);
-    refused(&mut device(&path), FAILED, &["--device", name]);
+    refused(&mut device(&path), USAGE, &["--device", name]);
 }
 
 #[test]
@@ -333,6 +332,6 @@ fn a_server_that_never_accepts() {
     let directory = temporary();
     let path = directory.path().join("stuck.sock");
     let listener = UnixListener::bind(&path).expect("the directory is ours");
-    refused(&mut device(&path), FAILED, &["--device", "stuck.sock"]);
+    refused(&mut device(&path), USAGE, &["--device", "stuck.sock"]);
     drop(listener);
 }

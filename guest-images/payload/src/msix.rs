@@ -1,7 +1,7 @@
 //! MSI-X: the capability, the table and the pending bits of one function (PCI 3.0, 6.8.2).
 
 use crate::interrupts::FIRST_VECTOR;
-use crate::pci::{Function, MSIX};
+use crate::pci::{Function, MEMORY, MSIX};
 use crate::{apic, memory};
 
 const CONTROL: u16 = 2;
@@ -26,9 +26,11 @@ pub struct Msix {
 }
 
 impl Msix {
-    /// Looks for the capability. `None` too when one of its BARs does not exist.
+    /// Looks for the capability, and switches memory decoding on, without which the table cannot be reached. `None` too when one of
+    /// its BARs does not exist.
     pub fn of(function: Function) -> Option<Self> {
         let capability = function.capabilities(MSIX).next()?;
+        function.command(MEMORY, 0);
         let place = |register: u16| {
             let value = function.read32(capability + register);
             (value.to_le_bytes()[0] & 7, u64::from(value & !7))

@@ -50,6 +50,7 @@ pub fn check(machine: &Machine, verdict: &mut Verdict) {
     wait(PATIENCE, virtqueue::idle);
     verdict.equal("blk-past-end-is-an-error", u64::from(virtqueue::status()), 1);
     verdict.holds("blk-resets", blk.reset());
+    msix.mask(ENTRY, true);
     msix.control(false, false);
 }
 
