@@ -4,8 +4,10 @@
 # `outrigger.poweroff` on the kernel's command line it powers off as soon as the login prompt is there.
 rootfs_packages=systemd-sysv,systemd,udev,dbus,kmod,iproute2,e2fsprogs,login
 
-make_rootfs() {
-  local work root kernel unit
+# A subshell with a lock of its own: whoever wants only the initramfs need not wait.
+make_rootfs() (
+  locked rootfs
+  [ ! -e "$guest/rootfs.ext4" ] || return 0
   command -v mmdebstrap > /dev/null || die "mmdebstrap is missing: scripts/install test"
   work=$(mktemp -d "$cache/guest/building.XXXXXX")
   trap 'rm -rf "$work"' EXIT
@@ -35,5 +37,4 @@ make_rootfs() {
   truncate -s 600M "$work/rootfs.ext4"
   mkfs.ext4 -q -d "$root" -L outrigger-root -U 6f757472-6967-6765-7220-726f6f746673 "$work/rootfs.ext4"
   mv "$work/rootfs.ext4" "$guest/rootfs.ext4"
-  rm -rf "$work"
-}
+)
