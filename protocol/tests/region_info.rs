@@ -1,0 +1,112 @@
+//! `VFIO_USER_DEVICE_GET_REGION_INFO`, server.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use common::device::*;
+use common::raw::*;
+use common::{Server, same_file};
+
+const READ: u32 = 1;
+const WRITE: u32 = 2;
+const MMAP: u32 = 4;
+const CAPS: u32 = 8;
+
+fn request(argsz: u32, index: u32) -> Vec<u8> {
+    words(&[argsz, 0, index, 0, 0, 0, 0, 0])
+}
+
+#[test]
+fn a_short_request_is_refused() {
+    let server = Server::start();
+    let mut raw = Raw::client(server.connect());
+    for length in [0, 4, 12, 31] {
+        raw.refused(EINVAL, GET_REGION_INFO, &request(32, 0)[..length], &[]);
+    }
+}
+
+#[test]
+fn an_argsz_with_no_room_for_the_structure_is_refused() {
+    let server = Server::start();
+    let mut raw = Raw::client(server.connect());
+    for argsz in [0, 31] {
+        raw.refused(EINVAL, GET_REGION_INFO, &request(argsz, 0), &[]);
+    }
+}
+
+#[test]
+fn a_region_beyond_the_last_is_refused() {
+    let server = Server::start();
+    let mut raw = Raw::client(server.connect());
+    for index in [9, 1 << 16, u32::MAX] {
+        raw.refused(EINVAL, GET_REGION_INFO, &request(32, index), &[]);
+    }
+}
+
+#[test]
+fn regions_that_cannot_be_mapped_come_without_descriptor_and_capabilities() {
+    let server = Server::start();
+    let mut raw = Raw::client(server.connect());
+    for (index, flags, size) in [(MESSAGES, READ | WRITE, MESSAGES_SIZE), (READ_ONLY, READ, 0x100), (ABSENT, 0, 0)] {
+        let reply = raw.succeed(GET_REGION_INFO, &request(32, index), &[]);
+        let expected = [words(&[32, flags, index, 0]), longs(&[size, 0])].concat();
+        assert_eq!((reply.payload, reply.fds.len()), (expected, 0));
+    }
+}
+
+#[test]
+fn a_region_that_is_mappable_as_a_whole_comes_with_its_descriptor() {
+    let server = Server::start();
+    let mut raw = Raw::client(server.connect());
+    let reply = raw.succeed(GET_REGION_INFO, &request(32, WHOLE), &[]);
+    assert_eq!(reply.payload, [words(&[32, READ | WRITE | MMAP, WHOLE, 0]), longs(&[0x3000, 0])].concat());
+    assert_eq!(reply.fds.len(), 1);
+}
+
+#[test]
+fn without_room_for_the_capabilities_the_reply_says_how_much_is_needed() {
+    let server = Server::start();
+    let mut raw = Raw::client(server.connect());
+    let needed = 32 + 8 + 8 + 2 * 16;
+    for argsz in [32, needed - 1] {
+        let reply = raw.succeed(GET_REGION_INFO, &request(argsz, SPARSE), &[]);
+        assert_eq!((reply.u32_at(0), reply.u32_at(4)), (needed, READ | WRITE | MMAP | CAPS));
+        assert_eq!((reply.payload.len(), reply.u32_at(12), reply.fds.len()), (32, 0, 0));
+    }
+}
+
+#[test]
+fn sparse_areas_are_listed_in_a_capability() {
+    let server = Server::start();
+    let mut raw = Raw::client(server.connect());
+    let reply = raw.succeed(GET_REGION_INFO, &request(1 << 20, SPARSE), &[]);
+    let header = words(&[32 + 8 + 8 + 2 * 16, READ | WRITE | MMAP | CAPS, SPARSE, 32]);
+    let areas = SPARSE_AREAS.iter().flat_map(|&(offset, size)| longs(&[offset, size])).collect();
+    let capability = words(&[0x0001_0001, 0, 2, 0]);
+    assert_eq!(reply.payload, [header, longs(&[0x8000, SPARSE_OFFSET]), capability, areas].concat());
+    assert_eq!(reply.fds.len(), 1);
+    let again = raw.succeed(GET_REGION_INFO, &request(1 << 20, SPARSE), &[]);
+    assert!(same_file(&reply.fds[0], &again.fds[0]));
+}
+
+#[test]
+fn a_client_that_takes_no_descriptors_is_offered_nothing_to_map() {
+    let server = Server::start();
+    let mut raw = Raw::new(server.connect());
+    raw.succeed(VERSION, &version(0, 1, r#"{"capabilities":{"max_msg_fds":0}}"#), &[]);
+    for index in [SPARSE, WHOLE] {
+        let reply = raw.succeed(GET_REGION_INFO, &request(1 << 16, index), &[]);
+        assert_eq!((reply.u32_at(0), reply.u32_at(4), reply.fds.len()), (32, READ | WRITE, 0));
+    }
+    let reply = raw.succeed(GET_REGION_IO_FDS, &words(&[4096, 0, MESSAGES, 0]), &[]);
+    assert_eq!((reply.u32_at(12), reply.fds.len()), (0, 0));
+}
+
+#[test]
+fn without_a_reply_wanted_none_is_sent() {
+    let server = Server::start();
+    let mut raw = Raw::client(server.connect());
+    raw.command(GET_REGION_INFO, NO_REPLY, &request(4096, SPARSE), &[]);
+    raw.alive();
+}

@@ -1,0 +1,76 @@
+//! `VFIO_USER_DEVICE_GET_REGION_IO_FDS`, server.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::io::Write;
+
+use common::Server;
+use common::device::*;
+use common::raw::*;
+
+#[test]
+fn a_short_request_is_refused() {
+    let server = Server::start();
+    let mut raw = Raw::client(server.connect());
+    for length in [0, 4, 15] {
+        raw.refused(EINVAL, GET_REGION_IO_FDS, &words(&[16, 0, 0, 0])[..length], &[]);
+    }
+}
+
+#[test]
+fn fields_that_must_be_zero_an_argsz_too_small_and_a_region_beyond_the_last_are_refused() {
+    let server = Server::start();
+    let mut raw = Raw::client(server.connect());
+    for request in [[15, 0, 0, 0], [0, 0, 0, 0], [4096, 1, 0, 0], [4096, 0, 0, 1], [4096, 0, 9, 0], [16, 0, !0, 0]] {
+        raw.refused(EINVAL, GET_REGION_IO_FDS, &words(&request), &[]);
+    }
+}
+
+#[test]
+fn a_region_without_sub_regions_has_none() {
+    let server = Server::start();
+    let mut raw = Raw::client(server.connect());
+    let reply = raw.succeed(GET_REGION_IO_FDS, &words(&[16, 0, SPARSE, 0]), &[]);
+    assert_eq!((reply.payload, reply.fds.len()), (words(&[16, 0, SPARSE, 0]), 0));
+}
+
+#[test]
+fn without_room_for_the_sub_regions_the_reply_says_how_much_is_needed() {
+    let server = Server::start();
+    let mut raw = Raw::client(server.connect());
+    for argsz in [16, 16 + 80 - 1] {
+        let reply = raw.succeed(GET_REGION_IO_FDS, &words(&[argsz, 0, MESSAGES, 0]), &[]);
+        assert_eq!((reply.payload, reply.fds.len()), (words(&[16 + 80, 0, MESSAGES, 2]), 0));
+    }
+}
+
+#[test]
+fn each_sub_region_names_an_eventfd_that_came_along() {
+    let server = Server::start();
+    let mut raw = Raw::client(server.connect());
+    let mut reply = raw.succeed(GET_REGION_IO_FDS, &words(&[16 + 80, 0, MESSAGES, 0]), &[]);
+    let first = [longs(&[0x100, 4]), words(&[0, 0, 1, 0]), longs(&[7])].concat();
+    let second = [longs(&[0x200, 0]), words(&[1, 0, 0, 0]), longs(&[0])].concat();
+    assert_eq!(reply.payload, [words(&[16 + 80, 0, MESSAGES, 2]), first, second].concat());
+    assert_eq!(reply.fds.len(), 2);
+    reply.fds[1].write_all(&1u64.to_ne_bytes()).unwrap();
+}
+
+#[test]
+fn a_client_that_takes_one_descriptor_is_told_of_one_sub_region() {
+    let server = Server::start();
+    let mut raw = Raw::new(server.connect());
+    raw.succeed(VERSION, &version(0, 1, "{}"), &[]);
+    let reply = raw.succeed(GET_REGION_IO_FDS, &words(&[4096, 0, MESSAGES, 0]), &[]);
+    assert_eq!((reply.u32_at(0), reply.u32_at(12), reply.fds.len()), (16 + 40, 1, 1));
+}
+
+#[test]
+fn without_a_reply_wanted_none_is_sent() {
+    let server = Server::start();
+    let mut raw = Raw::client(server.connect());
+    raw.command(GET_REGION_IO_FDS, NO_REPLY, &words(&[4096, 0, MESSAGES, 0]), &[]);
+    raw.alive();
+}

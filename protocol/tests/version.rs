@@ -1,0 +1,146 @@
+//! `VFIO_USER_VERSION`, server: what it refuses, what it negotiates, and that it comes first.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use common::Server;
+use common::raw::*;
+use outrigger_protocol::server::ServeError;
+
+const JSON: &str = r#"{"capabilities":{"max_msg_fds":8,"twin_socket":{"supported":true}}}"#;
+
+/// The connection must be refused: an error reply, if any, and then the end.
+fn refused(payload: &[u8]) -> ServeError {
+    let server = Server::start();
+    let mut raw = Raw::new(server.connect());
+    let id = raw.command(VERSION, COMMAND, payload, &[]);
+    if let Some(reply) = raw.receive() {
+        assert_eq!((reply.id, reply.command, reply.flags), (id, VERSION, REPLY | ERROR));
+        assert_eq!((reply.error, reply.payload.len()), (EINVAL, 0));
+        assert!(raw.receive().is_none());
+    }
+    server.ended().unwrap_err()
+}
+
+fn json(text: &str) -> Vec<u8> {
+    version(0, 1, text)
+}
+
+#[test]
+fn a_short_version_closes_the_connection() {
+    for length in 0..4 {
+        assert!(matches!(refused(&[0; 4][..length]), ServeError::NoVersion), "{length}");
+    }
+}
+
+#[test]
+fn a_version_beyond_the_limit_closes_the_connection() {
+    assert!(matches!(refused(&vec![b' '; 8192]), ServeError::Receive(_)));
+}
+
+#[test]
+fn text_that_is_not_one_nul_terminated_object_closes_the_connection() {
+    let mut unterminated = json("{}");
+    unterminated.pop();
+    assert!(matches!(refused(&unterminated), ServeError::Capabilities(_)));
+    for text in ["", "{", "[]", "{}\0{}", "\u{1}", "{\"capabilities\":1}", r#"{"capabilities":{"max_msg_fds":{}}}"#] {
+        assert!(matches!(refused(&json(text)), ServeError::Capabilities(_)), "{text:?}");
+    }
+    let mut not_utf8 = json(r#"{"x":"y"}"#);
+    *not_utf8.iter_mut().find(|byte| **byte == b'y').unwrap() = 0xff;
+    assert!(matches!(refused(&not_utf8), ServeError::Capabilities(_)));
+    let deep = "[".repeat(3000);
+    assert!(matches!(refused(&json(&deep)), ServeError::Capabilities(_)));
+}
+
+#[test]
+fn a_transfer_size_of_zero_closes_the_connection() {
+    let zero = json(r#"{"capabilities":{"max_data_xfer_size":0}}"#);
+    assert!(matches!(refused(&zero), ServeError::Capabilities(_)));
+}
+
+#[test]
+fn another_major_version_closes_the_connection() {
+    assert!(matches!(refused(&version(1, 0, "{}")), ServeError::Major(1)));
+    assert!(matches!(refused(&version(u16::MAX, 1, "{}")), ServeError::Major(u16::MAX)));
+}
+
+#[test]
+fn descriptors_with_the_version_close_the_connection() {
+    let server = Server::start();
+    let mut raw = Raw::new(server.connect());
+    let own = fd(&raw.stream);
+    raw.command(VERSION, COMMAND, &json("{}"), &[own]);
+    raw.closed();
+    assert!(matches!(server.ended(), Err(ServeError::NoVersion)));
+}
+
+#[test]
+fn anything_else_as_the_first_message_closes_the_connection() {
+    for (command, flags) in [(GET_INFO, COMMAND), (RESET, NO_REPLY), (0, COMMAND), (999, COMMAND), (VERSION, REPLY)] {
+        let server = Server::start();
+        let mut raw = Raw::new(server.connect());
+        raw.command(command, flags, &[0; 16], &[]);
+        raw.closed();
+        assert!(matches!(server.ended(), Err(ServeError::NoVersion)), "{command}");
+    }
+}
+
+#[test]
+fn a_client_that_leaves_before_its_version_is_no_error() {
+    let server = Server::start();
+    drop(server.connect());
+    server.ended().unwrap();
+    Raw::client(server.connect()).alive();
+}
+
+#[test]
+fn the_reply_is_version_0_1_with_our_capabilities_and_no_twin_socket() {
+    let server = Server::start();
+    let reply = Raw::new(server.connect()).succeed(VERSION, &json(JSON), &[]);
+    assert_eq!((reply.payload[0], reply.payload[2]), (0, 1));
+    let (&nul, text) = reply.payload[4..].split_last().unwrap();
+    assert_eq!((nul, reply.fds.len()), (0, 0));
+    let value: serde_json::Value = serde_json::from_slice(text).unwrap();
+    let capabilities = &value["capabilities"];
+    assert_eq!(capabilities["max_msg_fds"], 64);
+    assert_eq!(capabilities["max_data_xfer_size"], 1 << 20);
+    assert_eq!(capabilities["max_dma_maps"], 65535);
+    assert_eq!(capabilities["pgsizes"], 4096);
+    assert_eq!(capabilities["write_multiple"], false);
+    assert!(capabilities.get("twin_socket").is_none());
+}
+
+#[test]
+fn the_minor_version_is_at_most_what_was_proposed() {
+    for (proposed, agreed) in [(0, 0), (1, 1), (7, 1)] {
+        let server = Server::start();
+        let reply = Raw::new(server.connect()).succeed(VERSION, &version(0, proposed, "{}"), &[]);
+        assert_eq!(reply.payload[..4], [0, 0, agreed, 0]);
+    }
+}
+
+#[test]
+fn version_data_is_optional() {
+    let server = Server::start();
+    let mut raw = Raw::new(server.connect());
+    raw.succeed(VERSION, &words(&[0x0001_0000]), &[]);
+    raw.alive();
+}
+
+#[test]
+fn without_a_reply_wanted_none_is_sent() {
+    let server = Server::start();
+    let mut raw = Raw::new(server.connect());
+    raw.command(VERSION, NO_REPLY, &json("{}"), &[]);
+    raw.alive();
+}
+
+#[test]
+fn a_second_version_is_refused() {
+    let server = Server::start();
+    let mut raw = Raw::client(server.connect());
+    raw.refused(EINVAL, VERSION, &json("{}"), &[]);
+    raw.alive();
+}
