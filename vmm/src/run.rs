@@ -1,6 +1,7 @@
 //! A run: from a checked configuration to the guest's end.
 
 use std::error::Error;
+use std::io::{self, Write};
 
 use crate::attach::watch::WatchError;
 use crate::builder::{BuildError, Machine};
@@ -33,7 +34,7 @@ pub enum RunError {
     Watch(#[from] WatchError),
     /// No eventfd for [`Stop`].
     #[error("cannot prepare for the end of the run")]
-    Stop(#[source] std::io::Error),
+    Stop(#[source] io::Error),
 }
 
 impl RunError {
@@ -88,7 +89,8 @@ pub fn run(config: &Config) -> Result<Outcome, RunError> {
 
     machine.peripherals.watch(&mut events, &stop)?;
     if config.show_devices {
-        eprint!("{}", machine.peripherals.describe());
+        // Where standard error is closed there is nobody to show it to.
+        let _ = write!(io::stderr(), "{}", machine.peripherals.describe());
     }
 
     console.start(&stop)?;
