@@ -209,7 +209,8 @@ mod tests {
         for _ in 0..count {
             output.write_all(&block).unwrap();
         }
-        assert!((PATIENCE..2 * PATIENCE).contains(&start.elapsed()), "{:?}", start.elapsed());
+        // One wait, with time to spare for a busy machine; a wait for each block would take half an hour.
+        assert!((PATIENCE..10 * PATIENCE).contains(&start.elapsed()), "{:?}", start.elapsed());
         assert!(output.finish() > 0, "the rest waits");
 
         let mut text = Vec::new();
