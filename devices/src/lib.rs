@@ -10,4 +10,6 @@ pub mod log_limit;
 pub mod net;
 pub mod options;
 pub mod process;
+#[cfg(test)]
+mod testing;
 pub mod transport;

@@ -1,0 +1,346 @@
+//! The block device, driven through a real socket.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+
+use outrigger_protocol::pci::{BAR0_REGION, CONFIG_REGION, INTX_IRQ};
+
+use super::*;
+use crate::testing::{BUFFERS, Buffer, Driver, RAM_SIZE, RAM_START, Served};
+use crate::transport::pci_config::{DEVICE_OFFSET, NOTIFY_OFFSET};
+use crate::transport::registers::{FEATURE_EVENT_IDX, FEATURE_INDIRECT, FEATURE_RING_RESET, STATUS_NEEDS_RESET};
+
+const SIZE: u64 = 1 << 20;
+const HEADER: u64 = BUFFERS;
+const STATUS: u64 = BUFFERS + 0x100;
+const DATA: u64 = BUFFERS + 0x1000;
+const UNTOUCHED: u8 = 0xee;
+const FLUSH: u64 = 1 << spec::VIRTIO_BLK_F_FLUSH;
+
+struct Rig {
+    file: tempfile::NamedTempFile,
+    served: Served<Blk>,
+    driver: Driver,
+}
+
+fn image() -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let pattern: Vec<u8> = (0..SIZE).map(|at| (at / 512 + at % 251) as u8).collect();
+    file.as_file().write_all_at(&pattern, 0).unwrap();
+    file
+}
+
+fn rig(options: &str) -> Rig {
+    let file = image();
+    let served = Served::new(Blk::open(&format!("path={}{options}", file.path().display())).unwrap());
+    let driver = served.attach();
+    Rig { file, served, driver }
+}
+
+fn started(options: &str) -> Rig {
+    let mut rig = rig(options);
+    rig.driver.start(FEATURE_EVENT_IDX | FEATURE_INDIRECT | FLUSH, 1, 64);
+    rig
+}
+
+fn content(file: &File, sector: u64, length: usize) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    file.read_exact_at(&mut bytes, sector * 512).unwrap();
+    bytes
+}
+
+/// Makes one request and waits for it; returns its status and the used length.
+fn request(driver: &mut Driver, kind: u32, sector: u64, data: &[Buffer]) -> (u8, u32) {
+    driver.put(HEADER, &[&u64::from(kind).to_le_bytes()[..], &sector.to_le_bytes()].concat());
+    driver.put(STATUS, &[UNTOUCHED]);
+    let buffers = [&[(HEADER, 16, false)], data, &[(STATUS, 1, true)]].concat();
+    let head = driver.add(0, &buffers);
+    driver.notify(0);
+    let (used, written) = driver.used(0);
+    assert_eq!(used, head);
+    driver.free(0, (0..buffers.len()).map(|n| head + u16::try_from(n).unwrap()));
+    (driver.get(STATUS, 1)[0], written)
+}
+
+const OK: u8 = 0;
+const IOERR: u8 = 1;
+const UNSUPP: u8 = 2;
+
+#[test]
+fn reads_bring_the_files_content() {
+    let Rig { file, mut driver, .. } = started("");
+    let buffers = [(DATA, 512, true), (DATA + 0x2000, 1024, true)];
+    assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_IN, 7, &buffers), (OK, 1537));
+    let bytes = [driver.get(DATA, 512), driver.get(DATA + 0x2000, 1024)].concat();
+    assert_eq!(bytes, content(file.as_file(), 7, 1536));
+    driver.interrupted(1);
+    assert_eq!(driver.isr(), 0, "with MSI-X there is no ISR status");
+}
+
+#[test]
+fn writes_reach_the_file() {
+    for features in [FLUSH, 0] {
+        let Rig { file, mut driver, .. } = rig("");
+        driver.start(features, 1, 64);
+        driver.put(DATA, &[0x5a; 1024]);
+        let buffers = [(DATA, 512, false), (DATA + 512, 512, false)];
+        assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_OUT, 2047, &buffers[..1]), (OK, 1));
+        assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_OUT, 9, &buffers), (OK, 1));
+        assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_FLUSH, 0, &[]), (OK, 1));
+        assert_eq!(content(file.as_file(), 9, 1024), [0x5a; 1024]);
+        assert_eq!(content(file.as_file(), 2047, 512), [0x5a; 512]);
+    }
+}
+
+#[test]
+fn header_data_and_status_may_share_descriptors() {
+    let Rig { file, mut driver, .. } = started("");
+    driver.put(DATA, &[0; 16]);
+    driver.put(DATA + 0x1000, &[UNTOUCHED; 513]);
+    driver.add(0, &[(DATA, 10, false), (DATA + 10, 6, false), (DATA + 0x1000, 513, true)]);
+    driver.notify(0);
+    assert_eq!(driver.used(0).1, 513);
+    assert_eq!(driver.get(DATA + 0x1000, 512), content(file.as_file(), 0, 512));
+    assert_eq!(driver.get(DATA + 0x1200, 1), [OK]);
+}
+
+#[test]
+fn ranges_outside_the_disk_and_odd_lengths_are_errors() {
+    let Rig { mut driver, .. } = started("");
+    for (sector, length) in [(2048, 512), (2047, 1024), (u64::MAX, 512), (u64::MAX / 512, 512), (0, 100)] {
+        let result = request(&mut driver, spec::VIRTIO_BLK_T_IN, sector, &[(DATA, length, true)]);
+        assert_eq!(result, (IOERR, 1), "{sector} {length}");
+    }
+    assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_IN, 0, &[(DATA, 512, true)]).0, OK);
+}
+
+#[test]
+fn buffers_outside_memory_are_errors_of_that_request_only() {
+    let Rig { mut driver, .. } = started("");
+    let end = RAM_START + RAM_SIZE;
+    for address in [end, end - 256, u64::MAX - 100, 0] {
+        assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_IN, 0, &[(address, 512, true)]).0, IOERR);
+        assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_OUT, 0, &[(address, 512, false)]).0, IOERR);
+    }
+    assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_IN, 0, &[(DATA, 512, true)]).0, OK);
+}
+
+#[test]
+fn an_error_of_the_file_is_an_error_in_the_guest() {
+    let Rig { file, mut driver, .. } = started("");
+    file.as_file().set_len(4096).unwrap();
+    assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_IN, 100, &[(DATA, 512, true)]).0, IOERR);
+    // Short: the second half is missing.
+    assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_IN, 7, &[(DATA, 1024, true)]).0, IOERR);
+}
+
+#[test]
+fn the_serial_and_unknown_requests() {
+    let Rig { mut driver, .. } = started(",serial=OUTRIGGER");
+    assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_GET_ID, 0, &[(DATA, 20, true)]), (OK, 21));
+    assert_eq!(driver.get(DATA, 20), b"OUTRIGGER\0\0\0\0\0\0\0\0\0\0\0");
+    assert_eq!(request(&mut driver, 99, 0, &[]), (UNSUPP, 1));
+}
+
+#[test]
+fn discard_and_write_zeroes_make_zeros() {
+    let Rig { file, mut driver, .. } = started("");
+    let cases = [(spec::VIRTIO_BLK_T_DISCARD, 0), (spec::VIRTIO_BLK_T_WRITE_ZEROES, 0), (spec::VIRTIO_BLK_T_WRITE_ZEROES, 1)];
+    for (round, (kind, flags)) in (0u64..).zip(cases) {
+        let range = |sector: u64, count: u32, flags: u32| {
+            [&sector.to_le_bytes()[..], &count.to_le_bytes(), &flags.to_le_bytes()].concat()
+        };
+        driver.put(DATA, &range(64 * round, 16, flags));
+        assert_eq!(request(&mut driver, kind, 0, &[(DATA, 16, false)]), (OK, 1), "{kind} {flags}");
+        assert_eq!(content(file.as_file(), 64 * round, 8192), vec![0; 8192]);
+        assert_ne!(content(file.as_file(), 64 * round + 16, 512), vec![0; 512]);
+        driver.put(DATA, &range(2040, 16, flags));
+        assert_eq!(request(&mut driver, kind, 0, &[(DATA, 16, false)]).0, IOERR);
+        driver.put(DATA, &range(0, 16, flags | 2));
+        assert_eq!(request(&mut driver, kind, 0, &[(DATA, 16, false)]).0, UNSUPP);
+        assert_eq!(request(&mut driver, kind, 0, &[(DATA, 15, false)]).0, UNSUPP);
+    }
+    assert_eq!(file.as_file().metadata().unwrap().len(), SIZE);
+}
+
+#[test]
+fn a_read_only_disk_says_so_and_refuses_writes() {
+    let Rig { file, mut driver, .. } = started_readonly();
+    let before = content(file.as_file(), 0, 512);
+    assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_OUT, 0, &[(DATA, 512, false)]).0, IOERR);
+    assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_IN, 0, &[(DATA, 512, true)]).0, OK);
+    assert_eq!(content(file.as_file(), 0, 512), before);
+}
+
+fn started_readonly() -> Rig {
+    let mut rig = rig(",readonly=on");
+    let features = u32::from_le_bytes(rig.driver.read(4));
+    assert_ne!(features & 1 << spec::VIRTIO_BLK_F_RO, 0);
+    assert_eq!(features & (1 << spec::VIRTIO_BLK_F_FLUSH | 1 << spec::VIRTIO_BLK_F_DISCARD), 0);
+    rig.driver.start(0, 1, 64);
+    rig
+}
+
+#[test]
+fn the_configuration_describes_the_disk() {
+    let Rig { driver, .. } = rig(",queues=3");
+    let config: [u8; 60] = driver.read(DEVICE_OFFSET);
+    assert_eq!(config[..8], (SIZE / 512).to_le_bytes());
+    assert_eq!(config[12..16], 254u32.to_le_bytes());
+    assert_eq!(config[20..24], 512u32.to_le_bytes());
+    assert_eq!(config[34..36], 3u16.to_le_bytes());
+    assert_eq!(driver.read::<2>(0x12), 3u16.to_le_bytes());
+}
+
+#[test]
+fn one_interrupt_per_batch_when_the_driver_asks_for_the_last() {
+    let Rig { mut driver, .. } = started("");
+    request(&mut driver, spec::VIRTIO_BLK_T_IN, 0, &[(DATA, 512, true)]);
+    driver.interrupted(1);
+    driver.set_used_event(0, 8);
+    driver.put(HEADER, &[0; 16]);
+    for n in 0..8 {
+        driver.add(0, &[(HEADER, 16, false), (DATA + n * 512, 512, true), (STATUS + n, 1, true)]);
+    }
+    driver.notify(0);
+    for _ in 0..8 {
+        driver.used(0);
+    }
+    assert_eq!(driver.interrupted(1), 1);
+    assert_eq!(driver.interrupts_so_far(1), 0);
+}
+
+#[test]
+fn every_doorbell_is_offered_as_an_ioeventfd_that_works() {
+    let Rig { mut driver, .. } = started(",queues=2");
+    let io_fds = driver.client.region_io_fds(BAR0_REGION, 0x4000).unwrap();
+    let places: Vec<_> = io_fds.iter().map(|io_fd| (io_fd.offset, io_fd.size)).collect();
+    assert_eq!(places, [(NOTIFY_OFFSET, 0), (NOTIFY_OFFSET + 4, 0)]);
+    driver.put(HEADER, &[0; 16]);
+    driver.add(0, &[(HEADER, 16, false), (DATA, 512, true), (STATUS, 1, true)]);
+    nix::unistd::write(io_fds[0].fd.as_fd(), &1u64.to_ne_bytes()).unwrap();
+    assert_eq!(driver.used(0).1, 513);
+}
+
+#[test]
+fn nonsense_needs_a_reset_and_a_reset_helps() {
+    let Rig { mut driver, .. } = started("");
+    // No room for a status.
+    driver.add(0, &[(HEADER, 16, false)]);
+    driver.notify(0);
+    driver.interrupted(0);
+    assert_ne!(driver.status() & STATUS_NEEDS_RESET, 0);
+    driver.start(FLUSH, 1, 64);
+    assert_eq!(driver.status() & STATUS_NEEDS_RESET, 0);
+    assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_IN, 0, &[(DATA, 512, true)]).0, OK);
+}
+
+#[test]
+fn intx_is_used_without_msix_and_fires_again_until_the_status_is_read() {
+    let Rig { mut driver, .. } = rig("");
+    driver.negotiate(FLUSH);
+    driver.use_intx();
+    driver.enable_queue(64);
+    driver.driver_ok();
+    request(&mut driver, spec::VIRTIO_BLK_T_IN, 0, &[(DATA, 512, true)]);
+    assert_eq!(driver.interrupted(0), 1);
+    driver.client.unmask_irq(INTX_IRQ, 0).unwrap();
+    assert_eq!(driver.interrupted(0), 1, "the cause still stands");
+    assert_eq!(driver.isr(), 1);
+    driver.client.unmask_irq(INTX_IRQ, 0).unwrap();
+    assert_eq!(driver.isr(), 0);
+    assert_eq!(driver.interrupts_so_far(0), 0);
+}
+
+#[test]
+fn queues_go_on_when_memory_comes_and_goes() {
+    let Rig { mut driver, .. } = started("");
+    request(&mut driver, spec::VIRTIO_BLK_T_IN, 0, &[(DATA, 512, true)]);
+    let other = 1 << 32;
+    driver.client.dma_map(other, 0x1000, Some((driver.file.as_fd(), 0))).unwrap();
+    assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_IN, 1, &[(DATA, 512, true)]).0, OK);
+    // As QEMU does when it changes the shape of memory.
+    driver.client.dma_unmap(RAM_START, RAM_SIZE).unwrap();
+    driver.client.dma_map(RAM_START, RAM_SIZE, Some((driver.file.as_fd(), 0))).unwrap();
+    assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_IN, 2, &[(DATA, 512, true)]).0, OK);
+    assert_eq!(driver.status() & STATUS_NEEDS_RESET, 0);
+}
+
+#[test]
+fn resets_of_every_kind_leave_a_working_device() {
+    let Rig { mut driver, .. } = started("");
+    request(&mut driver, spec::VIRTIO_BLK_T_IN, 0, &[(DATA, 512, true)]);
+    driver.client.reset().unwrap();
+    assert_eq!(driver.status(), 0);
+    driver.start(FLUSH, 1, 64);
+    assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_IN, 0, &[(DATA, 512, true)]).0, OK);
+    // Function-level reset.
+    driver.client.region_write(CONFIG_REGION, 0x48, &0x8000u16.to_le_bytes()).unwrap();
+    assert_eq!(driver.status(), 0);
+    driver.start(FLUSH | FEATURE_RING_RESET, 1, 64);
+    // Of one queue.
+    driver.write(0x16, &[0, 0]);
+    driver.write(0x3a, &[1, 0]);
+    assert_eq!(driver.read::<2>(0x1c), [0, 0]);
+    assert_eq!(driver.status() & STATUS_NEEDS_RESET, 0);
+}
+
+#[test]
+fn the_next_client_finds_a_working_device_and_old_queues_stay_asleep() {
+    let Rig { served, driver, .. } = started("");
+    drop(driver);
+    let mut driver = served.attach();
+    assert_eq!(driver.status() & 0xf, 0xf, "guest-visible state is kept");
+    driver.start(FLUSH, 1, 64);
+    assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_IN, 0, &[(DATA, 512, true)]).0, OK);
+}
+
+#[test]
+fn registers_are_reached_through_configuration_space() {
+    let Rig { driver, .. } = rig("");
+    let config = |offset, data: &[u8]| driver.client.region_write(CONFIG_REGION, offset, data).unwrap();
+    let window = 0xcc;
+    config(window + 4, &[0]);
+    config(window + 8, &0x14u32.to_le_bytes());
+    config(window + 12, &1u32.to_le_bytes());
+    config(window + 16, &[3]);
+    assert_eq!(driver.status(), 3);
+    let mut status = [0];
+    driver.client.region_read(CONFIG_REGION, window + 16, &mut status).unwrap();
+    assert_eq!(status, [3]);
+}
+
+#[test]
+fn many_requests_at_once_all_come_back() {
+    let Rig { file, mut driver, .. } = started("");
+    for round in 0..50u64 {
+        let mut sectors = Vec::new();
+        for n in 0..20u64 {
+            let sector = (round * 37 + n * 91) % 2048;
+            let header = HEADER + 0x200 + n * 16;
+            driver.put(header, &[&[0; 8][..], &sector.to_le_bytes()].concat());
+            let head = driver.add(0, &[(header, 16, false), (DATA + n * 512, 512, true), (STATUS + n, 1, true)]);
+            sectors.push((head, sector));
+        }
+        driver.notify(0);
+        for _ in 0..20 {
+            let (head, written) = driver.used(0);
+            assert_eq!(written, 513);
+            let position = sectors.iter().position(|entry| entry.0 == head).unwrap();
+            let bytes = driver.get(DATA + 512 * position as u64, 512);
+            assert_eq!(bytes, content(file.as_file(), sectors[position].1, 512));
+        }
+        driver.free(0, sectors.iter().flat_map(|&(head, _)| [head, (head + 1) % 64, (head + 2) % 64]));
+    }
+}
+
+#[test]
+fn arguments_that_cannot_be_meant_are_one_line() {
+    let error = |argument: &str| Blk::open(argument).unwrap_err().to_string();
+    assert_eq!(error("path=/"), "--disk path=/: is a directory");
+    assert_eq!(error("readonly=on"), "--disk readonly=on: path= is missing");
+    assert!(error("path=/x,serial=123456789012345678901").contains("serial is longer than 20 bytes"));
+    assert!(error("path=/x,queues=0").contains("not a number from 1 to 64"));
+    assert!(error("path=/x,size=1").contains("unknown key \"size\""));
+}

@@ -1,0 +1,323 @@
+//! A driver without a guest: drives a device in this process through a real socket, in memory of its own.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use outrigger_protocol::client::{Client, ClientMemory};
+use outrigger_protocol::pci::{BAR0_REGION, INTX_IRQ, MSIX_IRQ};
+use outrigger_protocol::server::{Device, Interrupts, Irq, Memory, Region, serve};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::transport::pci_config::{COMMON_OFFSET, ISR_OFFSET, NOTIFY_OFFSET};
+use crate::transport::registers::{FEATURE_VERSION_1, STATUS_DRIVER_OK, STATUS_FEATURES_OK};
+use crate::transport::{PciFunction, VirtioDevice};
+
+pub const RAM_START: u64 = 0x10_0000;
+pub const RAM_SIZE: u64 = 0x40_0000;
+/// Buffers go here; rings are below.
+pub const BUFFERS: u64 = RAM_START + 0x10_0000;
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Memory in a memfd.
+pub fn ram() -> (GuestMemoryMmap, std::fs::File) {
+    let fd = nix::sys::memfd::memfd_create(c"ram", nix::sys::memfd::MFdFlags::empty()).unwrap();
+    let file = std::fs::File::from(fd);
+    file.set_len(RAM_SIZE).unwrap();
+    let offset = FileOffset::new(file.try_clone().unwrap(), 0);
+    let range = (GuestAddress(RAM_START), usize::try_from(RAM_SIZE).unwrap(), Some(offset));
+    (GuestMemoryMmap::from_ranges_with_files([range]).unwrap(), file)
+}
+
+#[derive(Debug)]
+struct NoMessages;
+
+impl ClientMemory for NoMessages {
+    fn read(&self, _: u64, _: &mut [u8]) -> Result<(), Errno> {
+        Err(Errno::EFAULT)
+    }
+    fn write(&self, _: u64, _: &[u8]) -> Result<(), Errno> {
+        Err(Errno::EFAULT)
+    }
+}
+
+fn connect(stream: UnixStream) -> Client {
+    Client::new(stream, Arc::new(NoMessages), &Default::default()).unwrap()
+}
+
+/// The memory as a device gets it.
+pub fn device_memory(file: &std::fs::File) -> Memory {
+    struct Capture(Sender<Memory>);
+    impl Device for Capture {
+        fn regions(&self) -> &[Region] {
+            &[]
+        }
+        fn irqs(&self) -> &[Irq] {
+            &[]
+        }
+        fn connected(&mut self, _: &Arc<Interrupts>) {}
+        fn memory_changed(&mut self, memory: &Memory) {
+            self.0.send(memory.clone()).unwrap();
+        }
+        fn read(&mut self, _: u32, _: u64, _: &mut [u8]) -> Result<(), Errno> {
+            Err(Errno::EINVAL)
+        }
+        fn write(&mut self, _: u32, _: u64, _: &[u8]) -> Result<(), Errno> {
+            Err(Errno::EINVAL)
+        }
+        fn reset(&mut self) {}
+        fn disconnected(&mut self) {}
+    }
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let (sender, receiver) = channel();
+    let server = std::thread::spawn(move || serve(&mut Capture(sender), theirs, &Default::default()));
+    let client = connect(ours);
+    client.dma_map(RAM_START, RAM_SIZE, Some((file.as_fd(), 0))).unwrap();
+    let memory = receiver.recv().unwrap();
+    client.close();
+    server.join().unwrap().unwrap();
+    memory
+}
+
+/// A device being served, for one client after the other.
+pub struct Served<D: VirtioDevice> {
+    function: Arc<Mutex<PciFunction<D>>>,
+}
+
+impl<D: VirtioDevice + Send + 'static> Served<D> {
+    pub fn new(device: D) -> Self {
+        Self { function: Arc::new(Mutex::new(PciFunction::new(device).unwrap())) }
+    }
+
+    /// Attaches a client.
+    pub fn attach(&self) -> Driver {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let function = Arc::clone(&self.function);
+        let server = std::thread::spawn(move || {
+            // A client that was dropped is on its way out.
+            serve(&mut *function.lock().unwrap(), theirs, &Default::default()).unwrap();
+        });
+        let (ram, file) = ram();
+        let client = connect(ours);
+        client.dma_map(RAM_START, RAM_SIZE, Some((file.as_fd(), 0))).unwrap();
+        let interrupts = Vec::new();
+        Driver { client, server: Some(server), ram, file, interrupts, queues: Vec::new() }
+    }
+}
+
+/// A queue as the driver sees it.
+#[derive(Debug, Default)]
+pub struct DriverQueue {
+    base: u64,
+    size: u16,
+    available: u16,
+    used: u16,
+    free: VecDeque<u16>,
+}
+
+impl DriverQueue {
+    fn driver(&self) -> u64 {
+        self.base + 0x2000
+    }
+    fn device(&self) -> u64 {
+        self.base + 0x4000
+    }
+}
+
+/// A buffer: address, length, whether the device writes it.
+pub type Buffer = (u64, u32, bool);
+
+/// The driver of a device.
+pub struct Driver {
+    pub client: Client,
+    server: Option<JoinHandle<()>>,
+    pub ram: GuestMemoryMmap,
+    pub file: std::fs::File,
+    pub interrupts: Vec<EventFd>,
+    queues: Vec<DriverQueue>,
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.client.close();
+        let result = self.server.take().unwrap().join();
+        assert!(std::thread::panicking() || result.is_ok(), "the server panicked");
+    }
+}
+
+impl Driver {
+    pub fn read<const N: usize>(&self, offset: u64) -> [u8; N] {
+        let mut data = [0; N];
+        self.client.region_read(BAR0_REGION, offset, &mut data).unwrap();
+        data
+    }
+
+    pub fn write(&self, offset: u64, data: &[u8]) {
+        self.client.region_write(BAR0_REGION, COMMON_OFFSET + offset, data).unwrap();
+    }
+
+    pub fn status(&self) -> u8 {
+        self.read::<1>(0x14)[0]
+    }
+
+    pub fn set_status(&self, status: u8) {
+        self.write(0x14, &[status]);
+    }
+
+    pub fn isr(&self) -> u8 {
+        self.read::<1>(ISR_OFFSET)[0]
+    }
+
+    fn eventfds(count: u32) -> Vec<EventFd> {
+        (0..count).map(|_| EventFd::new(libc::EFD_NONBLOCK).unwrap()).collect()
+    }
+
+    /// MSI-X: vector 0 for configuration changes, then one per queue.
+    pub fn use_msix(&mut self, queues: u16) {
+        self.interrupts = Self::eventfds(u32::from(queues) + 1);
+        // SAFETY: the eventfds live until after the call.
+        let fds: Vec<_> =
+            self.interrupts.iter().map(|fd| unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) }).collect();
+        self.client.set_irq_eventfds(MSIX_IRQ, 0, &fds).unwrap();
+        self.write(0x10, &[0, 0]);
+        for queue in 0..queues {
+            self.write(0x16, &queue.to_le_bytes());
+            self.write(0x1a, &(queue + 1).to_le_bytes());
+        }
+    }
+
+    pub fn use_intx(&mut self) {
+        self.interrupts = Self::eventfds(1);
+        // SAFETY: the eventfd lives until after the call.
+        let fd = unsafe { BorrowedFd::borrow_raw(self.interrupts[0].as_raw_fd()) };
+        self.client.set_irq_eventfds(INTX_IRQ, 0, &[fd]).unwrap();
+    }
+
+    /// Resets and negotiates, up to FEATURES_OK.
+    pub fn negotiate(&mut self, features: u64) {
+        self.set_status(0);
+        assert_eq!(self.status(), 0);
+        self.queues.clear();
+        self.set_status(3);
+        let features = (features | FEATURE_VERSION_1).to_le_bytes();
+        for (select, half) in (0u32..).zip(features.chunks(4)) {
+            self.write(0x08, &select.to_le_bytes());
+            self.write(0x0c, half);
+        }
+        self.set_status(3 | STATUS_FEATURES_OK);
+        assert_eq!(self.status(), 3 | STATUS_FEATURES_OK);
+    }
+
+    /// Sets up and enables the next queue.
+    pub fn enable_queue(&mut self, size: u16) {
+        let index = u16::try_from(self.queues.len()).unwrap();
+        let base = RAM_START + u64::from(index) * 0x8000;
+        for address in base..base + 0x6000 {
+            self.ram.write_obj(0u8, GuestAddress(address)).unwrap();
+        }
+        let queue = DriverQueue { base, size, free: (0..size).collect(), ..DriverQueue::default() };
+        self.write(0x16, &index.to_le_bytes());
+        self.write(0x18, &size.to_le_bytes());
+        for (offset, address) in [(0x20, base), (0x28, queue.driver()), (0x30, queue.device())] {
+            self.write(offset, &address.to_le_bytes());
+        }
+        self.write(0x1c, &[1, 0]);
+        self.queues.push(queue);
+    }
+
+    pub fn driver_ok(&self) {
+        self.set_status(3 | STATUS_FEATURES_OK | STATUS_DRIVER_OK);
+    }
+
+    /// All of the above, with MSI-X.
+    pub fn start(&mut self, features: u64, queues: u16, size: u16) {
+        self.negotiate(features);
+        self.use_msix(queues);
+        (0..queues).for_each(|_| self.enable_queue(size));
+        self.driver_ok();
+    }
+
+    /// Makes a chain available, without notifying; returns its head.
+    pub fn add(&mut self, queue: usize, buffers: &[Buffer]) -> u16 {
+        let queue = &mut self.queues[queue];
+        let descriptors: Vec<u16> = queue.free.drain(..buffers.len()).collect();
+        for (position, (&index, &(address, length, writable))) in descriptors.iter().zip(buffers).enumerate() {
+            let next = descriptors.get(position + 1).copied();
+            let flags = u16::from(next.is_some()) | u16::from(writable) << 1;
+            let at = GuestAddress(queue.base + 16 * u64::from(index));
+            self.ram.write_obj(address, at).unwrap();
+            self.ram.write_obj(length, GuestAddress(at.0 + 8)).unwrap();
+            self.ram.write_obj(flags, GuestAddress(at.0 + 12)).unwrap();
+            self.ram.write_obj(next.unwrap_or(0), GuestAddress(at.0 + 14)).unwrap();
+        }
+        // Not given back to `free`: tests make few requests, or free them by themselves.
+        let slot = queue.driver() + 4 + 2 * u64::from(queue.available % queue.size);
+        self.ram.write_obj(descriptors[0], GuestAddress(slot)).unwrap();
+        queue.available = queue.available.wrapping_add(1);
+        self.ram.store(queue.available, GuestAddress(queue.driver() + 2), Ordering::SeqCst).unwrap();
+        descriptors[0]
+    }
+
+    pub fn free(&mut self, queue: usize, descriptors: impl IntoIterator<Item = u16>) {
+        self.queues[queue].free.extend(descriptors);
+    }
+
+    /// Tells the device, in the used-event field, to interrupt when used entry `index` is there.
+    pub fn set_used_event(&self, queue: usize, index: u16) {
+        let queue = &self.queues[queue];
+        self.ram.write_obj(index, GuestAddress(queue.driver() + 4 + 2 * u64::from(queue.size))).unwrap();
+    }
+
+    pub fn notify(&self, queue: usize) {
+        let at = NOTIFY_OFFSET + 4 * queue as u64;
+        self.client.region_write(BAR0_REGION, at, &u16::try_from(queue).unwrap().to_le_bytes()).unwrap();
+    }
+
+    /// Waits for the next used entry: head and bytes written.
+    pub fn used(&mut self, queue: usize) -> (u16, u32) {
+        let deadline = Instant::now() + DEADLINE;
+        let queue = &mut self.queues[queue];
+        let index = GuestAddress(queue.device() + 2);
+        while self.ram.load::<u16>(index, Ordering::SeqCst).unwrap() == queue.used {
+            assert!(Instant::now() < deadline, "nothing was used");
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        let entry = queue.device() + 4 + 8 * u64::from(queue.used % queue.size);
+        queue.used = queue.used.wrapping_add(1);
+        let head: u32 = self.ram.read_obj(GuestAddress(entry)).unwrap();
+        (u16::try_from(head).unwrap(), self.ram.read_obj(GuestAddress(entry + 4)).unwrap())
+    }
+
+    /// Waits for an interrupt; returns how many times it fired.
+    pub fn interrupted(&self, vector: usize) -> u64 {
+        let eventfd = &self.interrupts[vector];
+        // SAFETY: the eventfd is borrowed.
+        let fd = unsafe { BorrowedFd::borrow_raw(eventfd.as_raw_fd()) };
+        let timeout = PollTimeout::try_from(DEADLINE).unwrap();
+        assert_eq!(poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], timeout), Ok(1), "no interrupt on {vector}");
+        eventfd.read().unwrap()
+    }
+
+    /// How many times an interrupt fired so far.
+    pub fn interrupts_so_far(&self, vector: usize) -> u64 {
+        self.interrupts[vector].read().unwrap_or(0)
+    }
+
+    pub fn put(&self, address: u64, bytes: &[u8]) {
+        self.ram.write_slice(bytes, GuestAddress(address)).unwrap();
+    }
+
+    pub fn get(&self, address: u64, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        self.ram.read_slice(&mut bytes, GuestAddress(address)).unwrap();
+        bytes
+    }
+}
