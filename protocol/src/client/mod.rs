@@ -263,21 +263,25 @@ impl Client {
         let fds: Vec<_> = file.iter().map(|(fd, _)| *fd).collect();
         // Before the server knows of it: its first access may come before its reply.
         self.memory.export(address, size, flags);
-        let result = self.request(command, [request.as_bytes(), &[]], &fds, |_| Ok(()));
-        if result.is_err() {
-            self.memory.withdraw(address, size);
-        }
-        result
+        self.locked(command, |main| {
+            let result = main.request(command, [request.as_bytes(), &[]], &fds, |_| Ok(()));
+            if result.is_err() {
+                self.memory.withdraw(address, size);
+            }
+            result
+        })
     }
 
     /// Takes a range back that was mapped earlier. Whatever the server answers, it is out of reach of messages then;
     /// a server that has mapped a descriptor and does not let go of it cannot be made to.
     pub fn dma_unmap(&self, address: u64, size: u64) -> Result<(), ClientError> {
         let request = wire::DmaUnmap { argsz: size_u32::<wire::DmaUnmap>(), flags: 0, address, size };
-        let result = self.request(Command::DmaUnmap, [request.as_bytes(), &[]], &[], |_| Ok(()));
-        // After the reply: until then the server may be finishing what it had begun.
-        self.memory.withdraw(address, size);
-        result
+        self.locked(Command::DmaUnmap, |main| {
+            let result = main.request(Command::DmaUnmap, [request.as_bytes(), &[]], &[], |_| Ok(()));
+            // After the reply, for until then the server may be finishing what it had begun; before anything else.
+            self.memory.withdraw(address, size);
+            result
+        })
     }
 
     /// `VFIO_USER_DEVICE_RESET`.

@@ -56,6 +56,11 @@ impl Server {
         ours
     }
 
+    /// Waits for a client on a path, and serves it.
+    pub fn accept(&self, listener: &outrigger_protocol::server::Listener) {
+        self.streams.as_ref().unwrap().send(listener.accept().unwrap()).unwrap();
+    }
+
     /// How the next connection ended.
     pub fn ended(&self) -> Result<(), ServeError> {
         self.results.recv_timeout(PATIENCE).expect("the server lets go of the connection")
