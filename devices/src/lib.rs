@@ -13,3 +13,9 @@ pub mod process;
 #[cfg(test)]
 mod testing;
 pub mod transport;
+
+/// One of the specification's constants that is a byte on the wire.
+const fn byte(value: u32) -> u8 {
+    assert!(value < 256, "a byte");
+    value.to_le_bytes()[0]
+}

@@ -47,10 +47,7 @@ pub fn run<D: VirtioDevice, E: Display>(
 }
 
 /// Only errors before the first client are returned, as one line each.
-fn listen<D: VirtioDevice, E: Display>(
-    path: &Path,
-    open: impl FnOnce() -> Result<D, E>,
-) -> Result<ExitCode, String> {
+fn listen<D: VirtioDevice, E: Display>(path: &Path, open: impl FnOnce() -> Result<D, E>) -> Result<ExitCode, String> {
     // Before there are threads, so that they all inherit it.
     let signals = block_signals().map_err(|error| format!("cannot block signals: {error}"))?;
     let mut function = function(open)?;
@@ -73,10 +70,7 @@ fn listen<D: VirtioDevice, E: Display>(
     }
 }
 
-fn inherited<D: VirtioDevice, E: Display>(
-    fd: RawFd,
-    open: impl FnOnce() -> Result<D, E>,
-) -> Result<ExitCode, String> {
+fn inherited<D: VirtioDevice, E: Display>(fd: RawFd, open: impl FnOnce() -> Result<D, E>) -> Result<ExitCode, String> {
     let stream = inherited_socket(fd).map_err(|error| format!("--fd {fd}: {error}"))?;
     // The VMM decides when this process ends, by closing the socket: an interrupt typed at their common terminal is
     // for it alone.

@@ -184,8 +184,7 @@ impl Driver {
     pub fn use_msix(&mut self, queues: u16) {
         self.interrupts = Self::eventfds(u32::from(queues) + 1);
         // SAFETY: the eventfds live until after the call.
-        let fds: Vec<_> =
-            self.interrupts.iter().map(|fd| unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) }).collect();
+        let fds: Vec<_> = self.interrupts.iter().map(|fd| unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) }).collect();
         self.client.set_irq_eventfds(MSIX_IRQ, 0, &fds).unwrap();
         self.write(0x10, &[0, 0]);
         for queue in 0..queues {

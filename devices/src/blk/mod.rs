@@ -36,7 +36,7 @@ const FEATURES: u64 =
 const WRITE_FEATURES: u64 =
     1 << spec::VIRTIO_BLK_F_FLUSH | 1 << spec::VIRTIO_BLK_F_DISCARD | 1 << spec::VIRTIO_BLK_F_WRITE_ZEROES;
 /// A chain is as long as the queue: these, a header and a status.
-const SEG_MAX: u32 = crate::transport::chain::MAX_SEGMENTS as u32 - 2;
+const SEG_MAX: u32 = crate::transport::queue::MAX_QUEUE_SIZE as u32 - 2;
 /// The most sectors one discard or write-zeroes may cover: 2 GiB.
 const MAX_ZERO_SECTORS: u32 = 1 << 22;
 /// Bytes of a disk's serial.
@@ -84,8 +84,8 @@ impl Blk {
             return Err(pairs.error(format!("serial is longer than {SERIAL_SIZE} bytes")).into());
         };
         room.copy_from_slice(text);
-        let backing = Backing::open(path.as_ref(), readonly)
-            .map_err(|source| BlkError::Open { path: path.into(), source })?;
+        let backing =
+            Backing::open(path.as_ref(), readonly).map_err(|source| BlkError::Open { path: path.into(), source })?;
         ring::probe().map_err(BlkError::IoUring)?;
         let config = config(&backing, queues);
         Ok(Self { backing: Arc::new(backing), serial, queues, config })
@@ -147,7 +147,6 @@ impl VirtioDevice for Blk {
         Ok(Box::new(move |active| ring::serve(disk, active)))
     }
 }
-
 
 #[cfg(test)]
 mod tests;

@@ -9,25 +9,27 @@ use virtio_bindings::virtio_blk as spec;
 
 use super::backing::{Backing, SECTOR};
 use super::{MAX_ZERO_SECTORS, SERIAL_SIZE};
+use crate::byte;
 use crate::transport::chain::{gather, scatter};
 use crate::transport::{Chain, QueueError, Segment, WorkerError};
 
 /// Where the disk is among the ring's registered files.
 pub const DISK_FILE: types::Fixed = types::Fixed(0);
 
-const HEADER_SIZE: usize = 16;
-const RANGE_SIZE: usize = 16;
+/// Bytes of a request's header, and of a range to discard.
+const HEADER_SIZE: u32 = 16;
+const RANGE_SIZE: u32 = 16;
 
 /// How a request ended, as its status byte says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Status {
     /// Done.
-    Ok = spec::VIRTIO_BLK_S_OK as u8,
+    Ok = byte(spec::VIRTIO_BLK_S_OK),
     /// Failed.
-    IoError = spec::VIRTIO_BLK_S_IOERR as u8,
+    IoError = byte(spec::VIRTIO_BLK_S_IOERR),
     /// This disk cannot do that.
-    Unsupported = spec::VIRTIO_BLK_S_UNSUPP as u8,
+    Unsupported = byte(spec::VIRTIO_BLK_S_UNSUPP),
 }
 
 /// What a queue's worker knows of the disk.
@@ -122,15 +124,13 @@ impl Request {
         chain: &Chain,
         buffers: &mut [libc::iovec],
     ) -> Result<(Self, Parsed), WorkerError> {
-        let (Some(last), true) = (chain.writable().last(), chain.readable_bytes() >= HEADER_SIZE as u32) else {
+        let (Some(last), true) = (chain.writable().last(), chain.readable_bytes() >= HEADER_SIZE) else {
             return Err(WorkerError::host("malformed request")(io::Error::other("no header or no status byte")));
         };
-        let mut header = [0; HEADER_SIZE];
+        let mut header = [0; HEADER_SIZE as usize];
         gather(memory, chain.readable(), &mut header).map_err(QueueError::from)?;
-        let mut request = Self {
-            status_address: last.address.saturating_add(u64::from(last.length - 1)),
-            ..Self::default()
-        };
+        let mut request =
+            Self { status_address: last.address.saturating_add(u64::from(last.length - 1)), ..Self::default() };
         let parsed = request.prepare(disk, memory, chain, &header, buffers);
         Ok((request, parsed.unwrap_or_else(|error| Parsed::Failed(Status::IoError, error))))
     }
@@ -140,11 +140,11 @@ impl Request {
         disk: &Disk,
         memory: &Memory,
         chain: &Chain,
-        header: &[u8; HEADER_SIZE],
+        header: &[u8; HEADER_SIZE as usize],
         buffers: &mut [libc::iovec],
     ) -> Result<Parsed, RequestError> {
         let (kind, sector) = (u32_at(header, 0), u64::from_le_bytes(header[8..].try_into().expect("eight bytes")));
-        let (sent, wanted) = (chain.readable_bytes() - HEADER_SIZE as u32, chain.writable_bytes() - 1);
+        let (sent, wanted) = (chain.readable_bytes() - HEADER_SIZE, chain.writable_bytes() - 1);
         let writes = [spec::VIRTIO_BLK_T_OUT, spec::VIRTIO_BLK_T_DISCARD, spec::VIRTIO_BLK_T_WRITE_ZEROES];
         if disk.backing.readonly && writes.contains(&kind) {
             return Err(RequestError::ReadOnly(kind));
@@ -157,7 +157,7 @@ impl Request {
             }
             spec::VIRTIO_BLK_T_OUT => {
                 self.set_range(disk, Operation::Write, sector, sent.into())?;
-                let data = trimmed(chain.readable(), HEADER_SIZE as u32, sent);
+                let data = trimmed(chain.readable(), HEADER_SIZE, sent);
                 self.buffers = collect(data, |s| memory.readable_slice(s.address, s.length as usize), buffers)?;
             }
             spec::VIRTIO_BLK_T_FLUSH => self.operation = Operation::Flush,
@@ -165,7 +165,7 @@ impl Request {
                 return self.prepare_range(disk, memory, chain, kind, sent);
             }
             spec::VIRTIO_BLK_T_GET_ID => {
-                let length = wanted.min(SERIAL_SIZE as u32);
+                let length = wanted.min(spec::VIRTIO_BLK_ID_BYTES);
                 scatter(memory, chain.writable(), &disk.serial[..length as usize])?;
                 return Ok(Parsed::Done(Status::Ok, length));
             }
@@ -184,12 +184,12 @@ impl Request {
         kind: u32,
         sent: u32,
     ) -> Result<Parsed, RequestError> {
-        if sent as usize != RANGE_SIZE {
+        if sent != RANGE_SIZE {
             return Ok(Parsed::Done(Status::Unsupported, 0));
         }
-        let mut bytes = [0; HEADER_SIZE + RANGE_SIZE];
+        let mut bytes = [0; (HEADER_SIZE + RANGE_SIZE) as usize];
         gather(memory, chain.readable(), &mut bytes)?;
-        let range = &bytes[HEADER_SIZE..];
+        let range = &bytes[HEADER_SIZE as usize..];
         let sector = u64::from_le_bytes(range[..8].try_into().expect("eight bytes"));
         let (sectors, flags) = (u32_at(range, 8), u32_at(range, 12));
         let operation = match (kind, flags) {

@@ -89,7 +89,7 @@ impl Service<'_> {
             if !self.doorbell_armed {
                 let poll = opcode::PollAdd::new(DOORBELL_FILE, libc::POLLIN.cast_unsigned().into()).multi(true);
                 // SAFETY: the entry refers to nothing but a registered file.
-                unsafe { self.submit(poll.build().user_data(DOORBELL_TOKEN)) }?;
+                unsafe { self.submit(&poll.build().user_data(DOORBELL_TOKEN)) }?;
                 self.doorbell_armed = true;
             }
             self.enter(usize::from(!more))?;
@@ -151,7 +151,7 @@ impl Service<'_> {
         // SAFETY: the entry refers to `buffers` and to client memory. Both stay until it completes: the buffers of a
         // head are left alone while its chain is in flight, neither they nor the mapping go away before `drain` has
         // waited for all requests, and the kernel accepts any content of shared memory.
-        unsafe { self.submit(entry) }?;
+        unsafe { self.submit(&entry) }?;
         self.in_flight += 1;
         Ok(())
     }
@@ -160,14 +160,14 @@ impl Service<'_> {
     ///
     /// # Safety
     /// What it refers to stays until it completes.
-    unsafe fn submit(&mut self, entry: squeue::Entry) -> Result<(), WorkerError> {
+    unsafe fn submit(&mut self, entry: &squeue::Entry) -> Result<(), WorkerError> {
         // SAFETY: the caller's promise.
-        let mut pushed = unsafe { self.submissions.push(&entry) };
+        let mut pushed = unsafe { self.submissions.push(entry) };
         if pushed.is_err() {
             // Cannot happen with a queue twice as long as what can be in flight, but costs nothing to get right.
             self.enter(0)?;
             // SAFETY: the caller's promise.
-            pushed = unsafe { self.submissions.push(&entry) };
+            pushed = unsafe { self.submissions.push(entry) };
         }
         pushed.map_err(|_| WorkerError::host("cannot submit I/O")(io::ErrorKind::WouldBlock.into()))
     }

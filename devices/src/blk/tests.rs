@@ -26,7 +26,7 @@ struct Rig {
 
 fn image() -> tempfile::NamedTempFile {
     let file = tempfile::NamedTempFile::new().unwrap();
-    let pattern: Vec<u8> = (0..SIZE).map(|at| (at / 512 + at % 251) as u8).collect();
+    let pattern: Vec<u8> = (0..SIZE).map(|at| (at / 512 + at % 251).to_le_bytes()[0]).collect();
     file.as_file().write_all_at(&pattern, 0).unwrap();
     file
 }
@@ -146,7 +146,8 @@ fn the_serial_and_unknown_requests() {
 #[test]
 fn discard_and_write_zeroes_make_zeros() {
     let Rig { file, mut driver, .. } = started("");
-    let cases = [(spec::VIRTIO_BLK_T_DISCARD, 0), (spec::VIRTIO_BLK_T_WRITE_ZEROES, 0), (spec::VIRTIO_BLK_T_WRITE_ZEROES, 1)];
+    let cases =
+        [(spec::VIRTIO_BLK_T_DISCARD, 0), (spec::VIRTIO_BLK_T_WRITE_ZEROES, 0), (spec::VIRTIO_BLK_T_WRITE_ZEROES, 1)];
     for (round, (kind, flags)) in (0u64..).zip(cases) {
         let range = |sector: u64, count: u32, flags: u32| {
             [&sector.to_le_bytes()[..], &count.to_le_bytes(), &flags.to_le_bytes()].concat()

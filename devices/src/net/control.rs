@@ -7,16 +7,17 @@ use outrigger_protocol::server::{Memory, MemoryError};
 use virtio_bindings::virtio_net as spec;
 
 use super::tap::Tap;
+use crate::byte;
 use crate::transport::chain::gather;
 use crate::transport::{ActiveQueue, Chain, WorkerError};
 
-const OK: u8 = spec::VIRTIO_NET_OK as u8;
-const ERROR: u8 = spec::VIRTIO_NET_ERR as u8;
-const CLASS_RX: u8 = spec::VIRTIO_NET_CTRL_RX as u8;
-const CLASS_MAC: u8 = spec::VIRTIO_NET_CTRL_MAC as u8;
-const CLASS_MQ: u8 = spec::VIRTIO_NET_CTRL_MQ as u8;
-const MAC_TABLE_SET: u8 = spec::VIRTIO_NET_CTRL_MAC_TABLE_SET as u8;
-const MQ_PAIRS_SET: u8 = spec::VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET as u8;
+const OK: u8 = byte(spec::VIRTIO_NET_OK);
+const ERROR: u8 = byte(spec::VIRTIO_NET_ERR);
+const CLASS_RX: u8 = byte(spec::VIRTIO_NET_CTRL_RX);
+const CLASS_MAC: u8 = byte(spec::VIRTIO_NET_CTRL_MAC);
+const CLASS_MQ: u8 = byte(spec::VIRTIO_NET_CTRL_MQ);
+const MAC_TABLE_SET: u8 = byte(spec::VIRTIO_NET_CTRL_MAC_TABLE_SET);
+const MQ_PAIRS_SET: u8 = byte(spec::VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET);
 
 /// The control queue's worker.
 #[derive(Debug)]

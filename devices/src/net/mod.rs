@@ -134,7 +134,7 @@ impl Net {
                 }
                 Ok(())
             })
-        } else if queue % 2 == 0 {
+        } else if queue.is_multiple_of(2) {
             let (mergeable, large) = (features & MERGEABLE != 0, features & LARGE != 0);
             Box::new(move |active| Receiver::new(tap, queue / 2, mergeable, large).serve(active))
         } else {

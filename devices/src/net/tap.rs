@@ -103,7 +103,9 @@ impl Tap {
     /// Opens the tap `name`, or creates it (and then switches it on).
     pub fn open(name: &str, queues: u16, mtu: Option<u16>) -> Result<Self, TapError> {
         let valid = (1..libc::IFNAMSIZ).contains(&name.len()) && !matches!(name, "." | "..");
-        if !valid || name.bytes().any(|byte| byte == b'/' || byte == b':' || byte <= b' ' || byte >= 0x7f || byte == b'%') {
+        if !valid
+            || name.bytes().any(|byte| byte == b'/' || byte == b':' || byte <= b' ' || byte >= 0x7f || byte == b'%')
+        {
             return Err(TapError::Name);
         }
         let existed = Path::new("/sys/class/net").join(name).exists();
@@ -111,7 +113,7 @@ impl Tap {
         let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None);
         let socket = socket.map_err(TapError::io("cannot have a socket"))?;
         let first = &files[0];
-        let header_size = HEADER_SIZE as libc::c_int;
+        let header_size = libc::c_int::try_from(HEADER_SIZE).unwrap_or(0);
         // SAFETY: reads an integer.
         unsafe { ioctls::set_header_size(first.as_raw_fd(), &raw const header_size) }
             .map_err(TapError::io("cannot set the header's size"))?;
@@ -229,14 +231,18 @@ fn configure(socket: &impl AsRawFd, name: &str, mtu: Option<u16>, up: bool) -> R
         // SAFETY: writes an `ifreq`.
         unsafe { ioctls::get_flags(socket, &raw mut request) }.map_err(TapError::io("cannot read its flags"))?;
         // SAFETY: the kernel has just set this member.
-        unsafe { request.ifr_ifru.ifru_flags |= UP };
+        unsafe { request.ifr_ifru.ifru_flags |= short(libc::IFF_UP) };
         // SAFETY: reads an `ifreq`.
         unsafe { ioctls::set_flags(socket, &raw const request) }.map_err(TapError::io("cannot switch it on"))?;
     }
     Ok(u16::try_from(mtu).unwrap_or(u16::MAX))
 }
 
-const UP: libc::c_short = libc::IFF_UP as libc::c_short;
+/// Interface flags as the kernel passes them: sixteen bits, whatever the sign C gives them.
+fn short(flags: libc::c_int) -> libc::c_short {
+    let [a, b, ..] = flags.to_le_bytes();
+    libc::c_short::from_le_bytes([a, b])
+}
 
 fn request(name: &str, flags: libc::c_int) -> libc::ifreq {
     // SAFETY: an `ifreq` is integers and arrays of them, for which zero is a value.
@@ -244,7 +250,6 @@ fn request(name: &str, flags: libc::c_int) -> libc::ifreq {
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from.cast_signed();
     }
-    // The kernel's flags are sixteen bits, whatever the sign it gives them.
-    request.ifr_ifru.ifru_flags = (flags & 0xffff) as u16 as libc::c_short;
+    request.ifr_ifru.ifru_flags = short(flags);
     request
 }

@@ -1,1 +1,228 @@
+//! The network card, driven through a real socket, with a real tap. Needs root, as taps do.
 
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use super::*;
+use crate::testing::{BUFFERS, Driver, Served};
+use crate::transport::pci_config::DEVICE_OFFSET;
+use crate::transport::registers::{FEATURE_EVENT_IDX, STATUS_NEEDS_RESET};
+
+const RECEIVE: usize = 0;
+const TRANSMIT: usize = 1;
+/// An EtherType for experiments, which nothing on the host answers.
+const ETHER_TYPE: u16 = 0x88b5;
+const HEADER: usize = 12;
+
+/// A raw socket on the host's end of the tap.
+struct Wire(OwnedFd);
+
+impl Wire {
+    fn new(tap: &str) -> Self {
+        let protocol = ETHER_TYPE.to_be();
+        // SAFETY: plain system calls, on a socket that is owned from the start and a local address.
+        let fd = unsafe {
+            let fd = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, i32::from(protocol));
+            assert!(fd >= 0, "raw sockets need root");
+            let fd = OwnedFd::from_raw_fd(fd);
+            let mut address: libc::sockaddr_ll = std::mem::zeroed();
+            address.sll_family = 17;
+            address.sll_protocol = protocol;
+            address.sll_ifindex = nix::net::if_::if_nametoindex(tap).unwrap().cast_signed();
+            let size = u32::try_from(size_of_val(&address)).unwrap();
+            assert_eq!(libc::bind(fd.as_raw_fd(), (&raw const address).cast(), size), 0);
+            fd
+        };
+        let timeout = nix::sys::time::TimeVal::new(10, 0);
+        nix::sys::socket::setsockopt(&fd, nix::sys::socket::sockopt::ReceiveTimeout, &timeout).unwrap();
+        Self(fd)
+    }
+
+    fn send(&self, frame: &[u8]) {
+        assert_eq!(nix::unistd::write(&self.0, frame), Ok(frame.len()));
+    }
+
+    fn receive(&self) -> Vec<u8> {
+        let mut frame = vec![0; 65536];
+        let length = nix::unistd::read(&self.0, &mut frame).expect("a frame within 10 s");
+        frame.truncate(length);
+        frame
+    }
+}
+
+fn frame(length: usize, fill: u8) -> Vec<u8> {
+    let mut frame = vec![fill; length];
+    frame[..12].copy_from_slice(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 9]);
+    frame[12..14].copy_from_slice(&ETHER_TYPE.to_be_bytes());
+    frame
+}
+
+fn name(test: &str) -> String {
+    format!("or{}{test}", std::process::id() % 100_000)
+}
+
+fn card(test: &str, options: &str) -> (Served<Net>, Driver, Wire) {
+    let name = name(test);
+    let served = Served::new(Net::open(&format!("tap={name}{options}")).unwrap());
+    let driver = served.attach();
+    (served, driver, Wire::new(&name))
+}
+
+#[test]
+fn packets_leave_through_the_tap() {
+    let (_served, mut driver, wire) = card("tx", "");
+    driver.start(FEATURE_EVENT_IDX | MERGEABLE, 3, 64);
+    let sent = frame(300, 7);
+    driver.put(BUFFERS, &[0; HEADER]);
+    driver.put(BUFFERS + 0x1000, &sent);
+    // Gathered from three places.
+    let buffers = [(BUFFERS, 12, false), (BUFFERS + 0x1000, 100, false), (BUFFERS + 0x1064, 200, false)];
+    let head = driver.add(TRANSMIT, &buffers);
+    driver.notify(TRANSMIT);
+    assert_eq!(driver.used(TRANSMIT), (head, 0));
+    assert_eq!(wire.receive(), sent);
+    driver.interrupted(TRANSMIT + 1);
+}
+
+#[test]
+fn packets_too_short_or_too_long_are_dropped_and_given_back() {
+    let (_served, mut driver, wire) = card("odd", "");
+    driver.start(0, 3, 64);
+    driver.put(BUFFERS, &[0; HEADER]);
+    let sent = frame(64, 1);
+    driver.put(BUFFERS + 0x1000, &sent);
+    for length in [3, 12, 20, 0x2_0000] {
+        let head = driver.add(TRANSMIT, &[(BUFFERS, length, false)]);
+        driver.notify(TRANSMIT);
+        assert_eq!(driver.used(TRANSMIT), (head, 0), "{length}");
+    }
+    driver.add(TRANSMIT, &[(BUFFERS, 12, false), (BUFFERS + 0x1000, 64, false)]);
+    driver.notify(TRANSMIT);
+    assert_eq!(wire.receive(), sent);
+    assert_eq!(driver.status() & STATUS_NEEDS_RESET, 0);
+}
+
+#[test]
+fn packets_arrive_in_as_many_buffers_as_they_need() {
+    let (_served, mut driver, wire) = card("rx", "");
+    driver.start(FEATURE_EVENT_IDX | MERGEABLE, 3, 64);
+    let heads: Vec<_> = (0..32).map(|n| driver.add(RECEIVE, &[(BUFFERS + n * 0x1000, 256, true)])).collect();
+    driver.notify(RECEIVE);
+    let sent = [frame(100, 1), frame(1000, 2), frame(60, 3)];
+    sent.iter().for_each(|frame| wire.send(frame));
+    let mut at = 0;
+    for frame in &sent {
+        let buffers = (frame.len() + HEADER).div_ceil(256);
+        let mut received = Vec::new();
+        for n in 0..buffers {
+            let (head, length) = driver.used(RECEIVE);
+            assert_eq!(head, heads[at]);
+            let address = BUFFERS + 0x1000 * at as u64;
+            received.extend(driver.get(address, length as usize));
+            if n == 0 {
+                assert_eq!(driver.get(address + 10, 2), u16::try_from(buffers).unwrap().to_le_bytes());
+            }
+            at += 1;
+        }
+        assert_eq!(received[HEADER..], frame[..]);
+    }
+    driver.interrupted(RECEIVE + 1);
+}
+
+#[test]
+fn without_mergeable_buffers_a_packet_that_does_not_fit_is_dropped() {
+    let (_served, mut driver, wire) = card("fix", "");
+    driver.start(0, 3, 64);
+    for n in 0..4 {
+        driver.add(RECEIVE, &[(BUFFERS + n * 0x1000, 12, true), (BUFFERS + n * 0x1000 + 0x800, 300, true)]);
+    }
+    driver.notify(RECEIVE);
+    wire.send(&frame(1000, 1));
+    let fits = frame(200, 2);
+    wire.send(&fits);
+    assert_eq!(driver.used(RECEIVE).1, 212);
+    assert_eq!(driver.get(BUFFERS + 0x800, 200), fits);
+    assert_eq!(driver.get(BUFFERS + 10, 2), [1, 0]);
+}
+
+#[test]
+fn buffers_taken_ahead_of_need_survive_a_change_of_memory() {
+    use std::os::fd::AsFd;
+    let (_served, mut driver, wire) = card("mem", "");
+    driver.start(MERGEABLE, 3, 64);
+    let heads: Vec<_> = (0..8).map(|n| driver.add(RECEIVE, &[(BUFFERS + n * 0x1000, 2048, true)])).collect();
+    driver.notify(RECEIVE);
+    for (round, &head) in heads.iter().enumerate() {
+        let other = (1 << 32) + 0x1000 * round as u64;
+        driver.client.dma_map(other, 0x1000, Some((driver.file.as_fd(), 0))).unwrap();
+        let sent = frame(80, u8::try_from(round).unwrap());
+        wire.send(&sent);
+        assert_eq!(driver.used(RECEIVE), (head, 92));
+        assert_eq!(driver.get(BUFFERS + 0x1000 * round as u64 + 12, 80), sent);
+    }
+}
+
+#[test]
+fn the_control_queue_sets_queue_pairs_and_refuses_what_it_does_not_know() {
+    let (_served, mut driver, _wire) = card("ctl", ",queues=2");
+    driver.start(MULTI_QUEUE | MERGEABLE | bits(&[spec::VIRTIO_NET_F_CTRL_VQ]), 5, 64);
+    let mut command = |bytes: &[u8]| {
+        driver.put(BUFFERS, bytes);
+        driver.put(BUFFERS + 0x100, &[0xee]);
+        let length = u32::try_from(bytes.len()).unwrap();
+        driver.add(4, &[(BUFFERS, length, false), (BUFFERS + 0x100, 1, true)]);
+        driver.notify(4);
+        driver.used(4);
+        driver.get(BUFFERS + 0x100, 1)[0]
+    };
+    for pairs in [2, 1, 2, 2, 1] {
+        assert_eq!(command(&[4, 0, pairs, 0]), 0);
+    }
+    for pairs in [0, 3, 255] {
+        assert_eq!(command(&[4, 0, pairs, 0]), 1);
+    }
+    assert_eq!(command(&[0, 0, 1]), 0, "promiscuous mode");
+    assert_eq!(command(&[9, 0, 0, 0]), 1);
+    assert_eq!(command(&[4]), 1);
+}
+
+#[test]
+fn the_configuration_has_address_mtu_and_queue_pairs() {
+    let (_served, driver, _wire) = card("cfg", ",mac=02:11:22:33:44:55,mtu=1400,queues=2");
+    let config: [u8; 12] = driver.read(DEVICE_OFFSET);
+    assert_eq!(config, [2, 0x11, 0x22, 0x33, 0x44, 0x55, 1, 0, 2, 0, 0x78, 5]);
+    assert_eq!(driver.read::<2>(0x12), [5, 0]);
+    let mtu = std::fs::read_to_string(format!("/sys/class/net/{}/mtu", name("cfg"))).unwrap();
+    assert_eq!(mtu, "1400\n");
+}
+
+#[test]
+fn a_tap_has_one_owner_and_vanishes_with_it() {
+    let name = name("own");
+    let tap = Tap::open(&name, 1, None).unwrap();
+    assert!(matches!(Tap::open(&name, 1, None), Err(TapError::Busy)));
+    drop(tap);
+    assert!(nix::net::if_::if_nametoindex(name.as_str()).is_err());
+}
+
+#[test]
+fn what_cannot_be_a_tap_is_refused() {
+    for name in ["", "a/b", "sixteen-bytes-xx", "a b", "..", "%d"] {
+        assert!(matches!(Tap::open(name, 1, None), Err(TapError::Name)), "{name:?}");
+    }
+    assert!(matches!(Tap::open("lo", 1, None), Err(TapError::NotATap { queues: 1 })));
+    let error = |argument: &str| Net::open(argument).unwrap_err().to_string();
+    assert!(error("tap=x,mac=01:00:00:00:00:01").contains("not a unicast address"));
+    assert!(error("tap=x,mtu=10").contains("not a number from 68 to 65535"));
+    assert_eq!(error("mac=02:00:00:00:00:01"), "--net mac=02:00:00:00:00:01: tap= is missing");
+}
+
+#[test]
+fn offloads_follow_the_driver() {
+    let tso = bits(&[spec::VIRTIO_NET_F_GUEST_TSO4, spec::VIRTIO_NET_F_GUEST_ECN]);
+    let csum = bits(&[spec::VIRTIO_NET_F_GUEST_CSUM]);
+    assert_eq!(offloads(tso), 0, "no large packets without partial checksums");
+    assert_eq!(offloads(csum), offload::CSUM);
+    assert_eq!(offloads(csum | tso), offload::CSUM | offload::TSO4 | offload::ECN);
+    assert_eq!(offloads(csum | bits(&[spec::VIRTIO_NET_F_GUEST_USO4])), offload::CSUM);
+    assert_eq!(offloads(csum | USO_FEATURES), offload::CSUM | offload::USO);
+}

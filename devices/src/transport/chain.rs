@@ -92,7 +92,8 @@ impl Chain {
         if segment.length == 0 {
             return Ok(());
         }
-        let bytes = self.readable_bytes.checked_add(self.writable_bytes).and_then(|sum| sum.checked_add(segment.length));
+        let bytes =
+            self.readable_bytes.checked_add(self.writable_bytes).and_then(|sum| sum.checked_add(segment.length));
         if bytes.is_none() {
             return Err(ChainError::TooLong);
         }

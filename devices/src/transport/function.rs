@@ -82,7 +82,7 @@ impl<D: VirtioDevice> PciFunction<D> {
             // Blocking, so that a worker which has nothing else to wait for waits by reading.
             doorbells: (0..queues).map(|_| EventFd::new(libc::EFD_CLOEXEC).map(Arc::new)).collect::<io::Result<_>>()?,
             services: (0..queues).map(|_| Service::Off).collect(),
-            msix: vec![0; MSIX_BAR_SIZE as usize],
+            msix: vec![0; usize_from(MSIX_BAR_SIZE)],
             memory: Memory::default(),
             interrupts: None,
             orphaned: false,

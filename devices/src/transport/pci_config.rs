@@ -100,9 +100,8 @@ impl ConfigSpace {
         space.header(identity);
         space.express();
         space.msix(queues + 1);
-        let device_size = u32::try_from(device_size).expect("a device's configuration is at most DEVICE_SIZE bytes");
-        let notify_size = NOTIFY_MULTIPLIER * u32::from(queues);
-        space.virtio(COMMON, NOTIFY, 1, 16, COMMON_OFFSET, COMMON_SIZE as u32);
+        let notify_size = NOTIFY_MULTIPLIER as usize * usize::from(queues);
+        space.virtio(COMMON, NOTIFY, 1, 16, COMMON_OFFSET, COMMON_SIZE);
         space.virtio(NOTIFY, ISR, 2, 20, NOTIFY_OFFSET, notify_size);
         space.put(NOTIFY + 16, &NOTIFY_MULTIPLIER.to_le_bytes());
         space.virtio(ISR, DEVICE, 3, 16, ISR_OFFSET, 1);
@@ -134,7 +133,7 @@ impl ConfigSpace {
         self.bar(MSIX_BAR, 0, MSIX_BAR_SIZE);
         self.put(0x2c, &0x1af4u16.to_le_bytes());
         self.put(0x2e, &(0x40 + identity.device_type).to_le_bytes());
-        self.put(CAPABILITIES_POINTER, &[EXPRESS as u8]);
+        self.put(CAPABILITIES_POINTER, &EXPRESS.to_le_bytes()[..1]);
         self.allow(INTERRUPT_LINE, &[0xff]);
         // INTA.
         self.put(INTERRUPT_LINE + 1, &[1]);
@@ -155,7 +154,7 @@ impl ConfigSpace {
         const INTEGRATED_ENDPOINT: u16 = 9 << 4;
         const ROLE_BASED_ERRORS: u32 = 1 << 15;
         const FUNCTION_LEVEL_RESET: u32 = 1 << 28;
-        self.put(EXPRESS, &[CAPABILITY_EXPRESS, MSIX as u8]);
+        self.put(EXPRESS, &[CAPABILITY_EXPRESS, MSIX.to_le_bytes()[0]]);
         self.put(EXPRESS + 2, &(VERSION_2 | INTEGRATED_ENDPOINT).to_le_bytes());
         self.put(EXPRESS + 4, &(ROLE_BASED_ERRORS | FUNCTION_LEVEL_RESET).to_le_bytes());
         // All but the initiate-reset bit, which reads as zero.
@@ -163,7 +162,7 @@ impl ConfigSpace {
     }
 
     fn msix(&mut self, vectors: u16) {
-        self.put(MSIX, &[CAPABILITY_MSIX, COMMON as u8]);
+        self.put(MSIX, &[CAPABILITY_MSIX, COMMON.to_le_bytes()[0]]);
         self.put(MSIX + 2, &(vectors - 1).to_le_bytes());
         // Enable and function mask.
         self.allow(MSIX + 3, &[0xc0]);
@@ -172,10 +171,10 @@ impl ConfigSpace {
     }
 
     /// `struct virtio_pci_cap` (virtio 1.2, section 4.1.4).
-    fn virtio(&mut self, at: usize, next: usize, kind: u8, length: u8, offset: u64, size: u32) {
-        self.put(at, &[CAPABILITY_VENDOR, next as u8, length, kind, REGISTERS_BAR]);
-        self.put(at + 8, &(offset as u32).to_le_bytes());
-        self.put(at + 12, &size.to_le_bytes());
+    fn virtio(&mut self, at: usize, next: usize, kind: u8, length: u8, offset: u64, size: usize) {
+        self.put(at, &[CAPABILITY_VENDOR, next.to_le_bytes()[0], length, kind, REGISTERS_BAR]);
+        self.put(at + 8, &offset.to_le_bytes()[..4]);
+        self.put(at + 12, &size.to_le_bytes()[..4]);
     }
 
     fn put(&mut self, at: usize, bytes: &[u8]) {
@@ -262,7 +261,7 @@ mod tests {
         while at != 0 {
             let header = u32_at(&space, at).to_le_bytes();
             found.push(if header[0] == CAPABILITY_VENDOR { (header[0], header[3]) } else { (header[0], 0) });
-            assert!(found.len() < 16 && at % 4 == 0);
+            assert!(found.len() < 16 && at.is_multiple_of(4));
             at = header[1].into();
         }
         assert_eq!(found, [(0x10, 0), (0x11, 0), (9, 1), (9, 2), (9, 3), (9, 4), (9, 5)]);

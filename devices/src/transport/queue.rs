@@ -275,14 +275,14 @@ impl Queue {
         let (mut table, mut entries) = (self.layout.descriptors, u32::from(self.layout.size));
         let (mut index, mut within_indirect) = (head, false);
         loop {
-            let mut bytes = [0; DESCRIPTOR_SIZE as usize];
+            let mut bytes = [0; size_of::<Descriptor>()];
             // The table of the queue was checked; an indirect one may end beyond the address space, which is unmapped.
             let address = table.saturating_add(DESCRIPTOR_SIZE * u64::from(index));
             self.memory.read(address, &mut bytes)?;
             let descriptor: Descriptor = zerocopy::transmute!(bytes);
             if descriptor.flags & DESCRIPTOR_INDIRECT != 0 {
                 let length = descriptor.length;
-                let fits = length != 0 && length % 16 == 0 && length / 16 <= MAX_QUEUE_SIZE.into();
+                let fits = length != 0 && length.is_multiple_of(16) && length / 16 <= MAX_QUEUE_SIZE.into();
                 let bare = descriptor.flags & DESCRIPTOR_NEXT == 0;
                 if within_indirect || !self.layout.indirect || !fits || !bare {
                     return Err(QueueError::Indirect { index, length });
