@@ -27,6 +27,7 @@ pub fn check(machine: &Machine, verdict: &mut Verdict) {
         return;
     };
     verdict.equal("msix-starts-masked", u64::from(msix.read(ENTRY)[3]), 1);
+    verdict.equal("msix-last-starts-masked", u64::from(msix.read(msix.vectors - 1)[3]), 1);
     msix.control(true, false);
     msix.route(ENTRY, FIRST);
     let [address, upper, data, control] = msix.read(ENTRY).map(u64::from);
