@@ -1,11 +1,11 @@
-//! `key=value,key=value` arguments.
+//! `key=value,key=value` arguments; a comma within a value is written twice, as in the VMM's own options.
 
 /// The pairs of one argument.
 #[derive(Debug)]
 pub struct Pairs<'a> {
     flag: &'static str,
     text: &'a str,
-    pairs: Vec<(&'a str, &'a str)>,
+    pairs: Vec<(String, String)>,
 }
 
 /// An argument that cannot be meant; its text is one line for the user.
@@ -21,7 +21,7 @@ impl<'a> Pairs<'a> {
     /// Splits the argument of `flag`, every key of which must be in `known` and occur once.
     pub fn parse(flag: &'static str, text: &'a str, known: &[&str]) -> Result<Self, OptionError> {
         let mut pairs = Self { flag, text, pairs: Vec::new() };
-        for part in text.split(',') {
+        for part in split(text) {
             let Some((key, value)) = part.split_once('=') else {
                 return Err(pairs.error(format!("{part:?} is not KEY=VALUE")));
             };
@@ -34,7 +34,7 @@ impl<'a> Pairs<'a> {
             if value.is_empty() {
                 return Err(pairs.error(format!("{key} is empty")));
             }
-            pairs.pairs.push((key, value));
+            pairs.pairs.push((key.to_owned(), value.to_owned()));
         }
         Ok(pairs)
     }
@@ -45,12 +45,12 @@ impl<'a> Pairs<'a> {
     }
 
     /// The value of a key.
-    pub fn get(&self, key: &str) -> Option<&'a str> {
-        self.pairs.iter().find(|pair| pair.0 == key).map(|pair| pair.1)
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.pairs.iter().find(|pair| pair.0 == key).map(|pair| pair.1.as_str())
     }
 
     /// The value of a key that must be there.
-    pub fn required(&self, key: &str) -> Result<&'a str, OptionError> {
+    pub fn required(&self, key: &str) -> Result<&str, OptionError> {
         self.get(key).ok_or_else(|| self.error(format!("{key}= is missing")))
     }
 
@@ -71,6 +71,12 @@ impl<'a> Pairs<'a> {
             _ => Err(self.error(format!("{key}={text}: not a number from {} to {}", range.start(), range.end()))),
         }
     }
+}
+
+/// The parts between single commas, with double commas made single.
+fn split(text: &str) -> Vec<String> {
+    // No argument can contain a NUL, so it can stand for a comma meanwhile.
+    text.replace(",,", "\0").split(',').map(|part| part.replace('\0', ",")).collect()
 }
 
 #[cfg(test)]
@@ -94,6 +100,8 @@ mod tests {
 
     #[test]
     fn values_are_typed() {
+        let pairs = Pairs::parse("--disk", "path=a,,b", KNOWN).unwrap();
+        assert_eq!(pairs.get("path"), Some("a,b"));
         let pairs = Pairs::parse("--disk", "path=a=b,readonly=on,queues=4", KNOWN).unwrap();
         assert_eq!(pairs.required("path").unwrap(), "a=b");
         assert!(pairs.on_off("readonly").unwrap());

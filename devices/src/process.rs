@@ -97,7 +97,7 @@ fn inherited_socket(fd: RawFd) -> io::Result<UnixStream> {
     use nix::fcntl::{FcntlArg, FdFlag, fcntl};
     use nix::sys::socket::{SockType, getsockopt, sockopt};
     if fd < 0 || (fd > 2 && !Path::new(&format!("/proc/self/fd/{fd}")).exists()) {
-        return Err(io::Error::from_raw_os_error(libc::EBADF));
+        return Err(io::Error::other("is not open"));
     }
     // SAFETY: the descriptor is open (0 to 2 always are: the standard library sees to it at start-up), it was inherited
     // as nothing in this process has opened descriptors yet, and the user gave it to us by its number.

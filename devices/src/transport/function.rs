@@ -1,10 +1,12 @@
 //! A virtio device as a PCI function: the [`Device`] that a vfio-user client attaches.
 
+use std::fmt::Arguments;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::Instant;
 
-use log::{debug, error};
+use log::debug;
 use nix::errno::Errno;
 use outrigger_protocol::pci::{BAR0_REGION, CONFIG_REGION, INTX_IRQ, MSIX_IRQ, NUM_IRQS, NUM_REGIONS};
 use outrigger_protocol::server::{Device, Interrupts, IoFd, Irq, Memory, Region};
@@ -20,7 +22,7 @@ use super::pci_config::{
 use super::queue::{Queue, QueueState};
 use super::registers::{Action, CommonRegisters, TRANSPORT_FEATURES};
 use super::signals::Signals;
-use super::worker::{Context, Worker, WorkerError};
+use super::worker::{Context, STOP_DEADLINE, Worker, WorkerError};
 
 const MSIX_REGION: u32 = MSIX_BAR as u32;
 
@@ -92,10 +94,10 @@ impl<D: VirtioDevice> PciFunction<D> {
         })
     }
 
-    /// Tells the driver that it must reset the device.
-    fn fail(&self) {
+    /// Tells the driver that it must reset the device, and the log why.
+    fn fail(&self, reason: Arguments<'_>) {
         if let Some(interrupts) = &self.interrupts {
-            self.signals.fail(interrupts);
+            self.signals.fail(interrupts, format_args!("{} {reason}", self.device.name()));
         }
     }
 
@@ -108,14 +110,12 @@ impl<D: VirtioDevice> PciFunction<D> {
         let features = self.registers.features();
         debug!("{}: driver ready, features {features:#x}", self.device.name());
         if let Err(error) = self.device.activate(features) {
-            error!("{}: cannot start: {error}", self.device.name());
-            return self.fail();
+            return self.fail(format_args!("cannot start: {error}"));
         }
         for index in self.indices() {
             if let Some(layout) = self.registers.queue(index) {
                 if !layout.is_mapped(&self.memory) {
-                    error!("{} queue {index}: not in memory that the client has mapped", self.device.name());
-                    return self.fail();
+                    return self.fail(format_args!("queue {index}: not in memory that the client has mapped"));
                 }
                 self.services[usize::from(index)] = Service::Suspended(QueueState::default());
             }
@@ -156,33 +156,37 @@ impl<D: VirtioDevice> PciFunction<D> {
         match started {
             Ok(worker) => *service = Service::Running(worker),
             Err(error) => {
-                error!("{} queue {index}: {error}; it needs a reset", self.device.name());
                 *service = Service::Broken;
-                self.fail();
+                self.fail(format_args!("queue {index}: {error}"));
             }
         }
     }
 
     /// Stops all workers. When this returns, nothing refers to client memory (but see [`super::worker`]).
     fn suspend(&mut self) {
+        let deadline = Instant::now() + STOP_DEADLINE;
+        for service in &self.services {
+            if let Service::Running(worker) = service {
+                worker.begin_stop();
+            }
+        }
         for index in self.indices() {
-            self.suspend_queue(index);
+            self.suspend_queue(index, deadline);
         }
     }
 
-    fn suspend_queue(&mut self, index: u16) {
+    fn suspend_queue(&mut self, index: u16, deadline: Instant) {
         let service = &mut self.services[usize::from(index)];
-        *service = match std::mem::take(service) {
-            Service::Running(worker) => match worker.stop() {
-                Some(state) => Service::Suspended(state),
-                None => {
-                    self.fail();
-                    self.services[usize::from(index)] = Service::Broken;
-                    return;
-                }
-            },
-            other => other,
-        };
+        if !matches!(service, Service::Running(_)) {
+            return;
+        }
+        // Broken until it is known to have stopped.
+        if let Service::Running(worker) = std::mem::replace(service, Service::Broken) {
+            match worker.stop(deadline) {
+                Some(state) => *service = Service::Suspended(state),
+                None => self.fail(format_args!("queue {index}: could not be stopped")),
+            }
+        }
     }
 
     fn stop(&mut self) {
@@ -204,14 +208,13 @@ impl<D: VirtioDevice> PciFunction<D> {
                 self.resume();
             }
             Action::StopQueue(index) => {
-                self.suspend_queue(index);
+                self.suspend_queue(index, Instant::now() + STOP_DEADLINE);
                 self.services[usize::from(index)] = Service::Off;
             }
             Action::ConfigVector(vector) => self.signals.set_config_vector(vector),
             Action::QueueVector(queue, vector) => self.signals.set_queue_vector(queue, vector),
             Action::BadQueue(index, error) => {
-                error!("{} queue {index}: {error}; it needs a reset", self.device.name());
-                self.fail();
+                self.fail(format_args!("queue {index}: {error}"));
             }
         }
     }
@@ -372,7 +375,7 @@ impl<D> Drop for PciFunction<D> {
     fn drop(&mut self) {
         for service in self.services.drain(..) {
             if let Service::Running(worker) = service {
-                worker.stop();
+                worker.stop(Instant::now() + STOP_DEADLINE);
             }
         }
     }

@@ -2,12 +2,15 @@
 //!
 //! Everything is atomic, because a queue's thread fires while the thread that serves the socket changes vectors.
 
+use std::fmt::Arguments;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use outrigger_protocol::pci::{INTX_IRQ, MSIX_IRQ};
 use outrigger_protocol::server::Interrupts;
 
 use super::registers::NO_VECTOR;
+use crate::log_limit::LogLimit;
 
 /// A queue has used buffers (virtio 1.2, section 4.1.4.5, "ISR status capability").
 const ISR_QUEUE: u8 = 1;
@@ -22,6 +25,7 @@ pub struct Signals {
     generation: AtomicU8,
     config_vector: AtomicU16,
     queue_vectors: Box<[AtomicU16]>,
+    log: Mutex<LogLimit>,
 }
 
 impl Signals {
@@ -33,6 +37,7 @@ impl Signals {
             generation: AtomicU8::new(0),
             config_vector: AtomicU16::new(NO_VECTOR),
             queue_vectors: (0..queues).map(|_| AtomicU16::new(NO_VECTOR)).collect(),
+            log: Mutex::default(),
         }
     }
 
@@ -68,8 +73,11 @@ impl Signals {
         self.fire(interrupts, self.config_vector.load(Ordering::Relaxed), ISR_CONFIG);
     }
 
-    /// The device cannot go on before the driver resets it (virtio 1.2, section 2.1.2).
-    pub fn fail(&self, interrupts: &Interrupts) {
+    /// The device cannot go on before the driver resets it (virtio 1.2, section 2.1.2), for the reason that is logged.
+    pub fn fail(&self, interrupts: &Interrupts, reason: Arguments<'_>) {
+        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        log.warn(format_args!("{reason}; the device needs a reset"));
+        drop(log);
         self.needs_reset.store(true, Ordering::Relaxed);
         self.fire(interrupts, self.config_vector.load(Ordering::Relaxed), ISR_CONFIG);
     }

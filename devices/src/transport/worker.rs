@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::{Builder, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::error;
 use outrigger_protocol::server::{Interrupts, MemoryError};
@@ -19,8 +19,8 @@ use vmm_sys_util::eventfd::EventFd;
 use super::queue::{Queue, QueueError, QueueState};
 use super::signals::Signals;
 
-/// How long stopping a worker may take.
-pub const STOP_DEADLINE: Duration = Duration::from_secs(20);
+/// How long stopping all workers of a device may take: less than a client waits for the reply that hangs on it.
+pub const STOP_DEADLINE: Duration = Duration::from_secs(8);
 
 /// What a queue's thread does until it is told to stop. When it returns, no I/O may refer to client memory.
 pub type Work = Box<dyn FnOnce(&mut ActiveQueue) -> Result<(), WorkerError> + Send>;
@@ -128,8 +128,8 @@ impl Worker {
         let mut active = ActiveQueue { queue, context, stop: Arc::clone(&stop) };
         let thread = Builder::new().name(name.clone()).spawn(move || {
             if let Err(error) = work(&mut active) {
-                error!("{} queue {}: {error}; it needs a reset", active.context.name, active.context.index);
-                active.context.signals.fail(&active.context.interrupts);
+                let Context { name, index, signals, interrupts, .. } = &active.context;
+                signals.fail(interrupts, format_args!("{name} queue {index}: {error}"));
             }
             let state = active.queue.state();
             // Lets go of client memory before the serving thread hears of it.
@@ -140,20 +140,25 @@ impl Worker {
         Ok(Self { name, doorbell, stop, finished, thread })
     }
 
-    /// Stops the worker and returns where its queue is; none if it could not be stopped within the deadline.
-    pub fn stop(self) -> Option<QueueState> {
+    /// Tells the worker to stop, without waiting.
+    pub fn begin_stop(&self) {
         self.stop.store(true, Ordering::Release);
         if let Err(error) = self.doorbell.write(1) {
             error!("{}: cannot ring its doorbell: {error}", self.name);
         }
-        match self.finished.recv_timeout(STOP_DEADLINE) {
+    }
+
+    /// Stops the worker and returns where its queue is; none if it has not stopped by the deadline.
+    pub fn stop(self, deadline: Instant) -> Option<QueueState> {
+        self.begin_stop();
+        match self.finished.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(state) => {
                 // It has nothing left to do but to end.
                 let _ = self.thread.join();
                 Some(state)
             }
             Err(_) => {
-                error!("{}: I/O did not finish within {STOP_DEADLINE:?}; the queue is out of service", self.name);
+                error!("{}: I/O did not finish in time; the queue is out of service", self.name);
                 None
             }
         }
