@@ -3,7 +3,6 @@
 //! The socket is the child's standard input, so there is no path on disk, and a child whose VMM was killed sees the end of
 //! its input and leaves.
 
-use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -63,16 +62,9 @@ impl DeviceProcess {
     /// # Errors
     /// See [`SpawnError`].
     pub fn disk(disk: &DiskConfig, cpus: u8) -> Result<(Self, UnixStream), SpawnError> {
-        let mut value = OsString::from("path=");
-        value.push(&disk.path);
-        if disk.readonly {
-            value.push(",readonly=on");
-        }
-        if let Some(serial) = &disk.serial {
-            value.push(format!(",serial={serial}"));
-        }
-        value.push(format!(",queues={}", disk.queues.unwrap_or(cpus.into())));
-        Self::spawn("outrigger-blk", ["--disk".into(), value])
+        // A configuration reads back as the option it came from, which the programs take in the same form.
+        let disk = DiskConfig { queues: disk.queues.or(Some(cpus.into())), ..disk.clone() };
+        Self::spawn("outrigger-blk", ["--disk", &disk.to_string()])
     }
 
     /// Starts `outrigger-net`.
@@ -80,17 +72,10 @@ impl DeviceProcess {
     /// # Errors
     /// See [`SpawnError`].
     pub fn net(net: &NetConfig) -> Result<(Self, UnixStream), SpawnError> {
-        let mut value = format!("tap={}", net.tap);
-        if let Some(mac) = net.mac {
-            value.push_str(&format!(",mac={mac}"));
-        }
-        if let Some(queues) = net.queues {
-            value.push_str(&format!(",queues={queues}"));
-        }
-        Self::spawn("outrigger-net", ["--net".into(), value.into()])
+        Self::spawn("outrigger-net", ["--net", &net.to_string()])
     }
 
-    fn spawn(program: &'static str, arguments: [OsString; 2]) -> Result<(Self, UnixStream), SpawnError> {
+    fn spawn(program: &'static str, arguments: [&str; 2]) -> Result<(Self, UnixStream), SpawnError> {
         let path = std::env::current_exe().map_err(SpawnError::Place)?.with_file_name(program);
         let (ours, theirs) = UnixStream::pair().map_err(|source| SpawnError::Socket { program, source })?;
         let mut command = Command::new(&path);
