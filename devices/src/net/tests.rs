@@ -63,6 +63,8 @@ fn name(test: &str) -> String {
 fn card(test: &str, options: &str) -> (Served<Net>, Driver, Wire) {
     let name = name(test);
     let served = Served::new(Net::open(&format!("tap={name}{options}")).unwrap());
+    // The host's own announcements; what has come already is thrown away when the driver is ready.
+    let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1");
     let driver = served.attach();
     (served, driver, Wire::new(&name))
 }
