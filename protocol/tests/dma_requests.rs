@@ -250,6 +250,55 @@ fn a_flood_while_no_call_is_under_way_leaves_room_for_calls() {
     server.join().unwrap();
 }
 
+#[test]
+fn watching_by_edges_loses_no_request_whatever_calls_are_under_way() {
+    use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+    const ROUNDS: u64 = 3000;
+    let (served, all_served) = std::sync::mpsc::channel();
+    let (client, _, server) = mapped(PATIENCE, move |mut raw| {
+        // Its own requests, one at a time, with the client's calls answered whenever they come.
+        for round in 0..ROUNDS {
+            let id = raw.command(DMA_READ, COMMAND, &longs(&[4096 + round, 8]), &[]);
+            loop {
+                let message = raw.receive().expect("a request that nobody serves ends in the test's patience");
+                if message.flags & 1 == REPLY {
+                    assert_eq!((message.id, message.command), (id, DMA_READ));
+                    break;
+                }
+                raw.answer(&message, &words(&INFO), &[]);
+            }
+        }
+        served.send(()).unwrap();
+        while let Some(message) = raw.receive() {
+            raw.answer(&message, &words(&INFO), &[]);
+        }
+    });
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();
+            for watched in client.watch() {
+                let edges = EpollFlags::EPOLLET | EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
+                epoll.add(watched.fd, EpollEvent::new(edges, 0)).unwrap();
+            }
+            let mut events = [EpollEvent::empty(); 4];
+            while !done.load(Ordering::SeqCst) {
+                if epoll.wait(&mut events, EpollTimeout::from(10u8)).unwrap() > 0 {
+                    let _ = client.serve_ready();
+                }
+            }
+        });
+        for _ in 0..ROUNDS {
+            client.device_info().unwrap();
+        }
+        let all_served = all_served.recv_timeout(PATIENCE);
+        done.store(true, Ordering::SeqCst);
+        all_served.expect("no request is lost");
+    });
+    client.close();
+    server.join().unwrap();
+}
+
 fn readable(stream: &UnixStream) -> bool {
     let mut fds = [PollFd::new(std::os::fd::AsFd::as_fd(stream), PollFlags::POLLIN)];
     poll(&mut fds, PollTimeout::ZERO).unwrap() > 0

@@ -6,41 +6,36 @@
 mod connection;
 mod error;
 mod exported;
+mod interrupts;
 mod negotiate;
+mod queries;
 mod replies;
 mod requests;
 
 pub use error::ClientError;
 pub use exported::ClientMemory;
+pub use queries::DeviceInfo;
 pub use replies::{IoFd, IoFdKind, IrqInfo, RegionInfo};
 
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use zerocopy::IntoBytes;
 
 use crate::capabilities::{Capabilities, MAX_JSON};
 use crate::codec::Message;
 use crate::command::Command;
-use crate::socket::MAX_FDS;
 use crate::wire::{self, HEADER_SIZE};
 use connection::Connection;
 use exported::ExportedMemory;
 use negotiate::{Agreed, negotiate};
-use replies::Sized;
 
-/// The most bytes a description of a region may need.
-const MAX_ARGSZ: u32 = 1 << 16;
 /// The most bytes that are asked for or sent in one message, whatever more the server would take.
 const MAX_TRANSFER: usize = 1 << 20;
-/// How long [`Client::serve_ready`] stands back from a connection that a call is using.
-const STAND_BACK: Duration = Duration::from_micros(50);
-/// No PCI device has nearly as many regions, or interrupt types.
-const MAX_INDICES: u32 = 256;
 
 /// How to talk to a server.
 #[derive(Clone, Debug)]
@@ -64,7 +59,10 @@ pub struct Client {
     twin_stream: Option<Arc<UnixStream>>,
     memory: Arc<ExportedMemory>,
     server: Capabilities,
+    deadline: Duration,
     closed: AtomicBool,
+    /// Something came for [`Client::serve_ready`] while a call held the connection.
+    unserved: AtomicBool,
 }
 
 /// What to poll for [`Client::serve_ready`].
@@ -74,17 +72,6 @@ pub struct Watch<'a> {
     pub fd: BorrowedFd<'a>,
     /// Whether the server's requests come here; otherwise only a hang-up is of interest.
     pub requests: bool,
-}
-
-/// How many regions and interrupt types a device has.
-#[derive(Clone, Copy, Debug)]
-pub struct DeviceInfo {
-    /// `wire::DEVICE_*`.
-    pub flags: u32,
-    /// Regions.
-    pub num_regions: u32,
-    /// Interrupt types.
-    pub num_irqs: u32,
 }
 
 impl Client {
@@ -104,106 +91,14 @@ impl Client {
         main.set_limit(limit);
         let twin_stream = twin.map(Arc::new);
         let twin = twin_stream.as_ref().map(|stream| connect(stream, limit)).transpose()?.map(Mutex::new);
-        let closed = AtomicBool::new(false);
-        Ok(Self { main: Mutex::new(main), twin, main_stream, twin_stream, memory, server, closed })
+        let (deadline, main) = (options.deadline, Mutex::new(main));
+        let (closed, unserved) = (AtomicBool::new(false), AtomicBool::new(false));
+        Ok(Self { main, twin, main_stream, twin_stream, memory, server, deadline, closed, unserved })
     }
 
     /// What the server is capable of.
     pub fn server_capabilities(&self) -> &Capabilities {
         &self.server
-    }
-
-    /// `VFIO_USER_DEVICE_GET_INFO`.
-    pub fn device_info(&self) -> Result<DeviceInfo, ClientError> {
-        let request = wire::DeviceInfo { argsz: size_u32::<wire::DeviceInfo>(), ..Default::default() };
-        self.request(Command::DeviceGetInfo, [request.as_bytes(), &[]], &[], |message| {
-            let (info, _) = message.parse::<wire::DeviceInfo>().ok_or("device info is too short")?;
-            if info.num_regions > MAX_INDICES || info.num_irqs > MAX_INDICES {
-                return Err("device info counts more regions or interrupt types than a device can have");
-            }
-            Ok(DeviceInfo { flags: info.flags, num_regions: info.num_regions, num_irqs: info.num_irqs })
-        })
-    }
-
-    /// `VFIO_USER_DEVICE_GET_REGION_INFO`, asked again when the server needs more room for its capabilities.
-    pub fn region_info(&self, index: u32) -> Result<RegionInfo, ClientError> {
-        self.with_argsz(Command::DeviceGetRegionInfo, 1024, |argsz| {
-            let request = wire::RegionInfo { argsz, index, ..Default::default() };
-            self.request(Command::DeviceGetRegionInfo, [request.as_bytes(), &[]], &[], |message| {
-                replies::region_info(message, index, argsz)
-            })
-        })
-    }
-
-    /// `VFIO_USER_DEVICE_GET_REGION_IO_FDS` for a region of `region_size` bytes.
-    pub fn region_io_fds(&self, index: u32, region_size: u64) -> Result<Vec<IoFd>, ClientError> {
-        let command = Command::DeviceGetRegionIoFds;
-        self.with_argsz(command, 4096, |argsz| {
-            let request = wire::RegionIoFds { argsz, index, ..Default::default() };
-            let payload = request.as_bytes();
-            self.locked(command, |main| {
-                let result = main.request(command, [payload, &[]], &[], |message| {
-                    replies::io_fds(message, index, region_size, argsz)
-                });
-                if matches!(result, Err(ClientError::Refused { .. })) {
-                    main.expect_payload_as_header(payload);
-                }
-                result
-            })
-        })
-    }
-
-    /// `VFIO_USER_DEVICE_GET_IRQ_INFO`.
-    pub fn irq_info(&self, index: u32) -> Result<IrqInfo, ClientError> {
-        let request = wire::IrqInfo { argsz: size_u32::<wire::IrqInfo>(), index, ..Default::default() };
-        self.request(Command::DeviceGetIrqInfo, [request.as_bytes(), &[]], &[], |message| {
-            replies::irq_info(&message, index)
-        })
-    }
-
-    /// Connects eventfds to vectors `start`, `start` + 1, … of an interrupt type, in as many messages as the server's
-    /// `max_msg_fds` asks for.
-    pub fn set_irq_eventfds(&self, index: u32, start: u32, fds: &[BorrowedFd<'_>]) -> Result<(), ClientError> {
-        let most = usize::try_from(self.server.max_msg_fds).unwrap_or(usize::MAX).min(MAX_FDS);
-        if most == 0 {
-            let problem = "fds in one message";
-            return Err(ClientError::Local { command: Command::DeviceSetIrqs, problem, value: 1, limit: 0 });
-        }
-        let mut start = start;
-        for chunk in fds.chunks(most) {
-            let count = u32::try_from(chunk.len()).expect("a chunk has at most MAX_FDS fds");
-            let flags = wire::IRQ_SET_DATA_EVENTFD | wire::IRQ_SET_ACTION_TRIGGER;
-            self.set_irqs(index, flags, start, count, chunk)?;
-            start = start.wrapping_add(count);
-        }
-        Ok(())
-    }
-
-    /// Disconnects all vectors of an interrupt type.
-    pub fn disable_irqs(&self, index: u32) -> Result<(), ClientError> {
-        self.set_irqs(index, wire::IRQ_SET_DATA_NONE | wire::IRQ_SET_ACTION_TRIGGER, 0, 0, &[])
-    }
-
-    /// Unmasks one vector (INTx after the guest's end of interrupt).
-    pub fn unmask_irq(&self, index: u32, vector: u32) -> Result<(), ClientError> {
-        self.set_irqs(index, wire::IRQ_SET_DATA_NONE | wire::IRQ_SET_ACTION_UNMASK, vector, 1, &[])
-    }
-
-    /// Masks one vector.
-    pub fn mask_irq(&self, index: u32, vector: u32) -> Result<(), ClientError> {
-        self.set_irqs(index, wire::IRQ_SET_DATA_NONE | wire::IRQ_SET_ACTION_MASK, vector, 1, &[])
-    }
-
-    fn set_irqs(
-        &self,
-        index: u32,
-        flags: u32,
-        start: u32,
-        count: u32,
-        fds: &[BorrowedFd<'_>],
-    ) -> Result<(), ClientError> {
-        let request = wire::IrqSet { argsz: size_u32::<wire::IrqSet>(), flags, index, start, count };
-        self.request(Command::DeviceSetIrqs, [request.as_bytes(), &[]], fds, |_| Ok(()))
     }
 
     /// Reads from a region, in as many messages as the server's `max_data_xfer_size` asks for.
@@ -289,7 +184,7 @@ impl Client {
         self.request(Command::DeviceReset, [&[], &[]], &[], |_| Ok(()))
     }
 
-    /// What to poll (level-triggered), to call [`Client::serve_ready`] when it is readable or hung up. With a twin
+    /// What to poll, by level or by edge, to call [`Client::serve_ready`] when it is readable or hung up. With a twin
     /// socket the main one carries replies only, so that only its hang-up is of interest.
     pub fn watch(&self) -> impl Iterator<Item = Watch<'_>> {
         let main = Watch { fd: self.main_stream.as_fd(), requests: self.twin_stream.is_none() };
@@ -297,32 +192,55 @@ impl Client {
         [Some(main), twin].into_iter().flatten()
     }
 
-    /// Serves what the server has sent while no call was under way. An error says that the server is gone or was cut
-    /// off. Waits only for a server that does not take its replies, and not longer than one call may.
+    /// Serves what the server has sent while no call was under way, until nothing is left. An error says that the
+    /// server is gone or was cut off: so is one that does not take its replies, or never pauses, for the length of the
+    /// deadline.
     ///
-    /// While a call holds the connection this returns at once: the call serves what comes.
+    /// While a call holds the connection this returns at once: that call serves what comes, before it returns.
     pub fn serve_ready(&self) -> Result<(), ClientError> {
         if self.is_closed() {
             return Err(ClientError::Disconnected(Command::DmaRead));
         }
         if let Some(twin) = &self.twin {
-            let result = lock(twin).serve_ready();
-            if self.closing(result)? {
-                return Ok(());
+            let deadline = Instant::now() + self.deadline;
+            while self.closing(lock(twin).serve_ready())? {
+                self.check_flood(deadline)?;
             }
         }
-        let mut main = match self.main.try_lock() {
-            Ok(main) => main,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => {
-                // A poll says at once that what the call will receive is still there: don't take turns with it.
-                std::thread::sleep(STAND_BACK);
-                return Ok(());
+        self.unserved.store(true, Ordering::SeqCst);
+        self.serve_unserved()
+    }
+
+    /// Whoever gets the connection serves what is there, and gives it back in between; whoever does not get it leaves
+    /// this to the one who has it, and who looks at the flag after giving it back.
+    fn serve_unserved(&self) -> Result<(), ClientError> {
+        let deadline = Instant::now() + self.deadline;
+        while self.unserved.load(Ordering::SeqCst) {
+            // The flag is set before the lock is tried, here; the lock is free before the flag is read, in `locked`.
+            fence(Ordering::SeqCst);
+            let mut main = match self.main.try_lock() {
+                Ok(main) => main,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => return Ok(()),
+            };
+            self.unserved.store(false, Ordering::SeqCst);
+            let served = main.serve_ready();
+            drop(main);
+            if self.closing(served)? {
+                self.unserved.store(true, Ordering::SeqCst);
+                self.check_flood(deadline)?;
             }
-        };
-        let result = main.serve_ready();
-        self.closing(result)?;
+            fence(Ordering::SeqCst);
+        }
         Ok(())
+    }
+
+    fn check_flood(&self, deadline: Instant) -> Result<(), ClientError> {
+        if Instant::now() < deadline {
+            return Ok(());
+        }
+        let (command, problem) = (Command::DmaRead, "requests without a pause");
+        self.closing(Err(ClientError::Malformed { command, problem }))
     }
 
     /// Ends the connection; calls under way fail at once.
@@ -361,14 +279,20 @@ impl Client {
             return Err(ClientError::Disconnected(command));
         }
         let result = call(&mut main);
+        let mut after = Ok(());
         if result.as_ref().is_err_and(ClientError::is_fatal) {
             self.close();
         } else if main.is_unsettled() {
-            // What goes wrong here is not this call's failure, but the last that is heard of this server.
-            let settled = main.settle();
-            if let Err(error) = self.closing(settled) {
-                log::warn!("closing the connection to a device: {error}");
-            }
+            after = self.closing(main.settle());
+        }
+        drop(main);
+        fence(Ordering::SeqCst);
+        if self.unserved.load(Ordering::SeqCst) && !self.is_closed() {
+            after = after.and(self.serve_unserved());
+        }
+        if let Err(error) = after {
+            // Not this call's failure, but the last that is heard of this server.
+            log::warn!("closing the connection to a device: {error}");
         }
         result
     }
@@ -384,26 +308,6 @@ impl Client {
     fn max_transfer(&self) -> usize {
         // The least that makes any progress is one byte; zero was refused when it was negotiated.
         usize::try_from(self.server.max_data_xfer_size).unwrap_or(usize::MAX).min(MAX_TRANSFER)
-    }
-
-    fn with_argsz<T>(
-        &self,
-        command: Command,
-        argsz: u32,
-        ask: impl Fn(u32) -> Result<Sized<T>, ClientError>,
-    ) -> Result<T, ClientError> {
-        let needed = match ask(argsz)? {
-            Sized::Whole(whole) => return Ok(whole),
-            Sized::Needs(needed) => needed,
-        };
-        let malformed = |problem| self.closing(Err(ClientError::Malformed { command, problem }));
-        if needed > MAX_ARGSZ {
-            return malformed("a description larger than 64 KiB");
-        }
-        match ask(needed)? {
-            Sized::Whole(whole) => Ok(whole),
-            Sized::Needs(_) => malformed("a description that grows each time"),
-        }
     }
 }
 

@@ -1,0 +1,58 @@
+//! Telling a server how to signal interrupts.
+
+use std::os::fd::BorrowedFd;
+
+use zerocopy::IntoBytes;
+
+use super::error::ClientError;
+use super::{Client, size_u32};
+use crate::command::Command;
+use crate::socket::MAX_FDS;
+use crate::wire;
+
+impl Client {
+    /// Connects eventfds to vectors `start`, `start` + 1, … of an interrupt type, in as many messages as the server's
+    /// `max_msg_fds` asks for.
+    pub fn set_irq_eventfds(&self, index: u32, start: u32, fds: &[BorrowedFd<'_>]) -> Result<(), ClientError> {
+        let most = usize::try_from(self.server.max_msg_fds).unwrap_or(usize::MAX).min(MAX_FDS);
+        if most == 0 {
+            let problem = "fds in one message";
+            return Err(ClientError::Local { command: Command::DeviceSetIrqs, problem, value: 1, limit: 0 });
+        }
+        let mut start = start;
+        for chunk in fds.chunks(most) {
+            let count = u32::try_from(chunk.len()).expect("a chunk has at most MAX_FDS fds");
+            let flags = wire::IRQ_SET_DATA_EVENTFD | wire::IRQ_SET_ACTION_TRIGGER;
+            self.set_irqs(index, flags, start, count, chunk)?;
+            start = start.wrapping_add(count);
+        }
+        Ok(())
+    }
+
+    /// Disconnects all vectors of an interrupt type.
+    pub fn disable_irqs(&self, index: u32) -> Result<(), ClientError> {
+        self.set_irqs(index, wire::IRQ_SET_DATA_NONE | wire::IRQ_SET_ACTION_TRIGGER, 0, 0, &[])
+    }
+
+    /// Unmasks one vector (INTx after the guest's end of interrupt).
+    pub fn unmask_irq(&self, index: u32, vector: u32) -> Result<(), ClientError> {
+        self.set_irqs(index, wire::IRQ_SET_DATA_NONE | wire::IRQ_SET_ACTION_UNMASK, vector, 1, &[])
+    }
+
+    /// Masks one vector.
+    pub fn mask_irq(&self, index: u32, vector: u32) -> Result<(), ClientError> {
+        self.set_irqs(index, wire::IRQ_SET_DATA_NONE | wire::IRQ_SET_ACTION_MASK, vector, 1, &[])
+    }
+
+    fn set_irqs(
+        &self,
+        index: u32,
+        flags: u32,
+        start: u32,
+        count: u32,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(), ClientError> {
+        let request = wire::IrqSet { argsz: size_u32::<wire::IrqSet>(), flags, index, start, count };
+        self.request(Command::DeviceSetIrqs, [request.as_bytes(), &[]], fds, |_| Ok(()))
+    }
+}
