@@ -5,7 +5,9 @@
 //! | Start           | End (exclusive) | What |
 //! |-----------------|-----------------|------|
 //! | `0x0000_0000`   | `0x0009_FC00`   | RAM; boot structures (GDT, zero page, page tables, command line) while the kernel starts |
-//! | `0x0009_FC00`   | `0x0010_0000`   | reserved; RAM underneath, the ACPI tables from `0x000E_0000` on |
+//! | `0x0009_FC00`   | `0x000E_0000`   | reserved (RAM underneath, as in the next three) |
+//! | `0x000E_0000`   | `0x000F_0000`   | ACPI tables |
+//! | `0x000F_0000`   | `0x0010_0000`   | reserved; the real-mode reset vector at `0x000F_FFF0` |
 //! | `0x0010_0000`   | `0xC000_0000`   | RAM: the kernel at the bottom, the initrd at the top |
 //! | `0xC000_0000`   | `0xE000_0000`   | 32-bit PCI memory window (BARs) |
 //! | `0xE000_0000`   | `0xE010_0000`   | PCI Express configuration space (ECAM), bus 0 only |
@@ -93,7 +95,9 @@ pub const COMMAND_LINE_SIZE: u64 = 64 * KIB;
 /// End of conventional memory, where a PC's extended BIOS data area would start.
 pub const CONVENTIONAL_END: u64 = 0x9_FC00;
 /// The ACPI tables; the RSDP comes first, where a scan of the BIOS area finds it.
-pub const ACPI_TABLES: AddressRange = AddressRange::new(0xE_0000, 0x10_0000);
+pub const ACPI_TABLES: AddressRange = AddressRange::new(0xE_0000, 0xF_0000);
+/// Where a PC's BIOS is entered in real mode, `F000:FFF0`, to the end of conventional addresses.
+pub const RESET_VECTOR: AddressRange = AddressRange::new(0xF_FFF0, 0x10_0000);
 /// Where RAM for the kernel starts.
 pub const HIGH_MEMORY: u64 = MIB;
 
@@ -203,6 +207,7 @@ mod tests {
             AddressRange::new(COMMAND_LINE, COMMAND_LINE + COMMAND_LINE_SIZE),
             AddressRange::new(CONVENTIONAL_END, CONVENTIONAL_END),
             ACPI_TABLES,
+            RESET_VECTOR,
             AddressRange::new(HIGH_MEMORY, RAM_LOW_END),
             PCI_MEMORY_32,
             ECAM,

@@ -2,7 +2,7 @@
 //! search for a PC's timers, interrupt controllers and keyboard, and the registers by which it powers off or resets.
 
 mod dsdt;
-mod power;
+pub(crate) mod power;
 mod tables;
 
 use acpi_tables::Aml;

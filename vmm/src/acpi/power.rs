@@ -8,9 +8,9 @@ use crate::outcome::{Outcome, Stop};
 /// Offsets into [`crate::layout::POWER`].
 pub(super) const SLEEP_CONTROL_REGISTER: u64 = 0;
 pub(super) const SLEEP_STATUS_REGISTER: u64 = 1;
-pub(super) const RESET_REGISTER: u64 = 2;
+pub(crate) const RESET_REGISTER: u64 = 2;
 /// What the guest writes to the reset register.
-pub(super) const RESET_VALUE: u8 = 1;
+pub(crate) const RESET_VALUE: u8 = 1;
 /// The sleep type that `\_S5` tells the guest to write.
 pub(super) const SLEEP_TYPE_S5: u8 = 5;
 

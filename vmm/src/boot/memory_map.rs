@@ -19,6 +19,7 @@ pub(super) fn memory_map(ram_size: u64) -> Vec<(AddressRange, Kind)> {
         (AddressRange::new(0, layout::CONVENTIONAL_END), Kind::Ram),
         (AddressRange::new(layout::CONVENTIONAL_END, layout::ACPI_TABLES.start), Kind::Reserved),
         (layout::ACPI_TABLES, Kind::Acpi),
+        (AddressRange::new(layout::ACPI_TABLES.end, layout::HIGH_MEMORY), Kind::Reserved),
         (AddressRange::new(layout::HIGH_MEMORY, low.end.max(layout::HIGH_MEMORY)), Kind::Ram),
         // Linux uses ECAM only if it is reserved here or by ACPI, and this is the one that counts early.
         (layout::ECAM, Kind::Reserved),

@@ -7,6 +7,7 @@ mod initrd;
 mod kernel;
 mod memory_map;
 mod page_tables;
+mod reset_vector;
 pub mod segments;
 
 use std::ffi::CString;
@@ -89,6 +90,7 @@ impl<'a> Payload<'a> {
     /// # Errors
     /// If something doesn't fit into RAM or a file is damaged.
     pub fn load(self, ram: &GuestRam, rsdp: u64) -> Result<Entry, BootError> {
+        reset_vector::write(ram.mmap()).map_err(memory("the reset vector"))?;
         match self.kernel.format() {
             Format::BzImage => bzimage::load(self, ram, rsdp),
             Format::Elf => elf::load(self, ram, rsdp),

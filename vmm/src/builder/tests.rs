@@ -103,6 +103,21 @@ fn the_keyboard_controllers_reset_is_a_reboot() {
 }
 
 #[test]
+fn a_jump_to_the_bios_in_real_mode_is_a_reboot() {
+    let program = [
+        vec![0x0F, 0x01, 0x15, 27, 0, 0x10, 0], // lgdt [table's address and size]
+        vec![0xEA, 14, 0, 0, 0, 8, 0],          // ljmp 8:14, a 16-bit segment at LOAD_ADDRESS
+        vec![0x0F, 0x20, 0xC0, 0x24, 0xFE, 0x0F, 0x22, 0xC0], // mov eax, cr0; and al, 0xFE; mov cr0, eax
+        vec![0xEA, 0xF0, 0xFF, 0x00, 0xF0],     // ljmp 0xF000:0xFFF0
+        vec![15, 0, 33, 0, 0x10, 0],            // at 27: size and address of
+        vec![0; 8],                             // at 33: the table
+        vec![0xFF, 0xFF, 0x00, 0x00, 0x10, 0x9B, 0x00, 0x00], // 16-bit code, base LOAD_ADDRESS, 64 KiB
+    ]
+    .concat();
+    assert_eq!(run(&images::elf(&program), 1).1, Some(Outcome::Reboot));
+}
+
+#[test]
 fn a_triple_fault_is_a_crash_with_registers() {
     // mov ebx, 0x12345678; then an undefined instruction without an interrupt table
     let program = [0xBB, 0x78, 0x56, 0x34, 0x12, 0x0F, 0x0B];

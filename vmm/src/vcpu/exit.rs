@@ -48,6 +48,7 @@ pub(super) fn serve_one(fd: &mut VcpuFd, mmio: &Bus, io: &Bus) -> Option<Outcome
         Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => return Some(Outcome::Reboot),
         Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _)) => "the guest told KVM that it crashed".to_owned(),
         Ok(VcpuExit::SystemEvent(kind, _)) => format!("KVM system event {kind}"),
+        // On AMD processors the state is undefined by now, and KVM shows that of a reset instead (Linux, svm.c).
         Ok(VcpuExit::Shutdown) => "triple fault".to_owned(),
         Ok(VcpuExit::FailEntry(reason, cpu)) => {
             format!("the processor refused to enter the guest (hardware reason {reason:#x}, host CPU {cpu})")
