@@ -4,7 +4,8 @@
 //! for requests in the other direction), over which the client reads and writes the device's regions, hands over guest
 //! memory and interrupt eventfds, and receives file descriptors for the regions it may map or let KVM signal.
 //!
-//! Source: QEMU `docs/interop/vfio-user.rst`, "vfio-user Protocol Specification", version 0.1 of the protocol.
+//! Source: QEMU `docs/interop/vfio-user.rst`, "vfio-user Protocol Specification", version 0.1 of the protocol. What is
+//! spoken of it, the limits, and how peers differ: `docs/PROTOCOL.md`.
 //!
 //! - [`wire`]: every structure on the socket, with its size checked at compile time.
 //! - [`command`]: the numbers and names of the messages.
@@ -16,7 +17,6 @@
 
 pub mod capabilities;
 pub mod client;
-
 pub mod codec;
 pub mod command;
 pub mod pci;

@@ -174,7 +174,7 @@ pub(super) fn io_fds(
     if count == 0 {
         return Ok(Sized::Whole(Vec::new()));
     }
-    // The text subtracts 32 from argsz, but the structure has 16 bytes, and so says everybody's code.
+    // The text subtracts 32 from argsz, but the structure before the array has 16 bytes, also in libvfio-user.
     let array = (reply.argsz as usize).saturating_sub(size_of::<wire::RegionIoFds>());
     let entries = entries.get(..array).ok_or("region io fds is shorter than it says")?;
     let stride = array / count;

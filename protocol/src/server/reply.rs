@@ -59,6 +59,8 @@ impl Reply {
         header.message_size = u32::try_from(self.bytes.len()).expect("a reply is bounded by max_data_xfer_size");
         self.bytes[..HEADER_SIZE].copy_from_slice(header.as_bytes());
         let fds: Vec<_> = self.fds.iter().map(AsFd::as_fd).collect();
-        Outgoing::new([&self.bytes, &[], &[]], &fds).send(socket.as_fd(), deadline)
+        let result = Outgoing::new([&self.bytes, &[], &[]], &fds).send(socket.as_fd(), deadline);
+        self.fds.clear();
+        result
     }
 }
