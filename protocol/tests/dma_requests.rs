@@ -254,23 +254,15 @@ fn a_flood_while_no_call_is_under_way_leaves_room_for_calls() {
 fn watching_by_edges_loses_no_request_whatever_calls_are_under_way() {
     use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
     const ROUNDS: u64 = 3000;
-    let (served, all_served) = std::sync::mpsc::channel();
+    let (served, one_served) = std::sync::mpsc::channel();
     let (client, _, server) = mapped(PATIENCE, move |mut raw| {
-        // Its own requests, one at a time, with the client's calls answered whenever they come.
         for round in 0..ROUNDS {
-            let id = raw.command(DMA_READ, COMMAND, &longs(&[4096 + round, 8]), &[]);
-            loop {
-                let message = raw.receive().expect("a request that nobody serves ends in the test's patience");
-                if message.flags & 1 == REPLY {
-                    assert_eq!((message.id, message.command), (id, DMA_READ));
-                    break;
-                }
-                raw.answer(&message, &words(&INFO), &[]);
-            }
-        }
-        served.send(()).unwrap();
-        while let Some(message) = raw.receive() {
-            raw.answer(&message, &words(&INFO), &[]);
+            let request = raw.receive().unwrap();
+            raw.answer(&request, &words(&INFO), &[]);
+            // Arrives before, while or after the client gives its connection back.
+            (0..round % 64).for_each(|_| std::hint::spin_loop());
+            raw.succeed(DMA_READ, &longs(&[4096 + round, 8]), &[]);
+            served.send(()).unwrap();
         }
     });
     let done = AtomicBool::new(false);
@@ -288,12 +280,13 @@ fn watching_by_edges_loses_no_request_whatever_calls_are_under_way() {
                 }
             }
         });
-        for _ in 0..ROUNDS {
+        let all = (0..ROUNDS).all(|_| {
             client.device_info().unwrap();
-        }
-        let all_served = all_served.recv_timeout(PATIENCE);
+            // No call rescues a request that was forgotten.
+            one_served.recv_timeout(PATIENCE / 4).is_ok()
+        });
         done.store(true, Ordering::SeqCst);
-        all_served.expect("no request is lost");
+        assert!(all, "a request was forgotten");
     });
     client.close();
     server.join().unwrap();

@@ -100,7 +100,7 @@ struct RunArgs {
     /// Network card, served by an outrigger-net process; repeat it for more
     ///
     /// tap       the host's tap interface; created, and removed at the end, if it doesn't exist
-    /// mac       the card's address, six hexadecimal bytes (default: chosen at random)
+    /// mac       the card's address, six hexadecimal bytes (default: derived from the name of the tap)
     /// queues    pairs of queues, 1 to 64 (default: 1)
     #[arg(long, value_name = "tap=NAME[,mac=MAC][,queues=N]", verbatim_doc_comment)]
     net: Vec<String>,

@@ -147,7 +147,9 @@ fn negotiate(
             if !header.no_reply() {
                 reply.clear();
                 reply.push(&wire::Version { major: MAJOR, minor: version.minor.min(MINOR) });
-                let data = ours.to_version_data();
+                // QEMU 11.1 refuses an answer above 16 and proposes 8; nobody refuses the number they proposed.
+                let max_msg_fds = ours.max_msg_fds.min(client.max_msg_fds.max(1));
+                let data = Capabilities { max_msg_fds, ..ours.clone() }.to_version_data();
                 reply.push_zeroed(data.len()).copy_from_slice(&data);
                 reply.send(outgoing, header, Ok(()), deadline).map_err(ServeError::Send)?;
             }
