@@ -140,6 +140,27 @@ fn unclaimed_ports_and_memory_read_as_ones() {
 }
 
 #[test]
+fn all_64_vcpus_start_on_an_interrupt_from_the_first() {
+    let store =
+        |address: u32, value: u32| [&[0xC7, 0x05], &address.to_le_bytes()[..], &value.to_le_bytes()[..]].concat();
+    let program = [
+        // At 0x8000, for the others, in real mode: lock inc word [0x600]; hlt; jmp to the hlt
+        store(0x8000, 0x0006_FFF0),
+        store(0x8004, 0xFDEB_F406),
+        // To all but self: INIT, then start-up at page 8.
+        store(0xFEE0_0300, 0x000C_4500),
+        store(0xFEE0_0300, 0x000C_4608),
+        // cmp word [0x600], 63; jne back to it
+        vec![0x66, 0x81, 0x3D, 0x00, 0x06, 0, 0, 63, 0, 0x75, 0xF5],
+        out(0x3F8, b'K'),
+        out(0x600, 0x34),
+        SPIN.to_vec(),
+    ]
+    .concat();
+    assert_eq!(run(&images::elf(&program), 64), ("K".to_owned(), Some(Outcome::PowerOff)));
+}
+
+#[test]
 fn vcpus_that_never_exit_are_stopped() {
     let kernel = images::file(&images::elf(&SPIN));
     let stop = Stop::new().unwrap();
