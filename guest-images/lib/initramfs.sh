@@ -10,6 +10,7 @@ make_initramfs() {
   mkdir -p "$root"/{dev,etc,newroot,proc,root,run,sys,tmp}
   pack_busybox "$root" "$work/sysroot/bin/busybox"
   for program in mkfs.ext4 e2fsck; do pack "$root" "$work/sysroot/sbin/$program" "/sbin/$program" "$work/sysroot"; done
+  pack "$root" "$work/sysroot/bin/nc.openbsd" /bin/nc.openbsd "$work/sysroot" # busybox's nc moves a KiB at a time
   ln -s ../bin/modprobe "$root/sbin/modprobe" # where the kernel looks when mount needs a file system's module
   cp "$here/files/fstab" "$root/etc/fstab"
   cp "$here/files/mke2fs.conf" "$root/etc/mke2fs.conf"
