@@ -101,10 +101,9 @@ impl ConfigSpace {
     /// Takes what the guest wrote to the BARs; whether it wrote to any.
     pub(super) fn write_bars(&mut self, range: &Range<u16>, data: &[u8], bars: &mut Bars) -> bool {
         let double_word = range.start & !3;
-        let is_bar = (register::BAR0..register::BAR0 + 4 * BARS as u16).contains(&double_word);
         let index = match double_word {
             register::ROM => ROM,
-            at if is_bar => usize::from((at - register::BAR0) / 4),
+            register::BAR0..register::CARDBUS => usize::from((double_word - register::BAR0) / 4),
             _ => return false,
         };
         let mut value = bars.read(index).to_le_bytes();
