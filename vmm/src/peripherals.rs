@@ -1,7 +1,7 @@
 //! The PCI devices of a run: each one's process started or its socket found, attached, watched, and let go at the end.
 
 use std::cell::RefCell;
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitStatus;
@@ -146,7 +146,9 @@ impl Peripherals {
                 let status = process.as_ref().and_then(|process| process.borrow_mut().wait(EXIT_WAIT));
                 let who = process.as_ref().map_or("its device process", |process| process.borrow().program());
                 let what = status.map_or("closed the connection or stopped answering".to_owned(), ending);
-                eprintln!("outrigger: {slot} ({label}): {who} {what}; from now on the guest reads all-ones from it");
+                let consequence = "from now on the guest reads all-ones from it";
+                // Where standard error is closed the exit status has to do.
+                let _ = writeln!(io::stderr(), "outrigger: {slot} ({label}): {who} {what}; {consequence}");
             })?;
         }
         Ok(())

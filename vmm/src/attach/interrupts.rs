@@ -61,7 +61,10 @@ impl Interrupts {
         };
         if let Some(previous) = self.connected.filter(|_| self.connected != next) {
             self.connected = None;
-            client.disable_irqs(previous)?;
+            // A server that refuses signals eventfds that nobody listens to any more.
+            if let Err(error) = client.disable_irqs(previous) {
+                log::debug!("disabling interrupts of type {previous}: {error}");
+            }
         }
         // KVM's side first when something is taken away, and last when something is connected: then the eventfds that
         // the server gets are complete, and a signal in between stays in its eventfd.
