@@ -1,7 +1,7 @@
 //! A device process from its arguments to its end.
 
 use std::fmt::Display;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -13,8 +13,19 @@ use outrigger_protocol::server::{Listener, Options, serve};
 
 use crate::transport::{PciFunction, VirtioDevice};
 
-/// Exit status for bad usage, and for a back end that cannot be had.
+/// Exit status for bad usage, and for a back end that cannot be used; the VMM's own.
 pub const EXIT_USAGE: u8 = 2;
+/// Exit status when the host lacks something: a permission, io_uring; the VMM's own.
+pub const EXIT_HOST: u8 = 3;
+
+/// Why a device could not be opened, in one line for the user.
+pub trait StartError: Display {
+    /// Whether the user asked for something sensible that this host does not give.
+    fn is_lack_of_host(&self) -> bool;
+}
+
+/// A process that does not start: the line for the user, and the exit status.
+type Refusal = (String, u8);
 
 /// How the client reaches the device.
 #[derive(Clone, Debug, clap::Args)]
@@ -29,7 +40,7 @@ pub struct Endpoint {
 }
 
 /// Runs a device process: the whole of `main` after parsing its arguments.
-pub fn run<D: VirtioDevice, E: Display>(
+pub fn run<D: VirtioDevice, E: StartError>(
     program: &str,
     endpoint: &Endpoint,
     open: impl FnOnce() -> Result<D, E>,
@@ -38,21 +49,25 @@ pub fn run<D: VirtioDevice, E: Display>(
     let result = match endpoint {
         Endpoint { socket: Some(path), .. } => listen(path, open),
         Endpoint { fd: Some(fd), .. } => inherited(*fd, open),
-        _ => Err("--socket PATH or --fd N is missing".into()),
+        _ => Err(usage("--socket PATH or --fd N is missing")),
     };
-    result.unwrap_or_else(|message| {
-        eprintln!("{program}: {message}");
-        ExitCode::from(EXIT_USAGE)
+    result.unwrap_or_else(|(message, status)| {
+        // Where standard error is closed the status has to do.
+        let _ = writeln!(io::stderr(), "{program}: {message}");
+        ExitCode::from(status)
     })
 }
 
 /// Only errors before the first client are returned, as one line each.
-fn listen<D: VirtioDevice, E: Display>(path: &Path, open: impl FnOnce() -> Result<D, E>) -> Result<ExitCode, String> {
+fn listen<D: VirtioDevice, E: StartError>(
+    path: &Path,
+    open: impl FnOnce() -> Result<D, E>,
+) -> Result<ExitCode, Refusal> {
     // Before there are threads, so that they all inherit it.
-    let signals = block_signals().map_err(|error| format!("cannot block signals: {error}"))?;
+    let signals = block_signals().map_err(|error| host(format!("cannot block signals: {error}")))?;
     let mut function = function(open)?;
-    let listener = Listener::bind(path).map_err(|error| format!("--socket {}", chain(&error)))?;
-    remove_socket_on_signal(path.into(), signals).map_err(|error| format!("cannot start a thread: {error}"))?;
+    let listener = Listener::bind(path).map_err(|error| usage(format!("--socket {}", chain(&error))))?;
+    remove_socket_on_signal(path.into(), signals).map_err(|error| host(format!("cannot start a thread: {error}")))?;
     info!("listening on {}", path.display());
     loop {
         let stream = match listener.accept() {
@@ -70,13 +85,16 @@ fn listen<D: VirtioDevice, E: Display>(path: &Path, open: impl FnOnce() -> Resul
     }
 }
 
-fn inherited<D: VirtioDevice, E: Display>(fd: RawFd, open: impl FnOnce() -> Result<D, E>) -> Result<ExitCode, String> {
-    let stream = inherited_socket(fd).map_err(|error| format!("--fd {fd}: {error}"))?;
+fn inherited<D: VirtioDevice, E: StartError>(
+    fd: RawFd,
+    open: impl FnOnce() -> Result<D, E>,
+) -> Result<ExitCode, Refusal> {
+    let stream = inherited_socket(fd).map_err(|error| usage(format!("--fd {fd}: {error}")))?;
     // The VMM decides when this process ends, by closing the socket: an interrupt typed at their common terminal is
     // for it alone.
     // SAFETY: ignoring a signal runs no handler.
     unsafe { nix::sys::signal::signal(Signal::SIGINT, nix::sys::signal::SigHandler::SigIgn) }
-        .map_err(|error| format!("cannot ignore SIGINT: {error}"))?;
+        .map_err(|error| host(format!("cannot ignore SIGINT: {error}")))?;
     let mut function = function(open)?;
     match serve(&mut function, stream, &Options::default()) {
         Ok(()) => Ok(ExitCode::SUCCESS),
@@ -87,9 +105,17 @@ fn inherited<D: VirtioDevice, E: Display>(fd: RawFd, open: impl FnOnce() -> Resu
     }
 }
 
-fn function<D: VirtioDevice, E: Display>(open: impl FnOnce() -> Result<D, E>) -> Result<PciFunction<D>, String> {
-    let device = open().map_err(|error| error.to_string())?;
-    PciFunction::new(device).map_err(|error| format!("cannot have an eventfd per queue: {error}"))
+fn function<D: VirtioDevice, E: StartError>(open: impl FnOnce() -> Result<D, E>) -> Result<PciFunction<D>, Refusal> {
+    let device = open().map_err(|error| if error.is_lack_of_host() { host(error) } else { usage(error) })?;
+    PciFunction::new(device).map_err(|error| host(format!("cannot have an eventfd per queue: {error}")))
+}
+
+fn usage(message: impl Display) -> Refusal {
+    (message.to_string(), EXIT_USAGE)
+}
+
+fn host(message: impl Display) -> Refusal {
+    (message.to_string(), EXIT_HOST)
 }
 
 /// Takes over a descriptor that was inherited.

@@ -236,7 +236,7 @@ fn a_tap_that_is_missing_and_cannot_be_made() {
     let mut wrapper = Command::new("setpriv");
     wrapper.args(["--bounding-set=-net_admin", "--inh-caps=-net_admin"]);
     let mut command = under(wrapper, directory.path());
-    refused(command.args(["--net", "tap=ormiss0"]), HOST, &["--net", "ormiss0", "permitted"]);
+    refused(command.args(["--net", "tap=ormiss0"]), HOST, &["--net", "ormiss0", "permission"]);
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use virtio_bindings::virtio_blk as spec;
 
 use crate::options::{OptionError, Pairs};
+use crate::process::StartError;
 use crate::transport::{Identity, VirtioDevice, Work, WorkerError};
 
 pub use backing::{Backing, OpenError};
@@ -27,7 +28,8 @@ Examples:
   outrigger-blk --disk path=/dev/nvme0n1p3,readonly=on,serial=backup --socket /run/disk.sock
 
 Log level: RUST_LOG=error|warn|info|debug (default warn), on standard error.
-Exit status: 0 when told to end or the client of --fd left, 1 when that client broke the protocol, 2 for bad usage.";
+Exit status: 0 when told to end or the client of --fd left, 1 when that client broke the protocol,
+2 for bad usage, 3 when the host lacks something (a permission, io_uring).";
 
 /// Feature bits that every disk has.
 const FEATURES: u64 =
@@ -69,6 +71,12 @@ pub enum BlkError {
     /// The host lacks something.
     #[error("io_uring is not available: {0}")]
     IoUring(std::io::Error),
+}
+
+impl StartError for BlkError {
+    fn is_lack_of_host(&self) -> bool {
+        matches!(self, Self::IoUring(_))
+    }
 }
 
 impl Blk {

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use virtio_bindings::virtio_net as spec;
 
 use crate::options::{OptionError, Pairs};
+use crate::process::StartError;
 use crate::transport::{Identity, VirtioDevice, Work, WorkerError};
 use control::Control;
 use receive::Receiver;
@@ -35,7 +36,8 @@ Examples:
   outrigger run --kernel vmlinuz --device socket=/run/net.sock
 
 Log level: RUST_LOG=error|warn|info|debug (default warn), on standard error.
-Exit status: 0 when told to end or the client of --fd left, 1 when that client broke the protocol, 2 for bad usage.";
+Exit status: 0 when told to end or the client of --fd left, 1 when that client broke the protocol,
+2 for bad usage, 3 when the host lacks something (a permission, io_uring).";
 
 const MAX_PAIRS: u16 = 64;
 
@@ -98,6 +100,12 @@ pub enum NetError {
         /// Why.
         source: TapError,
     },
+}
+
+impl StartError for NetError {
+    fn is_lack_of_host(&self) -> bool {
+        matches!(self, Self::Tap { source: TapError::Permission, .. })
+    }
 }
 
 impl Net {
