@@ -84,13 +84,13 @@ impl PeripheralError {
 /// All PCI devices of a run, in the order of their slots. Dropping this ends those processes that were started for it.
 #[derive(Default)]
 pub struct Peripherals {
-    all: Vec<Peripheral>,
+    all: Vec<Rc<Peripheral>>,
 }
 
 struct Peripheral {
     label: String,
     device: Arc<Device>,
-    process: Option<Rc<RefCell<DeviceProcess>>>,
+    process: Option<RefCell<DeviceProcess>>,
 }
 
 struct Connected {
@@ -129,7 +129,7 @@ impl Peripherals {
             })?;
             let device = Arc::new(device);
             assert!(bus.insert(slot, device.clone()), "slots are given out once, and there are at most 31 devices");
-            all.push(Peripheral { label, device, process: process.map(|process| Rc::new(RefCell::new(process))) });
+            all.push(Rc::new(Peripheral { label, device, process: process.map(RefCell::new) }));
         }
         Ok(Self { all })
     }
@@ -139,25 +139,27 @@ impl Peripherals {
     /// # Errors
     /// If the system has no descriptors left.
     pub fn watch(&self, events: &mut EventLoop, stop: &Stop) -> Result<(), WatchError> {
-        for Peripheral { label, device, process } in &self.all {
-            let (label, slot, process, stop) = (label.clone(), device.slot(), process.clone(), stop.clone());
-            watch(device, events, move || {
-                stop.device_died();
-                let status = process.as_ref().and_then(|process| process.borrow_mut().wait(EXIT_WAIT));
-                let who = process.as_ref().map_or("its device process", |process| process.borrow().program());
-                let what = status.map_or("closed the connection or stopped answering".to_owned(), ending);
-                let consequence = "from now on the guest reads all-ones from it";
-                // Where standard error is closed the exit status has to do.
-                let _ = writeln!(io::stderr(), "outrigger: {slot} ({label}): {who} {what}; {consequence}");
-            })?;
+        for peripheral in &self.all {
+            let (dead, stop) = (Rc::clone(peripheral), stop.clone());
+            watch(&peripheral.device, events, move || dead.announce_death(&stop))?;
         }
         Ok(())
+    }
+
+    /// Notices deaths that the event loop did not come to: a guest may see one, and end the run, before the main thread
+    /// is told.
+    pub fn notice_deaths(&self, stop: &Stop) {
+        for peripheral in &self.all {
+            if peripheral.device.client().serve_ready().is_err() && peripheral.device.withdraw_once() {
+                peripheral.announce_death(stop);
+            }
+        }
     }
 
     /// How each part of each device is reached, for people.
     #[must_use]
     pub fn describe(&self) -> String {
-        let line = |peripheral: &Peripheral| {
+        let line = |peripheral: &Rc<Peripheral>| {
             let process = peripheral.process.as_ref().map(|process| {
                 let process = process.borrow();
                 format!("  {} (process {})", process.program(), process.id())
@@ -177,6 +179,19 @@ impl Peripherals {
     /// Ends all connections, and with them every wait for an answer.
     pub fn disconnect(&self) {
         self.all.iter().for_each(|peripheral| peripheral.device.client().close());
+    }
+}
+
+impl Peripheral {
+    fn announce_death(&self, stop: &Stop) {
+        stop.device_died();
+        let Self { label, device, process } = self;
+        let status = process.as_ref().and_then(|process| process.borrow_mut().wait(EXIT_WAIT));
+        let who = process.as_ref().map_or("its device process", |process| process.borrow().program());
+        let what = status.map_or("closed the connection or stopped answering".to_owned(), ending);
+        let consequence = "from now on the guest reads all-ones from it";
+        // Where standard error is closed the exit status has to do.
+        let _ = writeln!(io::stderr(), "outrigger: {} ({label}): {who} {what}; {consequence}", device.slot());
     }
 }
 

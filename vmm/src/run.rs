@@ -98,6 +98,7 @@ pub fn run(config: &Config) -> Result<Outcome, RunError> {
     // Says so to threads that still run after an error; otherwise the run's outcome is known already.
     let failed = || Outcome::Failed { report: "the run failed".to_owned() };
     stop.request(failed());
+    machine.peripherals.notice_deaths(&stop);
     machine.stop();
     console.finish();
     ran.map(|()| stop.outcome().unwrap_or_else(failed))
