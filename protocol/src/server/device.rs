@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
-use super::interrupts::Interrupts;
+use super::interrupts::{Interrupts, Irq};
 use super::memory::Memory;
 
 /// A PCI device that a client can attach.
@@ -78,15 +78,6 @@ pub struct RegionMapping {
     pub offset: u64,
     /// The mappable areas as (offset in the region, size), page-aligned; empty: the whole region.
     pub areas: Vec<(u64, u64)>,
-}
-
-/// One interrupt type.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Irq {
-    /// How many vectors; zero: the device has no interrupts of this type.
-    pub count: u32,
-    /// `wire::IRQ_*`.
-    pub flags: u32,
 }
 
 /// A sub-region that KVM can signal without the client.

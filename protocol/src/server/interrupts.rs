@@ -10,8 +10,16 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::device::Irq;
 use crate::wire;
+
+/// One interrupt type.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Irq {
+    /// How many vectors; zero: the device has no interrupts of this type.
+    pub count: u32,
+    /// `wire::IRQ_*`.
+    pub flags: u32,
+}
 
 /// The client's eventfds, by interrupt type and vector.
 ///

@@ -22,8 +22,8 @@ mod memory;
 mod reply;
 mod session;
 
-pub use device::{Device, IoFd, Irq, Region, RegionMapping};
-pub use interrupts::Interrupts;
+pub use device::{Device, IoFd, Region, RegionMapping};
+pub use interrupts::{Interrupts, Irq};
 pub use listener::{ListenError, Listener};
 pub use memory::{Memory, MemoryError};
 pub use session::{Options, ServeError, serve};
