@@ -140,12 +140,20 @@ fn the_flags_say_which_way_the_device_may_go() {
 }
 
 #[test]
-fn a_range_without_a_descriptor_is_accepted_but_not_directly_reached() {
+fn a_range_without_a_descriptor_is_open_to_the_device_but_not_mapped() {
     let server = Server::start();
     let mut raw = Raw::client(server.connect());
-    raw.succeed(DMA_MAP, &request(3, 0, 0x1234, 77), &[]);
-    assert!(!reads(&server, 0x1234));
+    for (flags, address) in [(3, 0x1234), (1, 0x2000), (2, 0x3000), (0, 0x4000)] {
+        raw.succeed(DMA_MAP, &request(flags, 0, address, 77), &[]);
+        let memory = server.state.lock().unwrap().memory.clone();
+        let open = (memory.is_readable(address, 77), memory.is_writable(address, 77));
+        assert_eq!(open, (flags & READABLE != 0, flags & WRITEABLE != 0));
+        assert!(!memory.is_readable(address, 78) && !memory.is_writable(address - 1, 78));
+        assert!(!memory.is_mapped(address, 77));
+        assert!(memory.readable_slice(address, 1).is_err() && memory.writable_slice(address, 1).is_err());
+    }
     raw.succeed(DMA_UNMAP, &[words(&[24, 0]), longs(&[0x1234, 77])].concat(), &[]);
+    assert!(!server.state.lock().unwrap().memory.is_readable(0x1234, 1));
 }
 
 #[test]

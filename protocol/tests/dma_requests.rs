@@ -30,7 +30,7 @@ fn mapped(deadline: Duration, then: impl FnOnce(Raw) + Send + 'static) -> (Clien
         then(raw);
     });
     let memory = GuestMemory::new(RAM);
-    let client = Client::new(ours, memory.clone(), &Options { deadline }).unwrap();
+    let client = Client::new(ours, memory.clone(), &Options { deadline, ..Default::default() }).unwrap();
     client.dma_map(4096, RAM as u64 - 4096, None).unwrap();
     (client, memory, server)
 }
@@ -360,7 +360,7 @@ fn twin() -> (Client, Arc<GuestMemory>, Raw, Raw) {
         (raw, Raw::new(kept))
     });
     let memory = GuestMemory::new(RAM);
-    let client = Client::new(ours, memory.clone(), &Options { deadline: PATIENCE }).unwrap();
+    let client = Client::new(ours, memory.clone(), &Options { deadline: PATIENCE, ..Default::default() }).unwrap();
     client.dma_map(4096, 4096, None).unwrap();
     let (main, twin) = server.join().unwrap();
     (client, memory, main, twin)

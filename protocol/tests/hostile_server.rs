@@ -21,7 +21,7 @@ const SHORT: Duration = Duration::from_millis(200);
 fn connect(deadline: Duration, server: impl FnOnce(UnixStream) + Send + 'static) -> Result<Client, ClientError> {
     let (ours, theirs) = UnixStream::pair().unwrap();
     std::thread::spawn(move || server(theirs));
-    Client::new(ours, GuestMemory::new(0), &Options { deadline })
+    Client::new(ours, GuestMemory::new(0), &Options { deadline, ..Default::default() })
 }
 
 /// A client whose server has negotiated, and then does this with the first request.
@@ -33,7 +33,7 @@ fn with_server(deadline: Duration, then: impl FnOnce(Raw, Message) + Send + 'sta
             then(raw, request);
         }
     });
-    (Client::new(ours, GuestMemory::new(0), &Options { deadline }).unwrap(), server)
+    (Client::new(ours, GuestMemory::new(0), &Options { deadline, ..Default::default() }).unwrap(), server)
 }
 
 /// What becomes of one call on a client whose server does this.
@@ -258,7 +258,7 @@ fn limits_of_the_server_are_kept_or_named() {
         }
         assert_eq!(counts, [3, 3, 1]);
     });
-    let client = Client::new(ours, GuestMemory::new(0), &Options { deadline: PATIENCE }).unwrap();
+    let client = Client::new(ours, GuestMemory::new(0), &Options { deadline: PATIENCE, ..Default::default() }).unwrap();
     client.region_write(0, 0, &[0; 7]).unwrap();
     let memory = memfd(4096);
     let file = Some((std::os::fd::AsFd::as_fd(&memory), 0));
@@ -465,7 +465,7 @@ fn posted_writes_that_are_answered_nevertheless_do_no_harm() {
             };
         }
     });
-    let client = Client::new(ours, GuestMemory::new(0), &Options { deadline: PATIENCE }).unwrap();
+    let client = Client::new(ours, GuestMemory::new(0), &Options { deadline: PATIENCE, ..Default::default() }).unwrap();
     for _ in 0..50 {
         client.region_write_posted(0, 0, &[0; 4]).unwrap();
         client.region_write_posted(0, 0, &[0; 4]).unwrap();
@@ -488,7 +488,8 @@ fn a_dma_map_that_is_refused_leaves_an_earlier_one_of_the_same_range_alone() {
         let mut raw = raw;
         raw.succeed(DMA_READ, &longs(&[0, 16]), &[]);
     });
-    let client = Client::new(ours, GuestMemory::new(4096), &Options { deadline: PATIENCE }).unwrap();
+    let client =
+        Client::new(ours, GuestMemory::new(4096), &Options { deadline: PATIENCE, ..Default::default() }).unwrap();
     client.dma_map(0, 4096, None).unwrap();
     assert!(matches!(client.dma_map(0, 4096, None), Err(ClientError::Refused { .. })));
     while !server.is_finished() {

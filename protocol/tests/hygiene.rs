@@ -102,7 +102,9 @@ fn a_thousand_connections_that_die_at_any_byte_leave_nothing_behind() {
             raw.send(&message(2, GET_REGION_INFO, REPLY, &info), &vec![fd(&memory); numbers.below(4)]);
         }
         raw.stream.shutdown(std::net::Shutdown::Write).unwrap();
-        if let Ok(client) = Client::new(ours, GuestMemory::new(0), &Options { deadline: Duration::from_secs(10) }) {
+        if let Ok(client) =
+            Client::new(ours, GuestMemory::new(0), &Options { deadline: Duration::from_secs(10), ..Default::default() })
+        {
             let _ = client.region_info(0);
             let _ = client.serve_ready();
         }

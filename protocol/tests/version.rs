@@ -8,7 +8,7 @@ use common::Server;
 use common::raw::*;
 use outrigger_protocol::server::ServeError;
 
-const JSON: &str = r#"{"capabilities":{"max_msg_fds":8,"twin_socket":{"supported":true}}}"#;
+const JSON: &str = r#"{"capabilities":{"max_msg_fds":8,"twin_socket":{"supported":false}}}"#;
 
 /// The connection must be refused: an error reply, if any, and then the end.
 fn refused(payload: &[u8]) -> ServeError {
@@ -96,7 +96,7 @@ fn a_client_that_leaves_before_its_version_is_no_error() {
 }
 
 #[test]
-fn the_reply_is_version_0_1_with_our_capabilities_and_no_twin_socket() {
+fn the_reply_is_version_0_1_with_our_capabilities_and_no_twin_socket_unasked() {
     let server = Server::start();
     let reply = Raw::new(server.connect()).succeed(VERSION, &json(JSON), &[]);
     assert_eq!((reply.payload[0], reply.payload[2]), (0, 1));
@@ -110,6 +110,30 @@ fn the_reply_is_version_0_1_with_our_capabilities_and_no_twin_socket() {
     assert_eq!(capabilities["pgsizes"], 4096);
     assert_eq!(capabilities["write_multiple"], false);
     assert!(capabilities.get("twin_socket").is_none());
+}
+
+#[test]
+fn a_client_that_can_use_a_twin_socket_is_given_one() {
+    let server = Server::start();
+    let mut raw = Raw::new(server.connect());
+    let reply = raw.succeed(VERSION, &json(r#"{"capabilities":{"twin_socket":{"supported":true}}}"#), &[]);
+    let (_, text) = reply.payload[4..].split_last().unwrap();
+    let value: serde_json::Value = serde_json::from_slice(text).unwrap();
+    let twin = &value["capabilities"]["twin_socket"];
+    assert_eq!((&twin["supported"], &twin["fd_index"]), (&true.into(), &0.into()));
+    assert_eq!(reply.fds.len(), 1);
+    raw.alive();
+}
+
+#[test]
+fn a_client_that_takes_no_descriptors_is_given_no_twin_socket() {
+    let server = Server::start();
+    let mut raw = Raw::new(server.connect());
+    let proposal = r#"{"capabilities":{"max_msg_fds":0,"twin_socket":{"supported":true}}}"#;
+    let reply = raw.succeed(VERSION, &json(proposal), &[]);
+    assert!(reply.fds.is_empty());
+    assert!(!String::from_utf8(reply.payload[4..].to_vec()).unwrap().contains("twin_socket"));
+    raw.alive();
 }
 
 #[test]

@@ -42,11 +42,13 @@ const MAX_TRANSFER: usize = 1 << 20;
 pub struct Options {
     /// How long to wait for any one reply. Default: 10 s.
     pub deadline: Duration,
+    /// Whether the server may send its requests on a second socket. Default: yes.
+    pub twin_socket: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { deadline: Duration::from_secs(10) }
+        Self { deadline: Duration::from_secs(10), twin_socket: true }
     }
 }
 
@@ -78,7 +80,7 @@ impl Client {
     /// Negotiates version and capabilities on a connected socket. `memory` is what the server may reach by messages,
     /// within what is later mapped with [`Client::dma_map`].
     pub fn new(stream: UnixStream, memory: Arc<dyn ClientMemory>, options: &Options) -> Result<Self, ClientError> {
-        let ours = negotiate::ours();
+        let ours = negotiate::ours(options.twin_socket);
         let memory = Arc::new(ExportedMemory::new(memory, ours.max_data_xfer_size));
         let connect = |stream: &Arc<UnixStream>, limit| {
             let connection = Connection::new(stream.clone(), memory.clone(), limit, options.deadline);

@@ -19,8 +19,9 @@ pub(super) struct Agreed {
 }
 
 /// What a client offers.
-pub(super) fn ours() -> Capabilities {
-    Capabilities { twin_socket: Some(TwinSocket { supported: true, fd_index: None }), ..Capabilities::ours() }
+pub(super) fn ours(twin_socket: bool) -> Capabilities {
+    let twin_socket = twin_socket.then_some(TwinSocket { supported: true, fd_index: None });
+    Capabilities { twin_socket, ..Capabilities::ours() }
 }
 
 /// Proposes version and capabilities, and takes what the server makes of them.
@@ -38,6 +39,9 @@ pub(super) fn negotiate(main: &mut Connection, ours: &Capabilities) -> Result<Ag
     let server = capabilities.map_err(ClientError::Capabilities)?;
     let malformed = |problem| ClientError::Malformed { command, problem };
     let twin = match &server.twin_socket {
+        Some(TwinSocket { supported: true, .. }) if ours.twin_socket.is_none() => {
+            return Err(malformed("twin_socket is supported but was not proposed"));
+        }
         Some(TwinSocket { supported: true, fd_index }) => {
             let index = fd_index.and_then(|index| usize::try_from(index).ok()).filter(|&index| index < fds.len());
             let index = index.ok_or(malformed("twin_socket is supported but names no fd of the message"))?;

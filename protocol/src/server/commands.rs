@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
+use super::connection::Connection;
 use super::device::Device;
 use super::dma::DmaTable;
 use super::interrupts::{Interrupts, checked_eventfd};
@@ -21,6 +22,7 @@ pub(super) struct Commands<'a> {
     pub(super) device: &'a mut dyn Device,
     pub(super) interrupts: &'a Arc<Interrupts>,
     pub(super) dma: DmaTable,
+    pub(super) connection: &'a Arc<Connection>,
     pub(super) ours: &'a Capabilities,
     pub(super) client: &'a Capabilities,
 }
@@ -97,7 +99,7 @@ impl Commands<'_> {
             return Err(Errno::EINVAL);
         }
         self.dma.map(&request, message.fds.pop())?;
-        self.device.memory_changed(&self.dma.memory());
+        self.device.memory_changed(&self.dma.memory(self.connection));
         Ok(())
     }
 
@@ -108,7 +110,7 @@ impl Commands<'_> {
             return Err(Errno::EINVAL);
         }
         let unmapped = self.dma.unmap(&request)?;
-        self.device.memory_changed(&self.dma.memory());
+        self.device.memory_changed(&self.dma.memory(self.connection));
         drop(unmapped);
         reply.push(&request);
         Ok(())

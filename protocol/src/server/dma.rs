@@ -8,7 +8,8 @@ use nix::errno::Errno;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
-use super::memory::Memory;
+use super::connection::Connection;
+use super::memory::{Memory, MessageRange};
 use crate::wire;
 
 const PAGE: u64 = 4096;
@@ -19,7 +20,7 @@ struct Range {
     address: u64,
     size: u64,
     flags: u32,
-    /// Absent when the client sent no descriptor: the range is then not directly accessible.
+    /// Absent when the client sent no descriptor: the range is then reached by messages.
     mapping: Option<Arc<GuestRegionMmap>>,
 }
 
@@ -67,13 +68,15 @@ impl DmaTable {
     }
 
     /// What devices see.
-    pub(super) fn memory(&self) -> Memory {
+    pub(super) fn memory(&self, connection: &Arc<Connection>) -> Memory {
         let with = |flag| {
             let regions = self.ranges.iter().filter(|range| range.flags & flag != 0);
             let mapped = regions.filter_map(|range| range.mapping.clone()).collect::<Vec<_>>();
             GuestMemoryMmap::from_arc_regions(mapped).unwrap_or_default()
         };
-        Memory::new(with(wire::DMA_READABLE), with(wire::DMA_WRITEABLE))
+        let unmapped = self.ranges.iter().filter(|range| range.mapping.is_none() && range.flags != 0);
+        let by_message = unmapped.map(|&Range { address, size, flags, .. }| MessageRange { address, size, flags });
+        Memory::new(with(wire::DMA_READABLE), with(wire::DMA_WRITEABLE), by_message.collect(), connection)
     }
 }
 

@@ -13,7 +13,9 @@
 //! # }
 //! ```
 
+mod channel;
 mod commands;
+mod connection;
 mod device;
 mod dma;
 mod interrupts;
@@ -21,6 +23,7 @@ mod listener;
 mod memory;
 mod reply;
 mod session;
+mod version;
 
 pub use device::{Device, IoFd, Region, RegionMapping};
 pub use interrupts::{Interrupts, Irq};

@@ -1,7 +1,6 @@
 //! A reply under construction, in a buffer that is used again for the next one.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Instant;
 
 use nix::errno::Errno;
 use zerocopy::{Immutable, IntoBytes};
@@ -40,14 +39,13 @@ impl Reply {
         Ok(())
     }
 
-    /// Sends what was pushed, or the error alone.
-    pub(super) fn send(
+    /// Hands what was pushed, or the error alone, to `send` as a message.
+    pub(super) fn send<E>(
         &mut self,
-        socket: impl AsFd,
         command: Header,
         result: Result<(), Errno>,
-        deadline: Instant,
-    ) -> std::io::Result<()> {
+        send: impl FnOnce(Outgoing<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
         let mut header = Header { flags: TYPE_REPLY, ..command };
         if let Err(errno) = result {
             self.clear();
@@ -59,7 +57,7 @@ impl Reply {
         header.message_size = u32::try_from(self.bytes.len()).expect("a reply is bounded by max_data_xfer_size");
         self.bytes[..HEADER_SIZE].copy_from_slice(header.as_bytes());
         let fds: Vec<_> = self.fds.iter().map(AsFd::as_fd).collect();
-        let result = Outgoing::new([&self.bytes, &[], &[]], &fds).send(socket.as_fd(), deadline);
+        let result = send(Outgoing::new([&self.bytes, &[], &[]], &fds));
         self.fds.clear();
         result
     }

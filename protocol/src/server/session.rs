@@ -1,30 +1,27 @@
 //! One client, from its first message to its last.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-
+use super::channel::ChannelError;
 use super::commands::Commands;
 use super::device::Device;
 use super::dma::DmaTable;
 use super::interrupts::Interrupts;
 use super::memory::Memory;
 use super::reply::Reply;
-use crate::capabilities::{Capabilities, CapabilitiesError, MAJOR, MAX_JSON, MINOR};
-use crate::codec::{Message, ReceiveError, Receiver};
+use super::version::{Agreed, negotiate};
+use crate::capabilities::{Capabilities, CapabilitiesError, MAJOR};
+use crate::codec::{Message, ReceiveError};
 use crate::command::Command;
-use crate::socket::{Socket, Wait};
-use crate::wire::{self, HEADER_SIZE};
 
 /// How to serve a client.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// How long to wait for the rest of a message that has begun, for the first message of a connection, and for room
-    /// to send a reply. Default: 10 s.
+    /// How long to wait for the rest of a message that has begun, for the first message of a connection, for room
+    /// to send, and for the answer to a request for client memory. Default: 10 s.
     pub deadline: Duration,
 }
 
@@ -59,9 +56,35 @@ pub enum ServeError {
         /// The flags.
         flags: u32,
     },
+    /// A device's request for client memory was not answered within the deadline.
+    #[error("{0:?}: the client does not answer")]
+    Unanswered(Command),
+    /// The client's answer to a request makes no sense.
+    #[error("{command:?}: the client's answer is malformed: {problem}")]
+    Malformed {
+        /// What was asked.
+        command: Command,
+        /// What is wrong with the answer.
+        problem: &'static str,
+    },
     /// The socket could not be set up.
     #[error("setting up the connection")]
     Setup(#[source] io::Error),
+}
+
+impl ServeError {
+    /// A client that leaves is no error.
+    fn from_channel(error: ChannelError) -> Result<(), Self> {
+        match error {
+            ChannelError::Receive(ReceiveError::Closed) => Ok(()),
+            ChannelError::Send(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            ChannelError::Receive(error) => Err(Self::Receive(error)),
+            ChannelError::Send(error) => Err(Self::Send(error)),
+            ChannelError::Unexpected { flags } => Err(Self::NotACommand { flags }),
+            ChannelError::Unanswered(command) => Err(Self::Unanswered(command)),
+            ChannelError::Malformed { command, problem } => Err(Self::Malformed { command, problem }),
+        }
+    }
 }
 
 /// Serves one client until it leaves: then its memory is unmapped, its interrupts are closed, and the device is ready
@@ -81,84 +104,32 @@ fn run(
     options: &Options,
     interrupts: &Arc<Interrupts>,
 ) -> Result<(), ServeError> {
-    let mut socket = Socket::new(stream, options.deadline).map_err(ServeError::Setup)?;
     let ours = Capabilities::ours();
-    let mut receiver = Receiver::new(HEADER_SIZE + size_of::<wire::Version>() + MAX_JSON, options.deadline);
-    let mut reply = Reply::default();
-
-    let first = receiver.receive(&mut socket, Wait::Until(Instant::now() + options.deadline));
-    let client = match first {
-        Err(ReceiveError::Closed) => return Ok(()),
-        Err(error) => return Err(ServeError::Receive(error)),
-        Ok(None) => return Err(ServeError::NoVersion),
-        Ok(Some(message)) => negotiate(&message, &ours, &mut reply, socket.as_fd(), options)?,
-    };
-    let data = usize::try_from(ours.max_data_xfer_size).unwrap_or(0);
-    receiver.set_limit(HEADER_SIZE + size_of::<wire::RegionAccess>() + data);
-
-    let dma_limit = usize::try_from(ours.max_dma_maps).unwrap_or(usize::MAX);
-    let mut commands = Commands { device, interrupts, dma: DmaTable::new(dma_limit), ours: &ours, client: &client };
-    let result = loop {
-        let message = match receiver.receive(&mut socket, Wait::Forever) {
-            Ok(Some(message)) => message,
-            Ok(None) => continue,
-            Err(ReceiveError::Closed) => break Ok(()),
-            Err(error) => break Err(ServeError::Receive(error)),
+    let Some(Agreed { connection, client }) = negotiate(stream, &ours, options)? else { return Ok(()) };
+    let connection = Arc::new(connection);
+    let dma = DmaTable::new(usize::try_from(ours.max_dma_maps).unwrap_or(usize::MAX));
+    let mut commands = Commands { device, interrupts, dma, connection: &connection, ours: &ours, client: &client };
+    let (mut payload, mut reply) = (Vec::new(), Reply::default());
+    let ended = loop {
+        let (header, fds) = match connection.main.next_command(&mut payload) {
+            Ok(command) => command,
+            Err(error) => break error,
         };
-        let header = message.header;
-        if !header.is_command() {
-            break Err(ServeError::NotACommand { flags: header.flags });
-        }
         reply.clear();
-        let result = commands.execute(message, &mut reply);
+        let result = commands.execute(Message { header, payload: &payload, fds }, &mut reply);
         if let Err(errno) = result {
             log::debug!("command {}: {errno}", header.command);
         }
         if !header.no_reply() {
             let deadline = Instant::now() + options.deadline;
-            match reply.send(&socket, header, result, deadline) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => break Ok(()),
-                Err(error) => break Err(ServeError::Send(error)),
+            if let Err(error) = reply.send(header, result, |message| connection.main.send(message, deadline)) {
+                break error;
             }
         }
     };
+    // Who waits for the client in another thread gives up first.
+    connection.fail(ended);
     // The device lets go of the client's memory before it is unmapped.
     commands.device.memory_changed(&Memory::default());
-    result
-}
-
-fn negotiate(
-    message: &Message<'_>,
-    ours: &Capabilities,
-    reply: &mut Reply,
-    outgoing: BorrowedFd<'_>,
-    options: &Options,
-) -> Result<Capabilities, ServeError> {
-    let header = message.header;
-    let is_version = header.command == Command::Version as u16 && header.is_command();
-    let parsed = message.parse::<wire::Version>().filter(|_| is_version && message.fds.is_empty());
-    let (version, data) = parsed.ok_or(ServeError::NoVersion)?;
-    let deadline = Instant::now() + options.deadline;
-    let refused = match Capabilities::parse(data) {
-        _ if version.major != MAJOR => ServeError::Major(version.major),
-        Err(error) => ServeError::Capabilities(error),
-        Ok(client) => {
-            if !header.no_reply() {
-                reply.clear();
-                reply.push(&wire::Version { major: MAJOR, minor: version.minor.min(MINOR) });
-                // QEMU 11.1 refuses an answer above 16 and proposes 8; nobody refuses the number they proposed.
-                let max_msg_fds = ours.max_msg_fds.min(client.max_msg_fds.max(1));
-                let data = Capabilities { max_msg_fds, ..ours.clone() }.to_version_data();
-                reply.push_zeroed(data.len()).copy_from_slice(&data);
-                reply.send(outgoing, header, Ok(()), deadline).map_err(ServeError::Send)?;
-            }
-            return Ok(client);
-        }
-    };
-    // The text asks for closing the connection; a client that is told why before can say so.
-    if !header.no_reply() {
-        let _ = reply.send(outgoing, header, Err(Errno::EINVAL), deadline);
-    }
-    Err(refused)
+    connection.take_failure().map_or(Ok(()), ServeError::from_channel)
 }

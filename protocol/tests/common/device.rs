@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use nix::errno::Errno;
 use nix::sys::eventfd::EventFd;
 use outrigger_protocol::pci;
-use outrigger_protocol::server::{Device, Interrupts, IoFd, Irq, Memory, Region, RegionMapping};
+use outrigger_protocol::server::{Device, Interrupts, IoFd, Irq, Memory, MemoryError, Region, RegionMapping};
 use outrigger_protocol::wire;
 
 /// Reached by messages: `MESSAGES_SIZE` bytes of storage, with doorbells.
@@ -29,6 +29,9 @@ pub const MANY: u64 = 100;
 pub const VECTORS: u32 = 4;
 /// Reads and writes at this offset of `MESSAGES` fail with `EIO`.
 pub const BAD_OFFSET: u64 = MESSAGES_SIZE - 16;
+
+/// A write of an address and a length (64 bits each) at this offset of `MESSAGES` copies client memory to right behind.
+pub const COPY_OFFSET: u64 = MESSAGES_SIZE - 64;
 
 /// What a test can see of the device.
 #[derive(Default)]
@@ -122,6 +125,11 @@ impl Device for TestDevice {
             if offset == BAD_OFFSET {
                 return Err(Errno::EIO);
             }
+            if offset == COPY_OFFSET {
+                let memory = self.state().memory.clone();
+                let field = |at: usize| u64::from_ne_bytes(data[at..at + 8].try_into().unwrap());
+                return copy(&memory, field(0), field(8)).map_err(|_| Errno::EFAULT);
+            }
             let start = usize::try_from(offset).unwrap();
             self.storage[start..start + data.len()].copy_from_slice(data);
         }
@@ -153,4 +161,11 @@ impl Device for TestDevice {
         state.disconnected += 1;
         state.interrupts = None;
     }
+}
+
+/// Copies client memory to right behind.
+pub fn copy(memory: &Memory, address: u64, length: u64) -> Result<(), MemoryError> {
+    let mut data = vec![0; usize::try_from(length).unwrap()];
+    memory.read(address, &mut data)?;
+    memory.write(address + length, &data)
 }

@@ -94,5 +94,6 @@ pub fn same_file(a: &impl AsRawFd, b: &impl AsRawFd) -> bool {
 
 /// Our client, with no memory to share.
 pub fn client(stream: UnixStream) -> Client {
-    Client::new(stream, memory::GuestMemory::new(0), &client::Options { deadline: PATIENCE }).unwrap()
+    Client::new(stream, memory::GuestMemory::new(0), &client::Options { deadline: PATIENCE, ..Default::default() })
+        .unwrap()
 }
