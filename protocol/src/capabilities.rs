@@ -94,7 +94,7 @@ struct VersionData {
 impl Capabilities {
     /// What Outrigger offers, as client and as server.
     pub fn ours() -> Self {
-        Self { max_msg_fds: MAX_FDS as u64, ..Self::default() }
+        Self { max_msg_fds: MAX_FDS as u64, write_multiple: true, ..Self::default() }
     }
 
     /// Parses the version data of a message: empty, or NUL-terminated JSON.

@@ -283,6 +283,28 @@ wire_struct! {
 }
 
 wire_struct! {
+    /// `VFIO_USER_REGION_WRITE_MULTI`; in the request, this many [`RegionShortWrite`]s follow, in the reply nothing does.
+    RegionWriteMulti, 8 {
+        /// How many writes; in the reply, how many of them were completed.
+        count: u64,
+    }
+}
+
+wire_struct! {
+    /// One write of at most 8 bytes.
+    RegionShortWrite, 24 {
+        /// From the start of the region, in bytes.
+        offset: u64,
+        /// Which region.
+        region: u32,
+        /// Bytes.
+        count: u32,
+        /// The first `count` of these are written.
+        data: [u8; 8],
+    }
+}
+
+wire_struct! {
     /// `VFIO_USER_DMA_READ` and `VFIO_USER_DMA_WRITE`; data may follow.
     DmaAccess, 16 {
         /// DMA address.

@@ -11,11 +11,13 @@ mod negotiate;
 mod queries;
 mod replies;
 mod requests;
+mod write_multi;
 
 pub use error::ClientError;
 pub use exported::ClientMemory;
 pub use queries::DeviceInfo;
 pub use replies::{IoFd, IoFdKind, IrqInfo, RegionInfo};
+pub use write_multi::RegionWrite;
 
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};

@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use nix::errno::Errno;
+use zerocopy::FromBytes;
 
 use super::connection::Connection;
 use super::device::Device;
@@ -38,6 +39,7 @@ impl Commands<'_> {
         match command {
             Command::RegionRead => self.region_read(&message, reply),
             Command::RegionWrite => self.region_write(&message, reply),
+            Command::RegionWriteMulti if self.client.write_multiple => self.region_write_multi(&message, reply),
             Command::DmaMap => self.dma_map(message),
             Command::DmaUnmap => self.dma_unmap(&message, reply),
             Command::DeviceGetInfo => self.device_info(&message, reply),
@@ -83,6 +85,35 @@ impl Commands<'_> {
             self.device.write(access.region, access.offset, data)?;
         }
         reply.push(&access);
+        Ok(())
+    }
+
+    fn region_write_multi(&mut self, message: &Message<'_>, reply: &mut Reply) -> Result<(), Errno> {
+        let (request, entries) = message.parse::<wire::RegionWriteMulti>().ok_or(Errno::EINVAL)?;
+        let writes = <[wire::RegionShortWrite]>::ref_from_bytes(entries).map_err(|_| Errno::EINVAL)?;
+        if writes.len() as u64 != request.count {
+            return Err(Errno::EINVAL);
+        }
+        // All of them before any is done.
+        for write in writes {
+            let &wire::RegionShortWrite { offset, region, count, data } = write;
+            let region = self.checked_region(&wire::RegionAccess { offset, region, count })?;
+            if count as usize > data.len() || !region.writable {
+                return Err(Errno::EINVAL);
+            }
+        }
+        let mut completed = 0;
+        for write in writes {
+            let data = &write.data[..write.count as usize];
+            let done = if data.is_empty() { Ok(()) } else { self.device.write(write.region, write.offset, data) };
+            match done {
+                Ok(()) => completed += 1,
+                Err(errno) if completed == 0 => return Err(errno),
+                // The count says where it stopped.
+                Err(_) => break,
+            }
+        }
+        reply.push(&wire::RegionWriteMulti { count: completed });
         Ok(())
     }
 
