@@ -305,6 +305,25 @@ wire_struct! {
 }
 
 wire_struct! {
+    /// `VFIO_USER_DEVICE_FEATURE`; the feature's data may follow.
+    DeviceFeature, 8 {
+        /// Largest reply payload the client takes; in the reply, the size of the whole.
+        argsz: u32,
+        /// The feature's index in the low 16 bits, and `FEATURE_*`.
+        flags: u32,
+    }
+}
+
+/// The bits of [`DeviceFeature::flags`] that hold the index.
+pub const FEATURE_INDEX_MASK: u32 = 0xffff;
+/// Read the feature's data.
+pub const FEATURE_GET: u32 = 1 << 16;
+/// Change the feature's data.
+pub const FEATURE_SET: u32 = 1 << 17;
+/// Only say whether the feature, and reading or changing it if asked for, is there.
+pub const FEATURE_PROBE: u32 = 1 << 18;
+
+wire_struct! {
     /// `VFIO_USER_DMA_READ` and `VFIO_USER_DMA_WRITE`; data may follow.
     DmaAccess, 16 {
         /// DMA address.

@@ -6,6 +6,7 @@
 mod connection;
 mod error;
 mod exported;
+mod features;
 mod interrupts;
 mod negotiate;
 mod queries;

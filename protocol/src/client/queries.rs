@@ -73,7 +73,7 @@ impl Client {
         })
     }
 
-    fn with_argsz<T>(
+    pub(super) fn with_argsz<T>(
         &self,
         command: Command,
         argsz: u32,

@@ -9,6 +9,7 @@ use zerocopy::FromBytes;
 use super::connection::Connection;
 use super::device::Device;
 use super::dma::DmaTable;
+use super::features;
 use super::interrupts::{Interrupts, checked_eventfd};
 use super::reply::Reply;
 use crate::capabilities::Capabilities;
@@ -47,6 +48,7 @@ impl Commands<'_> {
             Command::DeviceGetRegionIoFds => self.region_io_fds(&message, reply),
             Command::DeviceGetIrqInfo => self.irq_info(&message, reply),
             Command::DeviceSetIrqs => self.set_irqs(message),
+            Command::DeviceFeature => features::execute(self.device, &message, self.ours.max_data_xfer_size, reply),
             Command::DeviceReset if message.payload.is_empty() => {
                 self.device.reset();
                 Ok(())
@@ -56,7 +58,6 @@ impl Commands<'_> {
             Command::DmaRead
             | Command::DmaWrite
             | Command::RegionWriteMulti
-            | Command::DeviceFeature
             | Command::MigDataRead
             | Command::MigDataWrite => Err(Errno::ENOTSUP),
         }

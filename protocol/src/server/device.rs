@@ -41,6 +41,21 @@ pub trait Device {
     /// The client unmasked an interrupt (INTx after its handler ran): if the cause still stands, fire again.
     fn unmasked(&mut self, _irq: u32) {}
 
+    /// What can be done with a device feature (`VFIO_DEVICE_FEATURE_*` of `<linux/vfio.h>`). `None`: there is none.
+    fn feature(&self, _index: u16) -> Option<Feature> {
+        None
+    }
+
+    /// The data of a feature that can be read. `request` is what the client sent along.
+    fn get_feature(&mut self, _index: u16, _request: &[u8]) -> Result<Vec<u8>, Errno> {
+        Err(Errno::ENOTTY)
+    }
+
+    /// Changes a feature that can be changed.
+    fn set_feature(&mut self, _index: u16, _data: &[u8]) -> Result<(), Errno> {
+        Err(Errno::ENOTTY)
+    }
+
     /// `VFIO_USER_DEVICE_RESET`: back to the state after power-on, with no DMA left in flight.
     fn reset(&mut self);
 
@@ -78,6 +93,15 @@ pub struct RegionMapping {
     pub offset: u64,
     /// The mappable areas as (offset in the region, size), page-aligned; empty: the whole region.
     pub areas: Vec<(u64, u64)>,
+}
+
+/// What can be done with a device feature.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Feature {
+    /// It can be read.
+    pub get: bool,
+    /// It can be changed.
+    pub set: bool,
 }
 
 /// A sub-region that KVM can signal without the client.

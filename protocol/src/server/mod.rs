@@ -18,6 +18,7 @@ mod commands;
 mod connection;
 mod device;
 mod dma;
+mod features;
 mod interrupts;
 mod listener;
 mod memory;
@@ -25,7 +26,7 @@ mod reply;
 mod session;
 mod version;
 
-pub use device::{Device, IoFd, Region, RegionMapping};
+pub use device::{Device, Feature, IoFd, Region, RegionMapping};
 pub use interrupts::{Interrupts, Irq};
 pub use listener::{ListenError, Listener};
 pub use memory::{Memory, MemoryError};

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use nix::errno::Errno;
 use nix::sys::eventfd::EventFd;
 use outrigger_protocol::pci;
-use outrigger_protocol::server::{Device, Interrupts, IoFd, Irq, Memory, MemoryError, Region, RegionMapping};
+use outrigger_protocol::server::{Device, Feature, Interrupts, IoFd, Irq, Memory, MemoryError, Region, RegionMapping};
 use outrigger_protocol::wire;
 
 /// Reached by messages: `MESSAGES_SIZE` bytes of storage, with doorbells.
@@ -52,6 +52,7 @@ pub struct TestDevice {
     irqs: Vec<Irq>,
     storage: Vec<u8>,
     doorbells: Vec<EventFd>,
+    feature: Vec<u8>,
 }
 
 fn backed(size: u64, offset: u64, areas: Vec<(u64, u64)>) -> Region {
@@ -79,7 +80,7 @@ impl TestDevice {
         irqs[pci::MSIX_IRQ as usize] = Irq { count: VECTORS, flags: wire::IRQ_EVENTFD };
         let doorbells = (0..2).map(|_| EventFd::new().unwrap()).collect();
         let storage = vec![0; usize::try_from(MESSAGES_SIZE).unwrap()];
-        Self { state, regions, irqs, storage, doorbells }
+        Self { state, regions, irqs, storage, doorbells, feature: Vec::new() }
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -149,6 +150,27 @@ impl Device for TestDevice {
 
     fn unmasked(&mut self, irq: u32) {
         self.state().unmasked.push(irq);
+    }
+
+    /// 1 can be read, 2 also changed, 3 is longer than a page, 4 is its request, 5 is longer than a message.
+    fn feature(&self, index: u16) -> Option<Feature> {
+        (1..=5).contains(&index).then_some(Feature { get: true, set: index == 2 })
+    }
+
+    fn get_feature(&mut self, index: u16, request: &[u8]) -> Result<Vec<u8>, Errno> {
+        Ok(match index {
+            1 => vec![1; 8],
+            2 => self.feature.clone(),
+            3 => vec![3; 10_000],
+            4 => request.to_vec(),
+            _ => vec![5; (1 << 20) + 1],
+        })
+    }
+
+    fn set_feature(&mut self, index: u16, data: &[u8]) -> Result<(), Errno> {
+        assert_eq!(index, 2);
+        self.feature = data.to_vec();
+        Ok(())
     }
 
     fn reset(&mut self) {

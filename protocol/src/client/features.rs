@@ -1,0 +1,60 @@
+//! Device features (specification: "`VFIO_USER_DEVICE_FEATURE`"; indices and data as in `<linux/vfio.h>`).
+
+use nix::errno::Errno;
+use zerocopy::IntoBytes;
+
+use super::replies::Sized;
+use super::{Client, ClientError, size_u32};
+use crate::command::Command;
+use crate::wire::{self, FEATURE_GET, FEATURE_PROBE, FEATURE_SET};
+
+const COMMAND: Command = Command::DeviceFeature;
+
+impl Client {
+    /// Whether the device has a feature, and lets it be read or changed if that is asked for.
+    pub fn probe_feature(&self, index: u16, get: bool, set: bool) -> Result<bool, ClientError> {
+        let flags = FEATURE_PROBE | if get { FEATURE_GET } else { 0 } | if set { FEATURE_SET } else { 0 };
+        let absent = [Errno::ENOTTY, Errno::EINVAL, Errno::ENOTSUP];
+        match self.feature(index, flags, size_u32::<wire::DeviceFeature>(), &[]) {
+            Ok(_) => Ok(true),
+            Err(ClientError::Refused { errno, .. }) if absent.contains(&errno) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads a feature's data; `request` is what that feature needs to know. Asked again when the server needs more
+    /// room than a page.
+    pub fn get_feature(&self, index: u16, request: &[u8]) -> Result<Vec<u8>, ClientError> {
+        self.check_length(request)?;
+        self.with_argsz(COMMAND, 4096, |argsz| self.feature(index, FEATURE_GET, argsz, request))
+    }
+
+    /// Changes a feature's data.
+    pub fn set_feature(&self, index: u16, data: &[u8]) -> Result<(), ClientError> {
+        self.check_length(data)?;
+        let argsz = size_u32::<wire::DeviceFeature>() + u32::try_from(data.len()).expect("at most 1 MiB");
+        self.feature(index, FEATURE_SET, argsz, data).map(|_| ())
+    }
+
+    fn check_length(&self, data: &[u8]) -> Result<(), ClientError> {
+        let (value, limit) = (data.len() as u64, self.max_transfer() as u64);
+        if value > limit {
+            return Err(ClientError::Local { command: COMMAND, problem: "bytes of a feature", value, limit });
+        }
+        Ok(())
+    }
+
+    fn feature(&self, index: u16, action: u32, argsz: u32, data: &[u8]) -> Result<Sized<Vec<u8>>, ClientError> {
+        let request = wire::DeviceFeature { argsz, flags: u32::from(index) | action };
+        self.request(COMMAND, [request.as_bytes(), data], &[], |message| {
+            let (reply, data) = message.parse::<wire::DeviceFeature>().ok_or("a device feature is too short")?;
+            if reply.flags != request.flags {
+                return Err("the answer is for another device feature");
+            }
+            if reply.argsz > argsz {
+                return Ok(Sized::Needs(reply.argsz));
+            }
+            Ok(Sized::Whole(data.to_vec()))
+        })
+    }
+}
