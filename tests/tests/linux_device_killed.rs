@@ -14,6 +14,7 @@ for try in $(seq 600); do
   sleep 0.1
 done
 ping -c 2 10.78.0.1 2>&1 | grep 'packets received' || true
+sleep 2 # the console is slower than a reset
 # An orderly end would reset the dead disk and wait for its status to read 0, for ever (Linux's vp_reset): this one asks no driver.
 echo 1 > /proc/sys/kernel/sysrq
 echo b > /proc/sysrq-trigger

@@ -5,10 +5,15 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 
+/// How long a lock of a process that has just ended may linger.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+const LOCK_RETRY: Duration = Duration::from_millis(10);
 /// Bytes of a virtio sector, whatever the disk's block size (virtio 1.2, section 5.2.4).
 pub const SECTOR: u64 = 512;
 
@@ -138,7 +143,8 @@ fn check_kind(metadata: &Metadata) -> Result<(), OpenError> {
     }
 }
 
-/// An open-file-description lock on the whole file, released by the kernel however the process ends.
+/// An open-file-description lock on the whole file, released by the kernel however the process ends. That may be a moment
+/// after it was seen to end, as io_uring lets go of its files in the background: hence the patience.
 fn lock(file: &File, readonly: bool) -> Result<(), OpenError> {
     let kind = if readonly { libc::F_RDLCK } else { libc::F_WRLCK };
     let whole = libc::flock {
@@ -148,10 +154,14 @@ fn lock(file: &File, readonly: bool) -> Result<(), OpenError> {
         l_len: 0,
         l_pid: 0,
     };
-    match fcntl(file, FcntlArg::F_OFD_SETLK(&whole)) {
-        Ok(_) => Ok(()),
-        Err(Errno::EAGAIN | Errno::EACCES) => Err(OpenError::Locked),
-        Err(errno) => Err(OpenError::Io(errno.into())),
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match fcntl(file, FcntlArg::F_OFD_SETLK(&whole)) {
+            Ok(_) => return Ok(()),
+            Err(Errno::EAGAIN | Errno::EACCES) if Instant::now() < deadline => thread::sleep(LOCK_RETRY),
+            Err(Errno::EAGAIN | Errno::EACCES) => return Err(OpenError::Locked),
+            Err(errno) => return Err(OpenError::Io(errno.into())),
+        }
     }
 }
 
