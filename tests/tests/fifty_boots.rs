@@ -8,7 +8,7 @@ fn fifty_boots_in_a_row_leave_nothing() {
     // The ELF kernel, for a bzImage spends most of a boot here on unpacking itself; `linux_boot` boots both.
     let testbed =
         Testbed::new().initramfs("true\n", "/guest/up").file(guest::directory().join("vmlinux"), "/guest/vmlinux");
-    testbed.minutes(20).run(
+    testbed.minutes(30).run(
         r#"
 truncate -s 16M /tmp/disk
 # Not with `read`, which takes single bytes: files of sysctl give no more than the first.
