@@ -14,7 +14,10 @@ pub const MINOR: u16 = 1;
 /// The longest capability text that is parsed, in bytes.
 pub const MAX_JSON: usize = 4096;
 
-const DEFAULT_MAX_DATA_XFER_SIZE: u64 = 1 << 20;
+/// What `max_data_xfer_size` is unless a side says otherwise, and the most that Outrigger announces, in bytes.
+pub const DEFAULT_MAX_DATA_XFER_SIZE: u32 = 1 << 20;
+/// However small a `max_data_xfer_size` is, messages that transfer no data have this much room, in bytes.
+pub(crate) const MIN_ROOM: usize = 1 << 16;
 
 /// The capabilities of one side.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,7 +53,7 @@ impl Default for Capabilities {
     fn default() -> Self {
         Self {
             max_msg_fds: 1,
-            max_data_xfer_size: DEFAULT_MAX_DATA_XFER_SIZE,
+            max_data_xfer_size: u64::from(DEFAULT_MAX_DATA_XFER_SIZE),
             max_dma_maps: 65535,
             pgsizes: 4096,
             twin_socket: None,
@@ -115,10 +118,19 @@ impl Capabilities {
         }
         let data: VersionData = serde_json::from_value(value).map_err(CapabilitiesError::Json)?;
         let capabilities = data.capabilities;
-        if capabilities.max_data_xfer_size == 0 {
-            return Err(CapabilitiesError::Value { name: "max_data_xfer_size", value: 0 });
+        for (name, value) in
+            [("max_data_xfer_size", capabilities.max_data_xfer_size), ("pgsizes", capabilities.pgsizes)]
+        {
+            if value == 0 {
+                return Err(CapabilitiesError::Value { name, value });
+            }
         }
         Ok(capabilities)
+    }
+
+    /// The smallest page of a DMA mapping, in bytes: what its address and size are multiples of.
+    pub fn page_size(&self) -> u64 {
+        1 << self.pgsizes.trailing_zeros().min(63)
     }
 
     /// The version data for a message: NUL-terminated JSON.
@@ -156,13 +168,19 @@ mod tests {
             r#"{"capabilities":{"max_msg_fds":"8"}}"#,
             r#"{"capabilities":{"max_msg_fds":-1}}"#,
             r#"{"capabilities":{"max_data_xfer_size":1.5}}"#,
+            r#"{"capabilities":{"max_dma_maps":null}}"#,
+            r#"{"capabilities":{"pgsizes":"4096"}}"#,
+            r#"{"capabilities":{"pgsizes":-4096}}"#,
+            r#"{"capabilities":{"pgsizes":18446744073709551616}}"#,
             r#"{"capabilities":{"twin_socket":{"supported":1}}}"#,
             r#"{"capabilities":{"write_multiple":1}}"#,
         ] {
             assert!(matches!(parse(text), Err(CapabilitiesError::Json(_))), "{text}");
         }
-        let zero = parse(r#"{"capabilities":{"max_data_xfer_size":0}}"#);
-        assert!(matches!(zero, Err(CapabilitiesError::Value { name: "max_data_xfer_size", value: 0 })));
+        for key in ["max_data_xfer_size", "pgsizes"] {
+            let zero = parse(&format!(r#"{{"capabilities":{{"{key}":0}}}}"#));
+            assert!(matches!(zero, Err(CapabilitiesError::Value { name, value: 0 }) if name == key));
+        }
     }
 
     #[test]
@@ -171,6 +189,13 @@ mod tests {
             assert_eq!(parse(text).unwrap(), Capabilities::default(), "{text}");
         }
         assert_eq!(Capabilities::parse(&[]).unwrap(), Capabilities::default());
+    }
+
+    #[test]
+    fn the_smallest_page_size_is_what_mappings_are_aligned_to() {
+        for (pgsizes, page_size) in [(1, 1), (4096, 4096), (0x4020_1000, 4096), (1 << 63, 1 << 63)] {
+            assert_eq!(Capabilities { pgsizes, ..Capabilities::default() }.page_size(), page_size);
+        }
     }
 
     #[test]

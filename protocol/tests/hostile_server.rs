@@ -212,7 +212,16 @@ fn another_version_is_refused() {
 
 #[test]
 fn capabilities_that_make_no_sense_are_refused() {
-    for json in ["[]", "{", r#"{"max_msg_fds":-1}"#, r#"{"max_data_xfer_size":0}"#, r#"{"twin_socket":true}"#] {
+    for json in [
+        "[]",
+        "{",
+        r#"{"max_msg_fds":-1}"#,
+        r#"{"max_data_xfer_size":0}"#,
+        r#"{"pgsizes":0}"#,
+        r#"{"pgsizes":"4k"}"#,
+        r#"{"max_dma_maps":[1]}"#,
+        r#"{"twin_socket":true}"#,
+    ] {
         let error = version_refused(json, &[]);
         assert!(matches!(error, ClientError::Capabilities(_)), "{json}: {error:?}");
     }
@@ -268,6 +277,26 @@ fn limits_of_the_server_are_kept_or_named() {
     let result = client.set_irq_eventfds(2, 0, &[std::os::fd::AsFd::as_fd(&eventfd)]);
     assert!(matches!(result, Err(ClientError::Local { limit: 0, .. })));
     assert!(!client.is_closed());
+    drop(client);
+    server.join().unwrap();
+}
+
+#[test]
+fn page_sizes_of_the_server_are_kept() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let server = std::thread::spawn(move || {
+        let raw = Raw::server(theirs, r#"{"pgsizes":2162688}"#);
+        let request = raw.receive().unwrap();
+        assert_eq!((request.command, request.u64_at(16), request.u64_at(24)), (DMA_MAP, 0x1_0000, 0x3_0000));
+        raw.answer(&request, &[], &[]);
+        raw.closed();
+    });
+    let client = common::client(ours);
+    for (address, size) in [(0x1_0000, 4096), (4096, 0x1_0000), (0, 0x1_0001)] {
+        let result = client.dma_map(address, size, None);
+        assert!(matches!(result, Err(ClientError::Local { limit: 0x1_0000, .. })), "{result:?}");
+    }
+    client.dma_map(0x1_0000, 0x3_0000, None).unwrap();
     drop(client);
     server.join().unwrap();
 }

@@ -55,9 +55,36 @@ fn text_that_is_not_one_nul_terminated_object_closes_the_connection() {
 }
 
 #[test]
-fn a_transfer_size_of_zero_closes_the_connection() {
-    let zero = json(r#"{"capabilities":{"max_data_xfer_size":0}}"#);
-    assert!(matches!(refused(&zero), ServeError::Capabilities(_)));
+fn a_transfer_size_or_page_sizes_of_zero_close_the_connection() {
+    for key in ["max_data_xfer_size", "pgsizes"] {
+        let zero = json(&format!(r#"{{"capabilities":{{"{key}":0}}}}"#));
+        assert!(matches!(refused(&zero), ServeError::Capabilities(_)), "{key}");
+    }
+}
+
+#[test]
+fn a_value_of_a_wrong_type_closes_the_connection_whichever_key_it_is() {
+    for key in ["max_msg_fds", "max_data_xfer_size", "max_dma_maps", "pgsizes"] {
+        for value in ["null", "true", "\"1\"", "[1]", "{}", "1.5", "-1", "1e3", "18446744073709551616"] {
+            let text = format!(r#"{{"capabilities":{{"{key}":{value}}}}}"#);
+            assert!(matches!(refused(&json(&text)), ServeError::Capabilities(_)), "{text}");
+        }
+    }
+    for text in [r#""twin_socket":1"#, r#""twin_socket":{"supported":1}"#, r#""write_multiple":"true""#] {
+        let text = format!(r#"{{"capabilities":{{{text}}}}}"#);
+        assert!(matches!(refused(&json(&text)), ServeError::Capabilities(_)), "{text}");
+    }
+}
+
+#[test]
+fn unknown_keys_are_ignored_whatever_they_hold() {
+    // `migration` is from an older text; QEMU still sends it.
+    for extra in [r#""migration":{"pgsize":4096,"max_bitmap_size":268435456}"#, r#""migration":[]"#, r#""x":null"#] {
+        let server = Server::start();
+        let mut raw = Raw::new(server.connect());
+        raw.succeed(VERSION, &json(&format!(r#"{{"capabilities":{{{extra}}},"y":[{{}}]}}"#)), &[]);
+        raw.alive();
+    }
 }
 
 #[test]

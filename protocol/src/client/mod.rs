@@ -149,9 +149,13 @@ impl Client {
     }
 
     /// Makes a range of memory valid for DMA; with a descriptor, the server may map it (a server that takes no
-    /// descriptors is not given it).
+    /// descriptors is not given it). [`ClientError::Local`]: the server takes no more, or only whole (larger) pages.
     pub fn dma_map(&self, address: u64, size: u64, file: Option<(BorrowedFd<'_>, u64)>) -> Result<(), ClientError> {
         let command = Command::DmaMap;
+        let (rest, limit) = ((address | size) % self.server.page_size(), self.server.page_size());
+        if rest > 0 {
+            return Err(ClientError::Local { command, problem: "DMA mapping within a page", value: rest, limit });
+        }
         let (value, limit) = (self.memory.count() as u64 + 1, self.server.max_dma_maps);
         if value > limit {
             return Err(ClientError::Local { command, problem: "DMA mappings", value, limit });

@@ -48,7 +48,7 @@ impl Commands<'_> {
             Command::DeviceGetRegionIoFds => self.region_io_fds(&message, reply),
             Command::DeviceGetIrqInfo => self.irq_info(&message, reply),
             Command::DeviceSetIrqs => self.set_irqs(message),
-            Command::DeviceFeature => features::execute(self.device, &message, self.ours.max_data_xfer_size, reply),
+            Command::DeviceFeature => features::execute(self.device, &message, reply),
             Command::DeviceReset if message.payload.is_empty() => {
                 self.device.reset();
                 Ok(())

@@ -7,13 +7,11 @@ use super::reply::Reply;
 use crate::codec::Message;
 use crate::wire::{self, FEATURE_GET, FEATURE_INDEX_MASK, FEATURE_PROBE, FEATURE_SET};
 
-/// `ENOTTY`: the device does not have the feature; `EINVAL`: not this way; `E2BIG`: its data is longer than `limit`.
-pub(super) fn execute(
-    device: &mut dyn Device,
-    message: &Message<'_>,
-    limit: u64,
-    reply: &mut Reply,
-) -> Result<(), Errno> {
+/// The longest data of a feature, in bytes.
+const MAX_DATA: usize = 1 << 20;
+
+/// `ENOTTY`: the device does not have the feature; `EINVAL`: not this way; `E2BIG`: its data is longer than 1 MiB.
+pub(super) fn execute(device: &mut dyn Device, message: &Message<'_>, reply: &mut Reply) -> Result<(), Errno> {
     let (request, data) = message.parse::<wire::DeviceFeature>().ok_or(Errno::EINVAL)?;
     let fixed = size_of::<wire::DeviceFeature>();
     let known = FEATURE_INDEX_MASK | FEATURE_GET | FEATURE_SET | FEATURE_PROBE;
@@ -36,7 +34,7 @@ pub(super) fn execute(
         return Ok(());
     }
     let data = device.get_feature(index, data)?;
-    if data.len() as u64 > limit {
+    if data.len() > MAX_DATA {
         return Err(Errno::E2BIG);
     }
     let argsz = u32::try_from(fixed + data.len()).map_err(|_| Errno::E2BIG)?;

@@ -13,7 +13,7 @@ use super::interrupts::Interrupts;
 use super::memory::Memory;
 use super::reply::Reply;
 use super::version::{Agreed, negotiate};
-use crate::capabilities::{Capabilities, CapabilitiesError, MAJOR};
+use crate::capabilities::{Capabilities, CapabilitiesError, DEFAULT_MAX_DATA_XFER_SIZE, MAJOR};
 use crate::codec::{Message, ReceiveError};
 use crate::command::Command;
 
@@ -23,11 +23,22 @@ pub struct Options {
     /// How long to wait for the rest of a message that has begun, for the first message of a connection, for room
     /// to send, and for the answer to a request for client memory. Default: 10 s.
     pub deadline: Duration,
+    /// The most data in one message, in bytes: the client is told, larger transfers are refused, and what the device
+    /// reads from and writes to client memory by messages is split. At least 1; default and most: 1 MiB.
+    pub max_data_xfer_size: u32,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { deadline: Duration::from_secs(10) }
+        Self { deadline: Duration::from_secs(10), max_data_xfer_size: DEFAULT_MAX_DATA_XFER_SIZE }
+    }
+}
+
+impl Options {
+    /// What is announced.
+    fn capabilities(&self) -> Capabilities {
+        let max_data_xfer_size = u64::from(self.max_data_xfer_size.clamp(1, DEFAULT_MAX_DATA_XFER_SIZE));
+        Capabilities { max_data_xfer_size, ..Capabilities::ours() }
     }
 }
 
@@ -104,7 +115,7 @@ fn run(
     options: &Options,
     interrupts: &Arc<Interrupts>,
 ) -> Result<(), ServeError> {
-    let ours = Capabilities::ours();
+    let ours = options.capabilities();
     let Some(Agreed { connection, client }) = negotiate(stream, &ours, options)? else { return Ok(()) };
     let connection = Arc::new(connection);
     let dma = DmaTable::new(usize::try_from(ours.max_dma_maps).unwrap_or(usize::MAX));

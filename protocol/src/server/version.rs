@@ -12,7 +12,7 @@ use super::channel::{Channel, Reader};
 use super::connection::Connection;
 use super::reply::Reply;
 use super::session::{Options, ServeError};
-use crate::capabilities::{Capabilities, MAJOR, MAX_JSON, MINOR, TwinSocket};
+use crate::capabilities::{Capabilities, MAJOR, MAX_JSON, MIN_ROOM, MINOR, TwinSocket};
 use crate::codec::{Message, ReceiveError, Receiver};
 use crate::command::Command;
 use crate::socket::{Outgoing, Socket, Wait};
@@ -40,7 +40,7 @@ pub(super) fn negotiate(
         Ok(Some(message)) => answer(&message, ours, &stream, options)?,
     };
     let data = usize::try_from(ours.max_data_xfer_size).unwrap_or(0);
-    let limit = HEADER_SIZE + size_of::<wire::RegionAccess>() + data;
+    let limit = HEADER_SIZE + size_of::<wire::RegionAccess>() + data.max(MIN_ROOM);
     receiver.set_limit(limit);
     let main = Channel::new(stream, Reader { socket, receiver }, options.deadline, true);
     let twin = twin.map(|stream| {

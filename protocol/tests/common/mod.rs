@@ -36,11 +36,14 @@ impl Server {
     }
 
     pub fn with_deadline(deadline: Duration) -> Self {
+        Self::with_options(Options { deadline, ..Options::default() })
+    }
+
+    pub fn with_options(options: Options) -> Self {
         let state = Arc::new(Mutex::new(State::default()));
         let (streams, incoming) = channel::<UnixStream>();
         let (outgoing, results) = channel();
         let mut device = TestDevice::new(state.clone());
-        let options = Options { deadline };
         let thread = std::thread::spawn(move || {
             for stream in incoming {
                 let _ = outgoing.send(serve(&mut device, stream, &options));
