@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use log::{info, warn};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
+use outrigger_protocol::capabilities::DEFAULT_MAX_DATA_XFER_SIZE;
 use outrigger_protocol::server::{Listener, Options, serve};
 
 use crate::transport::{PciFunction, VirtioDevice};
@@ -39,16 +40,28 @@ pub struct Endpoint {
     fd: Option<RawFd>,
 }
 
+/// How the device is served.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Service {
+    #[command(flatten)]
+    endpoint: Endpoint,
+    /// Most data in one message, 1 to 1048576; matters where the client does not share its memory
+    #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_MAX_DATA_XFER_SIZE,
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(DEFAULT_MAX_DATA_XFER_SIZE)))]
+    max_data_xfer_size: u32,
+}
+
 /// Runs a device process: the whole of `main` after parsing its arguments.
 pub fn run<D: VirtioDevice, E: StartError>(
     program: &str,
-    endpoint: &Endpoint,
+    service: &Service,
     open: impl FnOnce() -> Result<D, E>,
 ) -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
-    let result = match endpoint {
-        Endpoint { socket: Some(path), .. } => listen(path, open),
-        Endpoint { fd: Some(fd), .. } => inherited(*fd, open),
+    let options = Options { max_data_xfer_size: service.max_data_xfer_size, ..Options::default() };
+    let result = match &service.endpoint {
+        Endpoint { socket: Some(path), .. } => listen(path, &options, open),
+        Endpoint { fd: Some(fd), .. } => inherited(*fd, &options, open),
         _ => Err(usage("--socket PATH or --fd N is missing")),
     };
     result.unwrap_or_else(|(message, status)| {
@@ -61,6 +74,7 @@ pub fn run<D: VirtioDevice, E: StartError>(
 /// Only errors before the first client are returned, as one line each.
 fn listen<D: VirtioDevice, E: StartError>(
     path: &Path,
+    options: &Options,
     open: impl FnOnce() -> Result<D, E>,
 ) -> Result<ExitCode, Refusal> {
     // Before there are threads, so that they all inherit it.
@@ -78,7 +92,7 @@ fn listen<D: VirtioDevice, E: StartError>(
             }
         };
         info!("a client is here");
-        match serve(&mut function, stream, &Options::default()) {
+        match serve(&mut function, stream, options) {
             Ok(()) => info!("the client has left"),
             Err(error) => warn!("the client is gone: {}", chain(&error)),
         }
@@ -87,6 +101,7 @@ fn listen<D: VirtioDevice, E: StartError>(
 
 fn inherited<D: VirtioDevice, E: StartError>(
     fd: RawFd,
+    options: &Options,
     open: impl FnOnce() -> Result<D, E>,
 ) -> Result<ExitCode, Refusal> {
     let stream = inherited_socket(fd).map_err(|error| usage(format!("--fd {fd}: {error}")))?;
@@ -96,7 +111,7 @@ fn inherited<D: VirtioDevice, E: StartError>(
     unsafe { nix::sys::signal::signal(Signal::SIGINT, nix::sys::signal::SigHandler::SigIgn) }
         .map_err(|error| host(format!("cannot ignore SIGINT: {error}")))?;
     let mut function = function(open)?;
-    match serve(&mut function, stream, &Options::default()) {
+    match serve(&mut function, stream, options) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => {
             warn!("the client is gone: {}", chain(&error));

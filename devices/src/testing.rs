@@ -37,20 +37,45 @@ pub fn ram() -> (GuestMemoryMmap, std::fs::File) {
     (GuestMemoryMmap::from_ranges_with_files([range]).unwrap(), file)
 }
 
-#[derive(Debug)]
-struct NoMessages;
+/// How a device reaches the driver's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dma {
+    Mapped,
+    Messages,
+}
 
-impl ClientMemory for NoMessages {
-    fn read(&self, _: u64, _: &mut [u8]) -> Result<(), Errno> {
-        Err(Errno::EFAULT)
+/// Makes two tests of each function named: one for each way to reach memory.
+macro_rules! both_ways {
+    ($($name:ident)*) => {
+        mod mapped { $(#[test] fn $name() { super::$name(crate::testing::Dma::Mapped) })* }
+        mod by_messages { $(#[test] fn $name() { super::$name(crate::testing::Dma::Messages) })* }
+    };
+}
+pub(crate) use both_ways;
+
+#[derive(Debug)]
+struct Ram(GuestMemoryMmap);
+
+impl ClientMemory for Ram {
+    fn read(&self, address: u64, data: &mut [u8]) -> Result<(), Errno> {
+        self.0.read_slice(data, GuestAddress(address)).map_err(|_| Errno::EFAULT)
     }
-    fn write(&self, _: u64, _: &[u8]) -> Result<(), Errno> {
-        Err(Errno::EFAULT)
+    fn write(&self, address: u64, data: &[u8]) -> Result<(), Errno> {
+        self.0.write_slice(data, GuestAddress(address)).map_err(|_| Errno::EFAULT)
     }
 }
 
-fn connect(stream: UnixStream) -> Client {
-    Client::new(stream, Arc::new(NoMessages), &Default::default()).unwrap()
+fn connect(stream: UnixStream, ram: &GuestMemoryMmap) -> Client {
+    Client::new(stream, Arc::new(Ram(ram.clone())), &Default::default()).unwrap()
+}
+
+/// Serves the device's requests for memory until the connection ends.
+fn serve_memory(client: &Client) {
+    while !client.is_closed() {
+        let mut fds: Vec<_> = client.watch().map(|watch| PollFd::new(watch.fd, PollFlags::POLLIN)).collect();
+        poll(&mut fds, PollTimeout::from(100u8)).unwrap();
+        let _ = client.serve_ready();
+    }
 }
 
 /// The memory as a device gets it.
@@ -79,7 +104,7 @@ pub fn device_memory(file: &std::fs::File) -> Memory {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let (sender, receiver) = channel();
     let server = std::thread::spawn(move || serve(&mut Capture(sender), theirs, &Default::default()));
-    let client = connect(ours);
+    let client = connect(ours, &GuestMemoryMmap::default());
     client.dma_map(RAM_START, RAM_SIZE, Some((file.as_fd(), 0))).unwrap();
     let memory = receiver.recv().unwrap();
     client.close();
@@ -97,8 +122,13 @@ impl<D: VirtioDevice + Send + 'static> Served<D> {
         Self { function: Arc::new(Mutex::new(PciFunction::new(device).unwrap())) }
     }
 
-    /// Attaches a client.
+    /// Attaches a client that shares its memory.
     pub fn attach(&self) -> Driver {
+        self.attach_with(Dma::Mapped)
+    }
+
+    /// Attaches a client.
+    pub fn attach_with(&self, dma: Dma) -> Driver {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let function = Arc::clone(&self.function);
         let server = std::thread::spawn(move || {
@@ -106,10 +136,13 @@ impl<D: VirtioDevice + Send + 'static> Served<D> {
             serve(&mut *function.lock().unwrap(), theirs, &Default::default()).unwrap();
         });
         let (ram, file) = ram();
-        let client = connect(ours);
-        client.dma_map(RAM_START, RAM_SIZE, Some((file.as_fd(), 0))).unwrap();
-        let interrupts = Vec::new();
-        Driver { client, server: Some(server), ram, file, interrupts, queues: Vec::new() }
+        let client = Arc::new(connect(ours, &ram));
+        let watched = Arc::clone(&client);
+        let watcher = std::thread::spawn(move || serve_memory(&watched));
+        let threads = vec![server, watcher];
+        let driver = Driver { client, threads, ram, file, dma, interrupts: Vec::new(), queues: Vec::new() };
+        driver.map(RAM_START, RAM_SIZE);
+        driver
     }
 }
 
@@ -137,10 +170,11 @@ pub type Buffer = (u64, u32, bool);
 
 /// The driver of a device.
 pub struct Driver {
-    pub client: Client,
-    server: Option<JoinHandle<()>>,
+    pub client: Arc<Client>,
+    threads: Vec<JoinHandle<()>>,
     pub ram: GuestMemoryMmap,
     pub file: std::fs::File,
+    dma: Dma,
     pub interrupts: Vec<EventFd>,
     queues: Vec<DriverQueue>,
 }
@@ -148,12 +182,18 @@ pub struct Driver {
 impl Drop for Driver {
     fn drop(&mut self) {
         self.client.close();
-        let result = self.server.take().unwrap().join();
-        assert!(std::thread::panicking() || result.is_ok(), "the server panicked");
+        let sound = self.threads.drain(..).all(|thread| thread.join().is_ok());
+        assert!(std::thread::panicking() || sound, "the server panicked");
     }
 }
 
 impl Driver {
+    /// Lets the device reach the start of our memory at `address`.
+    pub fn map(&self, address: u64, size: u64) {
+        let file = (self.dma == Dma::Mapped).then(|| (self.file.as_fd(), 0));
+        self.client.dma_map(address, size, file).unwrap();
+    }
+
     pub fn read<const N: usize>(&self, offset: u64) -> [u8; N] {
         let mut data = [0; N];
         self.client.region_read(BAR0_REGION, offset, &mut data).unwrap();

@@ -72,7 +72,8 @@ impl Testbed {
         std::fs::write(&script_file, [SHELL, script].concat()).expect("the directory is ours");
         let mut command = Command::new(repository::file("scripts/testbed"));
         let limit = Duration::from_secs(self.minutes * 60);
-        // One processor: with several, QEMU's emulation of SVM (7.2, one thread for each) now and then loses a host or a guest.
+        // One processor: with several, QEMU's emulation of SVM (seen with 7.2, one thread for each) now and then loses a host or a
+        // guest.
         command.args(["-c", "1", "-t", &limit.as_secs().to_string()]);
         for (from, to) in &self.files {
             command.arg("-f").arg(format!("{}:{to}", from.display()));

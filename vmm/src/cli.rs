@@ -94,7 +94,9 @@ struct RunArgs {
     /// readonly  on: open it for reading only (default off)
     /// serial    serial number the guest sees, up to 20 ASCII characters
     /// queues    request queues, 1 to 64 (default: one per vCPU)
-    #[arg(long, value_name = "path=FILE[,readonly=on][,serial=ID][,queues=N]", verbatim_doc_comment)]
+    /// dma       shared: the process maps guest RAM; messages: it asks for every byte, for a process that is not trusted
+    ///           with guest RAM (default: shared)
+    #[arg(long, value_name = "path=FILE[,readonly=on][,serial=ID][,queues=N][,dma=messages]", verbatim_doc_comment)]
     disk: Vec<String>,
 
     /// Network card, served by an outrigger-net process; repeat it for more
@@ -102,13 +104,15 @@ struct RunArgs {
     /// tap       the host's tap interface; created, and removed at the end, if it doesn't exist
     /// mac       the card's address, six hexadecimal bytes (default: derived from the name of the tap)
     /// queues    pairs of queues, 1 to 64 (default: 1)
-    #[arg(long, value_name = "tap=NAME[,mac=MAC][,queues=N]", verbatim_doc_comment)]
+    /// dma       shared or messages, as for --disk
+    #[arg(long, value_name = "tap=NAME[,mac=MAC][,queues=N][,dma=messages]", verbatim_doc_comment)]
     net: Vec<String>,
 
     /// PCI device, served by any vfio-user server; repeat it for more
     ///
     /// socket    the Unix socket the server listens on
-    #[arg(long, value_name = "socket=PATH", verbatim_doc_comment)]
+    /// dma       shared or messages, as for --disk
+    #[arg(long, value_name = "socket=PATH[,dma=messages]", verbatim_doc_comment)]
     device: Vec<String>,
 
     /// Where the guest's serial port (ttyS0) leads

@@ -19,7 +19,7 @@ use crate::attach::device::Device;
 use crate::attach::discovery::discover;
 use crate::attach::watch::{WatchError, watch};
 use crate::attach::{AttachError, Backplane};
-use crate::config::PciDeviceConfig;
+use crate::config::{Dma, PciDeviceConfig};
 use crate::events::EventLoop;
 use crate::memory::GuestRam;
 use crate::outcome::{STATUS_FAILED, STATUS_HOST, STATUS_USAGE, Stop};
@@ -89,12 +89,14 @@ pub struct Peripherals {
 
 struct Peripheral {
     label: String,
+    dma: Dma,
     device: Arc<Device>,
     process: Option<RefCell<DeviceProcess>>,
 }
 
 struct Connected {
     label: String,
+    dma: Dma,
     stream: UnixStream,
     process: Option<DeviceProcess>,
 }
@@ -117,8 +119,8 @@ impl Peripherals {
         let connected = configs.iter().map(|config| start(config, cpus, options.deadline));
         let connected = connected.collect::<Result<Vec<_>, _>>()?;
         let mut all = Vec::new();
-        for (slot, Connected { label, stream, mut process }) in (1..).map(Slot).zip(connected) {
-            let attached = attach(stream, &options, slot, backplane, ram, windows);
+        for (slot, Connected { label, dma, stream, mut process }) in (1..).map(Slot).zip(connected) {
+            let attached = attach(stream, &options, slot, backplane, (ram, dma), windows);
             let device = attached.map_err(|error| {
                 let status = match &error {
                     AttachError::Client(_) => process.as_mut().and_then(|process| process.wait(EXIT_WAIT)),
@@ -129,7 +131,7 @@ impl Peripherals {
             })?;
             let device = Arc::new(device);
             assert!(bus.insert(slot, device.clone()), "slots are given out once, and there are at most 31 devices");
-            all.push(Rc::new(Peripheral { label, device, process: process.map(RefCell::new) }));
+            all.push(Rc::new(Peripheral { label, dma, device, process: process.map(RefCell::new) }));
         }
         Ok(Self { all })
     }
@@ -166,7 +168,8 @@ impl Peripherals {
             });
             let text = peripheral.device.describe();
             let (first, rest) = text.split_once('\n').unwrap_or((&text, ""));
-            format!("{first}  {}{}\n{rest}\n", peripheral.label, process.unwrap_or_default())
+            let dma = if peripheral.dma == Dma::Messages { "  guest RAM by messages" } else { "" };
+            format!("{first}  {}{}{dma}\n{rest}\n", peripheral.label, process.unwrap_or_default())
         };
         self.all.iter().map(line).collect()
     }
@@ -185,7 +188,7 @@ impl Peripherals {
 impl Peripheral {
     fn announce_death(&self, stop: &Stop) {
         stop.device_died();
-        let Self { label, device, process } = self;
+        let Self { label, device, process, .. } = self;
         let status = process.as_ref().and_then(|process| process.borrow_mut().wait(EXIT_WAIT));
         let who = process.as_ref().map_or("its device process", |process| process.borrow().program());
         let what = status.map_or("closed the connection or stopped answering".to_owned(), ending);
@@ -213,7 +216,7 @@ fn start(config: &PciDeviceConfig, cpus: u8, deadline: Duration) -> Result<Conne
         PciDeviceConfig::Socket(socket) => connect_to(&socket.path, deadline).map(|stream| (None, stream)),
     };
     match connected {
-        Ok((process, stream)) => Ok(Connected { label, stream, process }),
+        Ok((process, stream)) => Ok(Connected { label, dma: config.dma(), stream, process }),
         Err(problem) => Err(PeripheralError { label, problem }),
     }
 }
@@ -245,13 +248,14 @@ fn attach(
     options: &Options,
     slot: Slot,
     backplane: &Backplane,
-    ram: &Arc<GuestRam>,
+    (ram, dma): (&Arc<GuestRam>, Dma),
     windows: &mut Windows,
 ) -> Result<Device, AttachError> {
     let client = Arc::new(Client::new(stream, Arc::new(SharedRam(ram.clone())), options)?);
     let description = discover(&client)?;
     for region in ram.regions() {
-        client.dma_map(region.guest, region.size, Some((ram.fd(), region.file_offset)))?;
+        let file = (dma == Dma::Shared).then(|| (ram.fd(), region.file_offset));
+        client.dma_map(region.guest, region.size, file)?;
     }
     Device::new(client, &description, slot, backplane, windows)
 }

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use outrigger_devices::blk::{Blk, HELP};
-use outrigger_devices::process::{self, Endpoint};
+use outrigger_devices::process::{self, Service};
 
 /// A virtio block device, served to a virtual machine over vfio-user
 #[derive(Parser)]
@@ -14,10 +14,10 @@ struct Arguments {
     #[arg(long, value_name = "KEY=VALUE,...")]
     disk: String,
     #[command(flatten)]
-    endpoint: Endpoint,
+    service: Service,
 }
 
 fn main() -> ExitCode {
-    let Arguments { disk, endpoint } = Arguments::parse();
-    process::run("outrigger-blk", &endpoint, || Blk::open(&disk))
+    let Arguments { disk, service } = Arguments::parse();
+    process::run("outrigger-blk", &service, || Blk::open(&disk))
 }

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use outrigger_devices::net::{HELP, Net};
-use outrigger_devices::process::{self, Endpoint};
+use outrigger_devices::process::{self, Service};
 
 /// A virtio network device on a tap, served to a virtual machine over vfio-user
 #[derive(Parser)]
@@ -14,10 +14,10 @@ struct Arguments {
     #[arg(long, value_name = "KEY=VALUE,...")]
     net: String,
     #[command(flatten)]
-    endpoint: Endpoint,
+    service: Service,
 }
 
 fn main() -> ExitCode {
-    let Arguments { net, endpoint } = Arguments::parse();
-    process::run("outrigger-net", &endpoint, || Net::open(&net))
+    let Arguments { net, service } = Arguments::parse();
+    process::run("outrigger-net", &service, || Net::open(&net))
 }

@@ -1,6 +1,7 @@
 //! The block device (virtio 1.2, section 5.2, "Block Device"): a raw file or a host block device.
 
 mod backing;
+mod bounce;
 mod request;
 mod ring;
 

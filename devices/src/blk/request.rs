@@ -8,9 +8,10 @@ use outrigger_protocol::server::{Memory, MemoryError};
 use virtio_bindings::virtio_blk as spec;
 
 use super::backing::{Backing, SECTOR};
+use super::bounce::Bounce;
 use super::{MAX_ZERO_SECTORS, SERIAL_SIZE};
 use crate::byte;
-use crate::transport::chain::{gather, scatter};
+use crate::transport::chain::{gather, part, scatter};
 use crate::transport::{Chain, QueueError, Segment, WorkerError};
 
 /// Where the disk is among the ring's registered files.
@@ -114,7 +115,8 @@ pub enum RequestError {
 }
 
 impl Request {
-    /// Takes the request in `chain` apart. Its data buffers go to `buffers`, which has room for the longest chain.
+    /// Takes the request in `chain` apart. Its data buffers go to `buffers`, which has room for the longest chain, or to
+    /// `bounce` if not all of them are mapped.
     ///
     /// # Errors
     /// There is nowhere to put a status.
@@ -123,15 +125,16 @@ impl Request {
         memory: &Memory,
         chain: &Chain,
         buffers: &mut [libc::iovec],
+        bounce: &mut Option<Bounce>,
     ) -> Result<(Self, Parsed), WorkerError> {
         let (Some(last), true) = (chain.writable().last(), chain.readable_bytes() >= HEADER_SIZE) else {
             return Err(WorkerError::host("malformed request")(io::Error::other("no header or no status byte")));
         };
         let mut header = [0; HEADER_SIZE as usize];
-        gather(memory, chain.readable(), &mut header).map_err(QueueError::from)?;
+        gather(memory, chain.readable().iter().copied(), &mut header).map_err(QueueError::from)?;
         let mut request =
             Self { status_address: last.address.saturating_add(u64::from(last.length - 1)), ..Self::default() };
-        let parsed = request.prepare(disk, memory, chain, &header, buffers);
+        let parsed = request.prepare(disk, memory, chain, &header, buffers, bounce);
         Ok((request, parsed.unwrap_or_else(|error| Parsed::Failed(Status::IoError, error))))
     }
 
@@ -142,6 +145,7 @@ impl Request {
         chain: &Chain,
         header: &[u8; HEADER_SIZE as usize],
         buffers: &mut [libc::iovec],
+        bounce: &mut Option<Bounce>,
     ) -> Result<Parsed, RequestError> {
         let (kind, sector) = (u32_at(header, 0), u64::from_le_bytes(header[8..].try_into().expect("eight bytes")));
         let (sent, wanted) = (chain.readable_bytes() - HEADER_SIZE, chain.writable_bytes() - 1);
@@ -152,13 +156,17 @@ impl Request {
         match kind {
             spec::VIRTIO_BLK_T_IN => {
                 self.set_range(disk, Operation::Read, sector, wanted.into())?;
-                let data = trimmed(chain.writable(), 0, wanted);
-                self.buffers = collect(data, |s| memory.writable_slice(s.address, s.length as usize), buffers)?;
+                let data = part(chain.writable(), 0, wanted);
+                let direct = collect(data.clone(), |s| memory.writable_slice(s.address, s.length as usize), buffers);
+                let open = |s: Segment| memory.is_writable(s.address, s.length as usize);
+                self.buffers = direct.or_else(|error| self.detour(error, data, open, bounce))?;
             }
             spec::VIRTIO_BLK_T_OUT => {
                 self.set_range(disk, Operation::Write, sector, sent.into())?;
-                let data = trimmed(chain.readable(), HEADER_SIZE, sent);
-                self.buffers = collect(data, |s| memory.readable_slice(s.address, s.length as usize), buffers)?;
+                let data = part(chain.readable(), HEADER_SIZE, sent);
+                let direct = collect(data.clone(), |s| memory.readable_slice(s.address, s.length as usize), buffers);
+                let open = |s: Segment| memory.is_readable(s.address, s.length as usize);
+                self.buffers = direct.or_else(|error| self.detour(error, data, open, bounce))?;
             }
             spec::VIRTIO_BLK_T_FLUSH => self.operation = Operation::Flush,
             spec::VIRTIO_BLK_T_DISCARD | spec::VIRTIO_BLK_T_WRITE_ZEROES => {
@@ -166,7 +174,7 @@ impl Request {
             }
             spec::VIRTIO_BLK_T_GET_ID => {
                 let length = wanted.min(spec::VIRTIO_BLK_ID_BYTES);
-                scatter(memory, chain.writable(), &disk.serial[..length as usize])?;
+                scatter(memory, chain.writable().iter().copied(), &disk.serial[..length as usize])?;
                 return Ok(Parsed::Done(Status::Ok, length));
             }
             _ => return Ok(Parsed::Done(Status::Unsupported, 0)),
@@ -188,7 +196,7 @@ impl Request {
             return Ok(Parsed::Done(Status::Unsupported, 0));
         }
         let mut bytes = [0; (HEADER_SIZE + RANGE_SIZE) as usize];
-        gather(memory, chain.readable(), &mut bytes)?;
+        gather(memory, chain.readable().iter().copied(), &mut bytes)?;
         let range = &bytes[HEADER_SIZE as usize..];
         let sector = u64::from_le_bytes(range[..8].try_into().expect("eight bytes"));
         let (sectors, flags) = (u32_at(range, 8), u32_at(range, 12));
@@ -203,6 +211,21 @@ impl Request {
         }
         self.set_range(disk, operation, sector, u64::from(sectors) * SECTOR)?;
         Ok(if self.length == 0 { Parsed::Done(Status::Ok, 0) } else { Parsed::Submit })
+    }
+
+    /// No buffers for the kernel, as not all are mapped: the data goes through a bounce buffer, if messages reach it.
+    fn detour(
+        &self,
+        error: MemoryError,
+        data: impl Iterator<Item = Segment> + Clone,
+        open: impl Fn(Segment) -> bool,
+        bounce: &mut Option<Bounce>,
+    ) -> Result<u16, MemoryError> {
+        if !data.clone().all(open) {
+            return Err(error);
+        }
+        *bounce = Some(Bounce::new(data, self.length));
+        Ok(0)
     }
 
     fn set_range(&mut self, disk: &Disk, operation: Operation, sector: u64, length: u64) -> Result<(), RequestError> {
@@ -226,14 +249,14 @@ impl Request {
         let allocate =
             |mode| opcode::Fallocate::new(DISK_FILE, self.length.into()).offset(self.offset).mode(mode).build();
         match (self.operation, buffers) {
-            (Operation::Read, &[libc::iovec { iov_base, .. }]) => {
-                opcode::Read::new(DISK_FILE, iov_base.cast(), self.remaining).offset(self.offset).build()
+            (Operation::Read, &[buffer]) => {
+                opcode::Read::new(DISK_FILE, buffer.iov_base.cast(), length(buffer)).offset(self.offset).build()
             }
             (Operation::Read, _) => {
                 opcode::Readv::new(DISK_FILE, buffers.as_ptr(), count(buffers)).offset(self.offset).build()
             }
-            (Operation::Write, &[libc::iovec { iov_base, .. }]) => {
-                let write = opcode::Write::new(DISK_FILE, iov_base.cast(), self.remaining).offset(self.offset);
+            (Operation::Write, &[buffer]) => {
+                let write = opcode::Write::new(DISK_FILE, buffer.iov_base.cast(), length(buffer)).offset(self.offset);
                 write.rw_flags(sync).build()
             }
             (Operation::Write, _) => {
@@ -244,6 +267,17 @@ impl Request {
             (Operation::Zero, _) => allocate(zero),
             (Operation::Discard | Operation::ZeroUnmap, _) => allocate(punch),
         }
+    }
+
+    /// Makes `buffer` the only one: it holds the next piece of the data.
+    pub fn set_buffer(&mut self, buffer: libc::iovec, buffers: &mut [libc::iovec]) {
+        buffers[0] = buffer;
+        (self.first_buffer, self.buffers) = (0, 1);
+    }
+
+    /// Bytes that have been moved.
+    pub fn done(&self) -> u32 {
+        self.length - self.remaining
     }
 
     /// Takes note of `bytes` that the kernel has moved, fewer than remain.
@@ -269,19 +303,12 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
 }
 
-fn count(buffers: &[libc::iovec]) -> u32 {
-    u32::try_from(buffers.len()).expect("a chain has at most MAX_SEGMENTS buffers")
+fn length(buffer: libc::iovec) -> u32 {
+    u32::try_from(buffer.iov_len).expect("a buffer is at most as long as its descriptor says")
 }
 
-/// `segments` without their first `skip` bytes, and of these no more than `length`.
-fn trimmed(segments: &[Segment], mut skip: u32, mut length: u32) -> impl Iterator<Item = Segment> {
-    segments.iter().filter_map(move |&Segment { address, length: whole }| {
-        let skipped = skip.min(whole);
-        skip -= skipped;
-        let taken = length.min(whole - skipped);
-        length -= taken;
-        (taken > 0).then(|| Segment { address: address.saturating_add(skipped.into()), length: taken })
-    })
+fn count(buffers: &[libc::iovec]) -> u32 {
+    u32::try_from(buffers.len()).expect("a chain has at most MAX_SEGMENTS buffers")
 }
 
 fn collect<'m>(
@@ -301,17 +328,6 @@ fn collect<'m>(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn headers_and_status_are_trimmed_from_any_layout() {
-        let segment = |address, length| Segment { address, length };
-        let trim = |segments: &[Segment], skip, length| trimmed(segments, skip, length).collect::<Vec<_>>();
-        assert_eq!(trim(&[segment(0, 16), segment(100, 512)], 16, 512), [segment(100, 512)]);
-        assert_eq!(trim(&[segment(0, 528)], 16, 512), [segment(16, 512)]);
-        assert_eq!(trim(&[segment(0, 10), segment(100, 518)], 16, 512), [segment(106, 512)]);
-        assert_eq!(trim(&[segment(0, 512), segment(600, 1)], 0, 512), [segment(0, 512)]);
-        assert_eq!(trim(&[segment(0, 513)], 0, 512), [segment(0, 512)]);
-    }
 
     #[test]
     fn a_short_transfer_goes_on_where_it_stopped() {

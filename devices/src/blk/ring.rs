@@ -10,6 +10,7 @@ use std::os::fd::AsRawFd;
 use io_uring::{IoUring, Submitter, cqueue, opcode, squeue, types};
 use outrigger_protocol::server::MemoryError;
 
+use super::bounce::Bounce;
 use super::request::{Disk, Operation, Parsed, Request, Status};
 use crate::log_limit::LogLimit;
 use crate::transport::chain::MAX_SEGMENTS;
@@ -55,6 +56,7 @@ pub fn serve(disk: Disk, active: &mut ActiveQueue) -> Result<(), WorkerError> {
         requests: vec![Request::default(); size],
         // Zeroed and untouched, so that only what requests use takes up memory.
         buffers: vec![null; size * MAX_SEGMENTS],
+        bounces: std::iter::repeat_with(|| None).take(size).collect(),
         chain: Chain::new(),
         in_flight: 0,
         doorbell_armed: false,
@@ -75,6 +77,8 @@ struct Service<'r> {
     requests: Vec<Request>,
     /// By head, [`MAX_SEGMENTS`] each.
     buffers: Vec<libc::iovec>,
+    /// By head; of requests whose data is not mapped.
+    bounces: Vec<Option<Bounce>>,
     chain: Chain,
     in_flight: usize,
     doorbell_armed: bool,
@@ -103,8 +107,9 @@ impl Service<'_> {
         let mut result = Ok(());
         while self.in_flight > 0 {
             if let Err(error) = self.enter(1) {
-                // Unheard of. The kernel may still be at work on client memory: it stays mapped for good.
+                // Unheard of. The kernel may still be at work on client memory: it stays mapped for good, as do our buffers.
                 std::mem::forget(active.queue.memory().clone());
+                std::mem::forget(std::mem::take(&mut self.bounces));
                 return Err(error);
             }
             result = result.and(self.complete(active));
@@ -131,10 +136,11 @@ impl Service<'_> {
     fn begin(&mut self, active: &mut ActiveQueue, head: u16) -> Result<(), WorkerError> {
         let index = usize::from(head);
         let buffers = &mut self.buffers[index * MAX_SEGMENTS..][..MAX_SEGMENTS];
-        let (request, parsed) = Request::parse(&self.disk, active.queue.memory(), &self.chain, buffers)?;
+        let (request, parsed) =
+            Request::parse(&self.disk, active.queue.memory(), &self.chain, buffers, &mut self.bounces[index])?;
         self.requests[index] = request;
         let (status, written) = match parsed {
-            Parsed::Submit => return self.resubmit(head),
+            Parsed::Submit => return self.resubmit(active, head),
             Parsed::Done(status, written) => (status, written),
             Parsed::Failed(status, error) => {
                 self.log.warn(format_args!("blk: request refused: {error}"));
@@ -144,13 +150,25 @@ impl Service<'_> {
         Ok(self.end(active, head, status, written)?)
     }
 
-    fn resubmit(&mut self, head: u16) -> Result<(), WorkerError> {
+    /// Has the kernel do what remains of a request, or the next piece of it.
+    fn resubmit(&mut self, active: &mut ActiveQueue, head: u16) -> Result<(), WorkerError> {
         let index = usize::from(head);
-        let buffers = &self.buffers[index * MAX_SEGMENTS..][..MAX_SEGMENTS];
+        let request = &mut self.requests[index];
+        let buffers = &mut self.buffers[index * MAX_SEGMENTS..][..MAX_SEGMENTS];
+        if let Some(bounce) = &mut self.bounces[index] {
+            let fetched = match request.operation {
+                Operation::Write => bounce.fetch(active.queue.memory(), request.done(), request.remaining),
+                _ => Ok(()),
+            };
+            request.set_buffer(bounce.buffer(request.remaining), buffers);
+            if let Err(error) = fetched {
+                return self.unreached(active, head, error);
+            }
+        }
         let entry = self.requests[index].submission(&self.disk, buffers).user_data(head.into());
-        // SAFETY: the entry refers to `buffers` and to client memory. Both stay until it completes: the buffers of a
-        // head are left alone while its chain is in flight, neither they nor the mapping go away before `drain` has
-        // waited for all requests, and the kernel accepts any content of shared memory.
+        // SAFETY: the entry refers to `buffers` and to client memory or a bounce buffer. All stay until it completes:
+        // those of a head are left alone while its chain is in flight, neither they nor the mapping go away before
+        // `drain` has waited for all requests, and the kernel accepts any content of shared memory.
         unsafe { self.submit(&entry) }?;
         self.in_flight += 1;
         Ok(())
@@ -205,10 +223,15 @@ impl Service<'_> {
         let index = usize::from(head);
         let request = &mut self.requests[index];
         let moved = result.cast_unsigned();
+        if let (Some(bounce), Operation::Read, 1..) = (&self.bounces[index], request.operation, result)
+            && let Err(error) = bounce.deliver(active.queue.memory(), request.done(), moved)
+        {
+            return self.unreached(active, head, error);
+        }
         let status = match (request.operation, result) {
             (Operation::Read | Operation::Write, 1..) if moved < request.remaining => {
                 request.advance(moved, &mut self.buffers[index * MAX_SEGMENTS..][..MAX_SEGMENTS]);
-                return self.resubmit(head);
+                return self.resubmit(active, head);
             }
             (Operation::Read | Operation::Write, 0) => {
                 self.warn(head, "the file ends there");
@@ -218,12 +241,12 @@ impl Service<'_> {
             (Operation::Zero, error) if error == -libc::EOPNOTSUPP => {
                 // Some file systems can only punch holes.
                 request.operation = Operation::ZeroUnmap;
-                return self.resubmit(head);
+                return self.resubmit(active, head);
             }
             (Operation::Discard | Operation::ZeroUnmap, error) if error == -libc::EOPNOTSUPP => Status::Unsupported,
             (_, error) if [-libc::EINTR, -libc::EAGAIN].contains(&error) && request.retries < MAX_RETRIES => {
                 request.retries += 1;
-                return self.resubmit(head);
+                return self.resubmit(active, head);
             }
             (_, error) => {
                 self.warn(head, &io::Error::from_raw_os_error(-error).to_string());
@@ -241,7 +264,17 @@ impl Service<'_> {
         self.log.warn(format_args!("blk: {operation:?} of {length} bytes at byte {offset}: {cause}"));
     }
 
-    fn end(&self, active: &mut ActiveQueue, head: u16, status: Status, written: u32) -> Result<(), MemoryError> {
+    /// A message about a request's data went wrong: the request fails, or with the client gone the whole service.
+    fn unreached(&mut self, active: &mut ActiveQueue, head: u16, error: MemoryError) -> Result<(), WorkerError> {
+        if matches!(error, MemoryError::Disconnected { .. }) {
+            return Err(error.into());
+        }
+        self.warn(head, &error.to_string());
+        Ok(self.end(active, head, Status::IoError, 0)?)
+    }
+
+    fn end(&mut self, active: &mut ActiveQueue, head: u16, status: Status, written: u32) -> Result<(), MemoryError> {
+        self.bounces[usize::from(head)] = None;
         let address = self.requests[usize::from(head)].status_address;
         active.queue.memory().write(address, &[status as u8])?;
         active.queue.push(head, written.saturating_add(1))

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use outrigger_protocol::pci::{BAR0_REGION, CONFIG_REGION, INTX_IRQ};
 
 use super::*;
-use crate::testing::{BUFFERS, Buffer, Driver, RAM_SIZE, RAM_START, Served};
+use crate::testing::{BUFFERS, Buffer, Dma, Driver, RAM_SIZE, RAM_START, Served, both_ways};
 use crate::transport::pci_config::{DEVICE_OFFSET, NOTIFY_OFFSET};
 use crate::transport::registers::{FEATURE_EVENT_IDX, FEATURE_INDIRECT, FEATURE_RING_RESET, STATUS_NEEDS_RESET};
 
@@ -31,15 +31,37 @@ fn image() -> tempfile::NamedTempFile {
     file
 }
 
+both_ways! {
+    reads_bring_the_files_content
+    writes_reach_the_file
+    header_data_and_status_may_share_descriptors
+    buffers_outside_memory_are_errors_of_that_request_only
+    an_error_of_the_file_is_an_error_in_the_guest
+    the_serial_and_unknown_requests
+    discard_and_write_zeroes_make_zeros
+    queues_go_on_when_memory_comes_and_goes
+    resets_of_every_kind_leave_a_working_device
+    many_requests_at_once_all_come_back
+    large_requests_are_moved_whole
+}
+
 fn rig(options: &str) -> Rig {
+    rig_with(options, Dma::Mapped)
+}
+
+fn rig_with(options: &str, dma: Dma) -> Rig {
     let file = image();
     let served = Served::new(Blk::open(&format!("path={}{options}", file.path().display())).unwrap());
-    let driver = served.attach();
+    let driver = served.attach_with(dma);
     Rig { file, served, driver }
 }
 
 fn started(options: &str) -> Rig {
-    let mut rig = rig(options);
+    started_with(options, Dma::Mapped)
+}
+
+fn started_with(options: &str, dma: Dma) -> Rig {
+    let mut rig = rig_with(options, dma);
     rig.driver.start(FEATURE_EVENT_IDX | FEATURE_INDIRECT | FLUSH, 1, 64);
     rig
 }
@@ -67,9 +89,8 @@ const OK: u8 = 0;
 const IOERR: u8 = 1;
 const UNSUPP: u8 = 2;
 
-#[test]
-fn reads_bring_the_files_content() {
-    let Rig { file, mut driver, .. } = started("");
+fn reads_bring_the_files_content(dma: Dma) {
+    let Rig { file, mut driver, .. } = started_with("", dma);
     let buffers = [(DATA, 512, true), (DATA + 0x2000, 1024, true)];
     assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_IN, 7, &buffers), (OK, 1537));
     let bytes = [driver.get(DATA, 512), driver.get(DATA + 0x2000, 1024)].concat();
@@ -78,10 +99,9 @@ fn reads_bring_the_files_content() {
     assert_eq!(driver.isr(), 0, "with MSI-X there is no ISR status");
 }
 
-#[test]
-fn writes_reach_the_file() {
+fn writes_reach_the_file(dma: Dma) {
     for features in [FLUSH, 0] {
-        let Rig { file, mut driver, .. } = rig("");
+        let Rig { file, mut driver, .. } = rig_with("", dma);
         driver.start(features, 1, 64);
         driver.put(DATA, &[0x5a; 1024]);
         let buffers = [(DATA, 512, false), (DATA + 512, 512, false)];
@@ -93,9 +113,24 @@ fn writes_reach_the_file() {
     }
 }
 
-#[test]
-fn header_data_and_status_may_share_descriptors() {
-    let Rig { file, mut driver, .. } = started("");
+/// Longer than one message's data and than what is here at a time of a request whose buffers are not mapped.
+fn large_requests_are_moved_whole(dma: Dma) {
+    let Rig { file, mut driver, .. } = started_with("", dma);
+    let (first, second) = (100 << 10, 130 << 10);
+    let at = |offset: u32| DATA + u64::from(offset);
+    let bytes: Vec<u8> = (0..first + second).map(|n: u32| (n / 512 * 7 + n).to_le_bytes()[0]).collect();
+    driver.put(DATA, &bytes);
+    let buffers = [(DATA, first, false), (at(first), second, false)];
+    assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_OUT, 3, &buffers), (OK, 1));
+    assert_eq!(content(file.as_file(), 3, bytes.len()), bytes);
+    let target = at(0x10_0000);
+    let buffers = [(target, 512, true), (target + 512, first + second - 512, true)];
+    assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_IN, 3, &buffers), (OK, first + second + 1));
+    assert_eq!(driver.get(target, bytes.len()), bytes);
+}
+
+fn header_data_and_status_may_share_descriptors(dma: Dma) {
+    let Rig { file, mut driver, .. } = started_with("", dma);
     driver.put(DATA, &[0; 16]);
     driver.put(DATA + 0x1000, &[UNTOUCHED; 513]);
     driver.add(0, &[(DATA, 10, false), (DATA + 10, 6, false), (DATA + 0x1000, 513, true)]);
@@ -115,9 +150,8 @@ fn ranges_outside_the_disk_and_odd_lengths_are_errors() {
     assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_IN, 0, &[(DATA, 512, true)]).0, OK);
 }
 
-#[test]
-fn buffers_outside_memory_are_errors_of_that_request_only() {
-    let Rig { mut driver, .. } = started("");
+fn buffers_outside_memory_are_errors_of_that_request_only(dma: Dma) {
+    let Rig { mut driver, .. } = started_with("", dma);
     let end = RAM_START + RAM_SIZE;
     for address in [end, end - 256, u64::MAX - 100, 0] {
         assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_IN, 0, &[(address, 512, true)]).0, IOERR);
@@ -126,26 +160,23 @@ fn buffers_outside_memory_are_errors_of_that_request_only() {
     assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_IN, 0, &[(DATA, 512, true)]).0, OK);
 }
 
-#[test]
-fn an_error_of_the_file_is_an_error_in_the_guest() {
-    let Rig { file, mut driver, .. } = started("");
+fn an_error_of_the_file_is_an_error_in_the_guest(dma: Dma) {
+    let Rig { file, mut driver, .. } = started_with("", dma);
     file.as_file().set_len(4096).unwrap();
     assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_IN, 100, &[(DATA, 512, true)]).0, IOERR);
     // Short: the second half is missing.
     assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_IN, 7, &[(DATA, 1024, true)]).0, IOERR);
 }
 
-#[test]
-fn the_serial_and_unknown_requests() {
-    let Rig { mut driver, .. } = started(",serial=OUTRIGGER");
+fn the_serial_and_unknown_requests(dma: Dma) {
+    let Rig { mut driver, .. } = started_with(",serial=OUTRIGGER", dma);
     assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_GET_ID, 0, &[(DATA, 20, true)]), (OK, 21));
     assert_eq!(driver.get(DATA, 20), b"OUTRIGGER\0\0\0\0\0\0\0\0\0\0\0");
     assert_eq!(request(&mut driver, 99, 0, &[]), (UNSUPP, 1));
 }
 
-#[test]
-fn discard_and_write_zeroes_make_zeros() {
-    let Rig { file, mut driver, .. } = started("");
+fn discard_and_write_zeroes_make_zeros(dma: Dma) {
+    let Rig { file, mut driver, .. } = started_with("", dma);
     let cases =
         [(spec::VIRTIO_BLK_T_DISCARD, 0), (spec::VIRTIO_BLK_T_WRITE_ZEROES, 0), (spec::VIRTIO_BLK_T_WRITE_ZEROES, 1)];
     for (round, (kind, flags)) in (0u64..).zip(cases) {
@@ -254,23 +285,21 @@ fn intx_is_used_without_msix_and_fires_again_until_the_status_is_read() {
     assert_eq!(driver.interrupts_so_far(0), 0);
 }
 
-#[test]
-fn queues_go_on_when_memory_comes_and_goes() {
-    let Rig { mut driver, .. } = started("");
+fn queues_go_on_when_memory_comes_and_goes(dma: Dma) {
+    let Rig { mut driver, .. } = started_with("", dma);
     request(&mut driver, spec::VIRTIO_BLK_T_IN, 0, &[(DATA, 512, true)]);
     let other = 1 << 32;
-    driver.client.dma_map(other, 0x1000, Some((driver.file.as_fd(), 0))).unwrap();
+    driver.map(other, 0x1000);
     assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_IN, 1, &[(DATA, 512, true)]).0, OK);
     // As QEMU does when it changes the shape of memory.
     driver.client.dma_unmap(RAM_START, RAM_SIZE).unwrap();
-    driver.client.dma_map(RAM_START, RAM_SIZE, Some((driver.file.as_fd(), 0))).unwrap();
+    driver.map(RAM_START, RAM_SIZE);
     assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_IN, 2, &[(DATA, 512, true)]).0, OK);
     assert_eq!(driver.status() & STATUS_NEEDS_RESET, 0);
 }
 
-#[test]
-fn resets_of_every_kind_leave_a_working_device() {
-    let Rig { mut driver, .. } = started("");
+fn resets_of_every_kind_leave_a_working_device(dma: Dma) {
+    let Rig { mut driver, .. } = started_with("", dma);
     request(&mut driver, spec::VIRTIO_BLK_T_IN, 0, &[(DATA, 512, true)]);
     driver.client.reset().unwrap();
     assert_eq!(driver.status(), 0);
@@ -312,9 +341,8 @@ fn registers_are_reached_through_configuration_space() {
     assert_eq!(status, [3]);
 }
 
-#[test]
-fn many_requests_at_once_all_come_back() {
-    let Rig { file, mut driver, .. } = started("");
+fn many_requests_at_once_all_come_back(dma: Dma) {
+    let Rig { file, mut driver, .. } = started_with("", dma);
     for round in 0..50u64 {
         let mut sectors = Vec::new();
         for n in 0..20u64 {

@@ -54,7 +54,7 @@ impl Control {
 
     fn command(&self, memory: &Memory, chain: &Chain) -> Result<u8, MemoryError> {
         let mut bytes = [0; 4];
-        gather(memory, chain.readable(), &mut bytes)?;
+        gather(memory, chain.readable().iter().copied(), &mut bytes)?;
         let [class, command, low, high] = bytes;
         Ok(match (class, command) {
             // A tap delivers everything; filters would only spare the guest work, and it may not rely on them.

@@ -1,4 +1,4 @@
-//! From the tap to the guest: packets are read straight into the driver's buffers.
+//! From the tap to the guest: packets are read straight into the driver's buffers where these are mapped.
 //!
 //! Buffers are taken from the queue ahead of need, as the size of a packet is known only after it was read. What is not
 //! used stays for the next packet, and is given back when the worker stops.
@@ -12,7 +12,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::tap::{HEADER_SIZE, MAX_PACKET, Tap};
-use crate::transport::{ActiveQueue, Chain, WorkerError};
+use crate::transport::chain::scatter;
+use crate::transport::{ActiveQueue, Chain, Segment, WorkerError};
 
 /// Packets handled before the driver is told.
 const BATCH: usize = 64;
@@ -42,9 +43,12 @@ pub struct Receiver {
     wanted: usize,
     buffers: VecDeque<Buffer>,
     available: usize,
-    /// The segments of `buffers` from `first` on, in order.
-    segments: Vec<libc::iovec>,
+    /// The segments of `buffers` from `first` on, in order, and where the kernel finds them.
+    segments: Vec<Segment>,
+    mapped: Vec<libc::iovec>,
     first: usize,
+    /// How many of them are reached by messages only: with any, packets take the way through `overflow`.
+    unmapped: usize,
     chain: Chain,
     /// Takes the rest of a packet that is longer than the driver's buffers, so that it is noticed and dropped.
     overflow: Box<[u8]>,
@@ -73,7 +77,9 @@ impl Receiver {
             buffers: VecDeque::with_capacity(MAX_BUFFERS),
             available: 0,
             segments: Vec::with_capacity(4 * MAX_BUFFERS),
+            mapped: Vec::with_capacity(4 * MAX_BUFFERS),
             first: 0,
+            unmapped: 0,
             chain: Chain::new(),
             overflow: vec![0; MAX_PACKET].into_boxed_slice(),
         }
@@ -139,13 +145,19 @@ impl Receiver {
             };
             if self.segments.len() + writable.len() >= self.segments.capacity() {
                 self.segments.drain(..self.first);
+                self.mapped.drain(..self.first);
                 self.first = 0;
             }
             for segment in writable {
-                let length = segment.length as usize;
-                let slice = active.queue.memory().writable_slice(segment.address, length)?;
-                let iov_base = slice.ptr_guard_mut().as_ptr().cast();
-                self.segments.push(libc::iovec { iov_base, iov_len: length });
+                let (memory, iov_len) = (active.queue.memory(), segment.length as usize);
+                let iov_base: *mut libc::c_void = match memory.writable_slice(segment.address, iov_len) {
+                    Ok(slice) => slice.ptr_guard_mut().as_ptr().cast(),
+                    Err(_) if memory.is_writable(segment.address, iov_len) => std::ptr::null_mut(),
+                    Err(error) => return Err(error.into()),
+                };
+                self.unmapped += usize::from(iov_base.is_null());
+                self.mapped.push(libc::iovec { iov_base, iov_len });
+                self.segments.push(*segment);
             }
             let length = self.chain.writable_bytes() as usize;
             self.buffers.push_back(Buffer { head, address: first.address, length, segments: writable.len() });
@@ -154,16 +166,17 @@ impl Receiver {
         Ok(())
     }
 
-    /// Reads one packet into the buffers, and what does not fit into `overflow`.
+    /// Reads one packet into the buffers, and what does not fit into `overflow`; all of it if not all buffers are mapped.
     fn read(&mut self) -> Result<usize, Errno> {
         let overflow = libc::iovec { iov_base: self.overflow.as_mut_ptr().cast(), iov_len: self.overflow.len() };
-        self.segments.push(overflow);
-        let segments = &self.segments[self.first..];
-        let count = libc::c_int::try_from(segments.len()).unwrap_or(libc::c_int::MAX);
-        // SAFETY: each segment is a range of client memory, which stays mapped while `active.queue` holds it, or
+        self.mapped.push(overflow);
+        let first = if self.unmapped == 0 { self.first } else { self.mapped.len() - 1 };
+        let targets = &self.mapped[first..];
+        let count = libc::c_int::try_from(targets.len()).unwrap_or(libc::c_int::MAX);
+        // SAFETY: each target is a range of client memory, which stays mapped while `active.queue` holds it, or
         // `overflow`, which nobody else refers to. Any content of shared memory is fine.
-        let result = unsafe { libc::readv(self.tap.queue(self.pair).as_raw_fd(), segments.as_ptr(), count) };
-        self.segments.pop();
+        let result = unsafe { libc::readv(self.tap.queue(self.pair).as_raw_fd(), targets.as_ptr(), count) };
+        self.mapped.pop();
         Errno::result(result).map(|length| usize::try_from(length).unwrap_or(0))
     }
 
@@ -174,6 +187,10 @@ impl Receiver {
             log::debug!("net: dropped a packet of {length} bytes, {} bytes of buffers", self.available);
             return Ok(());
         }
+        if self.unmapped > 0 {
+            let segments = self.segments[self.first..].iter().copied();
+            scatter(active.queue.memory(), segments, &self.overflow[..length])?;
+        }
         let mut count: u16 = 0;
         let mut rest = length;
         let address = self.buffers.front().map_or(0, |buffer| buffer.address);
@@ -182,12 +199,15 @@ impl Receiver {
             let used = rest.min(buffer.length);
             active.queue.push(buffer.head, u32::try_from(used).unwrap_or(u32::MAX))?;
             self.available -= buffer.length;
+            let mapped = &self.mapped[self.first..][..buffer.segments];
+            self.unmapped -= mapped.iter().filter(|buffer| buffer.iov_base.is_null()).count();
             self.first += buffer.segments;
             rest -= used;
             count += 1;
         }
         if self.first == self.segments.len() {
             self.segments.clear();
+            self.mapped.clear();
             self.first = 0;
         }
         // Before the driver sees the packet, which is when it is published.

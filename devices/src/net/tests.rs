@@ -3,7 +3,7 @@
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use super::*;
-use crate::testing::{BUFFERS, Driver, Served};
+use crate::testing::{BUFFERS, Dma, Driver, Served, both_ways};
 use crate::transport::pci_config::DEVICE_OFFSET;
 use crate::transport::registers::{FEATURE_EVENT_IDX, STATUS_NEEDS_RESET};
 
@@ -60,18 +60,30 @@ fn name(test: &str) -> String {
     format!("or{}{test}", std::process::id() % 100_000)
 }
 
+both_ways! {
+    packets_leave_through_the_tap
+    packets_too_short_or_too_long_are_dropped_and_given_back
+    packets_arrive_in_as_many_buffers_as_they_need
+    without_mergeable_buffers_a_packet_that_does_not_fit_is_dropped
+    buffers_taken_ahead_of_need_survive_a_change_of_memory
+    the_control_queue_sets_queue_pairs_and_refuses_what_it_does_not_know
+}
+
 fn card(test: &str, options: &str) -> (Served<Net>, Driver, Wire) {
-    let name = name(test);
+    card_with(test, options, Dma::Mapped)
+}
+
+fn card_with(test: &str, options: &str, dma: Dma) -> (Served<Net>, Driver, Wire) {
+    let name = name(&format!("{test}{}", if dma == Dma::Mapped { "" } else { "m" }));
     let served = Served::new(Net::open(&format!("tap={name}{options}")).unwrap());
     // The host's own announcements; what has come already is thrown away when the driver is ready.
     let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1");
-    let driver = served.attach();
+    let driver = served.attach_with(dma);
     (served, driver, Wire::new(&name))
 }
 
-#[test]
-fn packets_leave_through_the_tap() {
-    let (_served, mut driver, wire) = card("tx", "");
+fn packets_leave_through_the_tap(dma: Dma) {
+    let (_served, mut driver, wire) = card_with("tx", "", dma);
     driver.start(FEATURE_EVENT_IDX | MERGEABLE, 3, 64);
     let sent = frame(300, 7);
     driver.put(BUFFERS, &[0; HEADER]);
@@ -85,9 +97,8 @@ fn packets_leave_through_the_tap() {
     driver.interrupted(TRANSMIT + 1);
 }
 
-#[test]
-fn packets_too_short_or_too_long_are_dropped_and_given_back() {
-    let (_served, mut driver, wire) = card("odd", "");
+fn packets_too_short_or_too_long_are_dropped_and_given_back(dma: Dma) {
+    let (_served, mut driver, wire) = card_with("odd", "", dma);
     driver.start(0, 3, 64);
     driver.put(BUFFERS, &[0; HEADER]);
     let sent = frame(64, 1);
@@ -103,9 +114,8 @@ fn packets_too_short_or_too_long_are_dropped_and_given_back() {
     assert_eq!(driver.status() & STATUS_NEEDS_RESET, 0);
 }
 
-#[test]
-fn packets_arrive_in_as_many_buffers_as_they_need() {
-    let (_served, mut driver, wire) = card("rx", "");
+fn packets_arrive_in_as_many_buffers_as_they_need(dma: Dma) {
+    let (_served, mut driver, wire) = card_with("rx", "", dma);
     driver.start(FEATURE_EVENT_IDX | MERGEABLE, 3, 64);
     let heads: Vec<_> = (0..32).map(|n| driver.add(RECEIVE, &[(BUFFERS + n * 0x1000, 256, true)])).collect();
     driver.notify(RECEIVE);
@@ -130,9 +140,8 @@ fn packets_arrive_in_as_many_buffers_as_they_need() {
     driver.interrupted(RECEIVE + 1);
 }
 
-#[test]
-fn without_mergeable_buffers_a_packet_that_does_not_fit_is_dropped() {
-    let (_served, mut driver, wire) = card("fix", "");
+fn without_mergeable_buffers_a_packet_that_does_not_fit_is_dropped(dma: Dma) {
+    let (_served, mut driver, wire) = card_with("fix", "", dma);
     driver.start(0, 3, 64);
     for n in 0..4 {
         driver.add(RECEIVE, &[(BUFFERS + n * 0x1000, 12, true), (BUFFERS + n * 0x1000 + 0x800, 300, true)]);
@@ -146,16 +155,14 @@ fn without_mergeable_buffers_a_packet_that_does_not_fit_is_dropped() {
     assert_eq!(driver.get(BUFFERS + 10, 2), [1, 0]);
 }
 
-#[test]
-fn buffers_taken_ahead_of_need_survive_a_change_of_memory() {
-    use std::os::fd::AsFd;
-    let (_served, mut driver, wire) = card("mem", "");
+fn buffers_taken_ahead_of_need_survive_a_change_of_memory(dma: Dma) {
+    let (_served, mut driver, wire) = card_with("mem", "", dma);
     driver.start(MERGEABLE, 3, 64);
     let heads: Vec<_> = (0..8).map(|n| driver.add(RECEIVE, &[(BUFFERS + n * 0x1000, 2048, true)])).collect();
     driver.notify(RECEIVE);
     for (round, &head) in heads.iter().enumerate() {
         let other = (1 << 32) + 0x1000 * round as u64;
-        driver.client.dma_map(other, 0x1000, Some((driver.file.as_fd(), 0))).unwrap();
+        driver.map(other, 0x1000);
         let sent = frame(80, u8::try_from(round).unwrap());
         wire.send(&sent);
         assert_eq!(driver.used(RECEIVE), (head, 92));
@@ -163,9 +170,8 @@ fn buffers_taken_ahead_of_need_survive_a_change_of_memory() {
     }
 }
 
-#[test]
-fn the_control_queue_sets_queue_pairs_and_refuses_what_it_does_not_know() {
-    let (_served, mut driver, _wire) = card("ctl", ",queues=2");
+fn the_control_queue_sets_queue_pairs_and_refuses_what_it_does_not_know(dma: Dma) {
+    let (_served, mut driver, _wire) = card_with("ctl", ",queues=2", dma);
     driver.start(MULTI_QUEUE | MERGEABLE | bits(&[spec::VIRTIO_NET_F_CTRL_VQ]), 5, 64);
     let mut command = |bytes: &[u8]| {
         driver.put(BUFFERS, bytes);

@@ -1,4 +1,4 @@
-//! From the guest to the tap: packets are written straight from the driver's buffers.
+//! From the guest to the tap: packets are written straight from the driver's buffers where these are mapped.
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use outrigger_protocol::server::{Memory, MemoryError};
 
 use super::tap::{HEADER_SIZE, MAX_PACKET, Tap};
 use crate::log_limit::LogLimit;
-use crate::transport::chain::MAX_SEGMENTS;
+use crate::transport::chain::{MAX_SEGMENTS, gather};
 use crate::transport::{ActiveQueue, Chain, WorkerError};
 
 /// How long a full tap may hold up a packet, in milliseconds, before it is dropped.
@@ -22,6 +22,8 @@ pub struct Transmitter {
     pair: u16,
     chain: Chain,
     segments: Vec<libc::iovec>,
+    /// A packet whose buffers are not mapped; empty until there is one.
+    fetched: Vec<u8>,
     log: LogLimit,
 }
 
@@ -29,7 +31,7 @@ impl Transmitter {
     /// For one queue pair.
     pub fn new(tap: Arc<Tap>, pair: u16) -> Self {
         let segments = Vec::with_capacity(MAX_SEGMENTS);
-        Self { tap, pair, chain: Chain::new(), segments, log: LogLimit::default() }
+        Self { tap, pair, chain: Chain::new(), segments, fetched: Vec::new(), log: LogLimit::default() }
     }
 
     /// Moves packets until told to stop.
@@ -62,12 +64,7 @@ impl Transmitter {
             self.log.warn(format_args!("net: dropped a packet of {length} bytes"));
             return Ok(());
         }
-        self.segments.clear();
-        for segment in self.chain.readable() {
-            let iov_len = segment.length as usize;
-            let iov_base = memory.readable_slice(segment.address, iov_len)?.ptr_guard().as_ptr().cast_mut().cast();
-            self.segments.push(libc::iovec { iov_base, iov_len });
-        }
+        self.collect(memory, length)?;
         let result = match self.write() {
             Err(Errno::EAGAIN) => {
                 let mut fds = [PollFd::new(self.tap.queue(self.pair), PollFlags::POLLOUT)];
@@ -83,10 +80,32 @@ impl Transmitter {
         Ok(())
     }
 
+    /// Tells the kernel where the packet of `length` bytes is: in the driver's buffers, or fetched from there.
+    fn collect(&mut self, memory: &Memory, length: usize) -> Result<(), MemoryError> {
+        self.segments.clear();
+        for segment in self.chain.readable() {
+            let iov_len = segment.length as usize;
+            let Ok(slice) = memory.readable_slice(segment.address, iov_len) else {
+                return self.fetch(memory, length);
+            };
+            self.segments.push(libc::iovec { iov_base: slice.ptr_guard().as_ptr().cast_mut().cast(), iov_len });
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn fetch(&mut self, memory: &Memory, length: usize) -> Result<(), MemoryError> {
+        self.fetched.resize(MAX_PACKET, 0);
+        gather(memory, self.chain.readable().iter().copied(), &mut self.fetched[..length])?;
+        self.segments.clear();
+        self.segments.push(libc::iovec { iov_base: self.fetched.as_mut_ptr().cast(), iov_len: length });
+        Ok(())
+    }
+
     fn write(&self) -> Result<(), Errno> {
         let count = libc::c_int::try_from(self.segments.len()).unwrap_or(libc::c_int::MAX);
         // SAFETY: each segment is a range of client memory, which stays mapped while `active.queue` holds it, and which
-        // is only read. The kernel checks the header, which the guest may change at any time.
+        // is only read, or of `fetched`. The kernel checks the header, which the guest may change at any time.
         let result = unsafe { libc::writev(self.tap.queue(self.pair).as_raw_fd(), self.segments.as_ptr(), count) };
         Errno::result(result).map(drop)
     }

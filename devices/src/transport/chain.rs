@@ -111,8 +111,23 @@ impl Chain {
     }
 }
 
+/// `segments` without their first `skip` bytes, and of these no more than `length`.
+pub fn part(segments: &[Segment], mut skip: u32, mut length: u32) -> impl Iterator<Item = Segment> + Clone {
+    segments.iter().filter_map(move |&Segment { address, length: whole }| {
+        let skipped = skip.min(whole);
+        skip -= skipped;
+        let taken = length.min(whole - skipped);
+        length -= taken;
+        (taken > 0).then(|| Segment { address: address.saturating_add(skipped.into()), length: taken })
+    })
+}
+
 /// Copies the first bytes of `segments` to `data`, which is left alone where they end.
-pub fn gather(memory: &Memory, segments: &[Segment], mut data: &mut [u8]) -> Result<(), MemoryError> {
+pub fn gather(
+    memory: &Memory,
+    segments: impl IntoIterator<Item = Segment>,
+    mut data: &mut [u8],
+) -> Result<(), MemoryError> {
     for segment in segments {
         let (part, rest) = data.split_at_mut(data.len().min(segment.length as usize));
         memory.read(segment.address, part)?;
@@ -125,7 +140,11 @@ pub fn gather(memory: &Memory, segments: &[Segment], mut data: &mut [u8]) -> Res
 }
 
 /// Copies `data` to the first bytes of `segments`, as far as they go.
-pub fn scatter(memory: &Memory, segments: &[Segment], mut data: &[u8]) -> Result<(), MemoryError> {
+pub fn scatter(
+    memory: &Memory,
+    segments: impl IntoIterator<Item = Segment>,
+    mut data: &[u8],
+) -> Result<(), MemoryError> {
     for segment in segments {
         let (part, rest) = data.split_at(data.len().min(segment.length as usize));
         memory.write(segment.address, part)?;
@@ -155,6 +174,17 @@ mod tests {
         assert_eq!(chain.writable(), [segment(512), segment(1)]);
         assert_eq!((chain.readable_bytes(), chain.writable_bytes()), (16, 513));
         assert_eq!(chain.add(segment(1), false), Err(ChainError::ReadableAfterWritable));
+    }
+
+    #[test]
+    fn parts_are_cut_from_any_layout() {
+        let segment = |address, length| Segment { address, length };
+        let part = |segments: &[Segment], skip, length| part(segments, skip, length).collect::<Vec<_>>();
+        assert_eq!(part(&[segment(0, 16), segment(100, 512)], 16, 512), [segment(100, 512)]);
+        assert_eq!(part(&[segment(0, 528)], 16, 512), [segment(16, 512)]);
+        assert_eq!(part(&[segment(0, 10), segment(100, 518)], 16, 512), [segment(106, 512)]);
+        assert_eq!(part(&[segment(0, 512), segment(600, 1)], 0, 512), [segment(0, 512)]);
+        assert_eq!(part(&[segment(0, 513)], 0, 512), [segment(0, 512)]);
     }
 
     #[test]

@@ -114,8 +114,8 @@ impl<D: VirtioDevice> PciFunction<D> {
         }
         for index in self.indices() {
             if let Some(layout) = self.registers.queue(index) {
-                if !layout.is_mapped(&self.memory) {
-                    return self.fail(format_args!("queue {index}: not in memory that the client has mapped"));
+                if !layout.is_reachable(&self.memory) {
+                    return self.fail(format_args!("queue {index}: not in memory that the client made available"));
                 }
                 self.services[usize::from(index)] = Service::Suspended(QueueState::default());
             }
@@ -137,7 +137,7 @@ impl<D: VirtioDevice> PciFunction<D> {
         let service = &mut self.services[usize::from(index)];
         let (Service::Suspended(state), Some(interrupts)) = (&*service, &self.interrupts) else { return };
         let Some(layout) = self.registers.queue(index) else { return };
-        if !layout.is_mapped(&self.memory) {
+        if !layout.is_reachable(&self.memory) {
             // A client that moves memory takes it away first: the queue goes on once it is back.
             return;
         }

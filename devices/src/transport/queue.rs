@@ -73,12 +73,12 @@ impl QueueLayout {
         Self { event_idx, indirect, ..self }
     }
 
-    /// Whether all three parts are in memory that the client has mapped.
-    pub fn is_mapped(&self, memory: &Memory) -> bool {
+    /// Whether the client has made all three parts available for DMA.
+    pub fn is_reachable(&self, memory: &Memory) -> bool {
         let entries = usize::from(self.size);
-        memory.readable_slice(self.descriptors, 16 * entries).is_ok()
-            && memory.readable_slice(self.driver, 6 + 2 * entries).is_ok()
-            && memory.writable_slice(self.device, 6 + 8 * entries).is_ok()
+        memory.is_readable(self.descriptors, 16 * entries)
+            && memory.is_readable(self.driver, 6 + 2 * entries)
+            && memory.is_writable(self.device, 6 + 8 * entries)
     }
 
     fn available_index(&self) -> u64 {

@@ -48,6 +48,11 @@ impl From<MemoryError> for WorkerError {
 }
 
 impl WorkerError {
+    /// Whether there is no client any more whose memory could be reached by messages.
+    fn is_disconnection(&self) -> bool {
+        matches!(self, Self::Queue(QueueError::Memory(MemoryError::Disconnected { .. })))
+    }
+
     /// For `map_err` on a host operation.
     pub fn host(what: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Host { what, source }
@@ -129,7 +134,13 @@ impl Worker {
         let thread = Builder::new().name(name.clone()).spawn(move || {
             if let Err(error) = work(&mut active) {
                 let Context { name, index, signals, interrupts, .. } = &active.context;
-                signals.fail(interrupts, format_args!("{name} queue {index}: {error}"));
+                let line = format_args!("{name} queue {index}: {error}");
+                if error.is_disconnection() {
+                    // The queue is sound. The serving thread is about to notice.
+                    log::debug!("{line}");
+                } else {
+                    signals.fail(interrupts, line);
+                }
             }
             let state = active.queue.state();
             // Lets go of client memory before the serving thread hears of it.

@@ -7,7 +7,7 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::*;
-use crate::config::MacAddress;
+use crate::config::{Dma, MacAddress};
 
 fn parse_words(words: &str) -> Result<Request, UsageError> {
     parse(words.split_whitespace())
@@ -190,19 +190,28 @@ fn every_option_is_understood() {
 
 #[test]
 fn devices_keep_the_order_of_the_command_line() {
-    let words = "--net tap=a --disk path=x,serial=S,queues=4 --device socket=/s --net tap=b,mac=52:54:00:Ab:cD:0f,queues=2 \
-                 --disk readonly=on,path=y,,z=1";
+    let words = "--net tap=a --disk path=x,serial=S,queues=4 --device socket=/s,dma=messages --net tap=b,mac=52:54:00:Ab:cD:0f,queues=2 \
+                 --disk readonly=on,path=y,,z=1,dma=messages --net dma=messages,tap=c --device socket=/t,dma=shared";
     let config = config(&words.split_whitespace().collect::<Vec<_>>());
-    let disk = |path: &str, readonly, serial: Option<&str>, queues| {
-        PciDeviceConfig::Disk(DiskConfig { path: path.into(), readonly, serial: serial.map(str::to_owned), queues })
+    let disk = |path: &str, readonly, serial: Option<&str>, queues, dma| {
+        PciDeviceConfig::Disk(DiskConfig {
+            path: path.into(),
+            readonly,
+            serial: serial.map(str::to_owned),
+            queues,
+            dma,
+        })
     };
-    let net = |tap: &str, mac, queues| PciDeviceConfig::Net(NetConfig { tap: tap.into(), mac, queues });
+    let net = |tap: &str, mac, queues, dma| PciDeviceConfig::Net(NetConfig { tap: tap.into(), mac, queues, dma });
+    let socket = |path: &str, dma| PciDeviceConfig::Socket(SocketConfig { path: path.into(), dma });
     let expected = [
-        net("a", None, None),
-        disk("x", false, Some("S"), Some(4)),
-        PciDeviceConfig::Socket(SocketConfig { path: "/s".into() }),
-        net("b", Some(MacAddress([0x52, 0x54, 0, 0xab, 0xcd, 0x0f])), Some(2)),
-        disk("y,z=1", true, None, None),
+        net("a", None, None, Dma::Shared),
+        disk("x", false, Some("S"), Some(4), Dma::Shared),
+        socket("/s", Dma::Messages),
+        net("b", Some(MacAddress([0x52, 0x54, 0, 0xab, 0xcd, 0x0f])), Some(2), Dma::Shared),
+        disk("y,z=1", true, None, None, Dma::Messages),
+        net("c", None, None, Dma::Messages),
+        socket("/t", Dma::Shared),
     ];
     assert_eq!(config.pci_devices, expected);
 }

@@ -1,10 +1,10 @@
-//! `--disk path=FILE[,readonly=on][,serial=ID][,queues=N]`.
+//! `--disk path=FILE[,readonly=on][,serial=ID][,queues=N][,dma=messages]`.
 
 use std::fmt;
 use std::path::PathBuf;
 
 use super::options::{self, Options};
-use super::{MAX_QUEUES, Problem};
+use super::{Dma, MAX_QUEUES, Problem, dma};
 
 /// Longest serial number in bytes (virtio 1.2, section 5.2.6.1: `VIRTIO_BLK_T_GET_ID` returns 20 bytes).
 pub const MAX_SERIAL: usize = 20;
@@ -20,22 +20,26 @@ pub struct DiskConfig {
     pub serial: Option<String>,
     /// Request queues, 1 to [`MAX_QUEUES`]; one per vCPU where not given.
     pub queues: Option<u16>,
+    /// How the process reaches guest RAM.
+    pub dma: Dma,
 }
 
 impl DiskConfig {
     /// Reads the option's value.
     pub(crate) fn parse(text: &str) -> Result<Self, Problem> {
-        let options = Options::parse(text, &["path", "readonly", "serial", "queues"], None)?;
+        let options = Options::parse(text, &["path", "readonly", "serial", "queues", dma::KEY], None)?;
         Ok(DiskConfig {
             path: PathBuf::from(options.required("path", "FILE")?),
             readonly: options.switch("readonly")?,
             serial: options.parsed("serial", serial)?,
             queues: options.parsed("queues", queues)?,
+            dma: Dma::parse(&options)?,
         })
     }
 }
 
-/// The option's value that reads back as this disk: how `outrigger-blk` is told what to serve.
+/// The option's value that reads back as this disk: how `outrigger-blk` is told what to serve. How it reaches guest RAM is not
+/// its to choose, and left out.
 impl fmt::Display for DiskConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "path={}", options::escape(&self.path.to_string_lossy()))?;
@@ -81,7 +85,7 @@ mod tests {
             serial in prop::option::of("[!-~]{1,20}"),
             queues in prop::option::of(1..=MAX_QUEUES),
         ) {
-            let disk = DiskConfig { path: path.into(), readonly, serial, queues };
+            let disk = DiskConfig { path: path.into(), readonly, serial, queues, dma: Dma::default() };
             prop_assert_eq!(DiskConfig::parse(&disk.to_string()), Ok(disk));
         }
     }

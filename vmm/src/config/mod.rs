@@ -6,6 +6,7 @@
 pub mod console;
 pub mod device;
 pub mod disk;
+mod dma;
 mod files;
 pub mod memory;
 pub mod net;
@@ -18,6 +19,7 @@ use std::path::PathBuf;
 pub use console::ConsoleConfig;
 pub use device::SocketConfig;
 pub use disk::DiskConfig;
+pub use dma::Dma;
 pub use memory::MemoryConfig;
 pub use net::{MacAddress, NetConfig};
 pub use problem::{Problem, UsageError, one_line};
@@ -78,6 +80,18 @@ impl std::fmt::Display for PciDeviceConfig {
             PciDeviceConfig::Disk(disk) => write!(f, "--disk path={}", disk.path.display()),
             PciDeviceConfig::Net(net) => write!(f, "--net tap={}", net.tap),
             PciDeviceConfig::Socket(socket) => write!(f, "--device socket={}", socket.path.display()),
+        }
+    }
+}
+
+impl PciDeviceConfig {
+    /// How its process reaches guest RAM.
+    #[must_use]
+    pub fn dma(&self) -> Dma {
+        match self {
+            PciDeviceConfig::Disk(disk) => disk.dma,
+            PciDeviceConfig::Net(net) => net.dma,
+            PciDeviceConfig::Socket(socket) => socket.dma,
         }
     }
 }

@@ -1,9 +1,9 @@
-//! `--net tap=NAME[,mac=MAC][,queues=N]`.
+//! `--net tap=NAME[,mac=MAC][,queues=N][,dma=messages]`.
 
 use std::fmt;
 
 use super::options::{self, Options};
-use super::{Problem, disk};
+use super::{Dma, Problem, disk, dma};
 
 /// Longest name of a network interface in bytes: Linux's `IFNAMSIZ`, less the terminating zero.
 pub const MAX_INTERFACE_NAME: usize = 15;
@@ -17,23 +17,27 @@ pub struct NetConfig {
     pub mac: Option<MacAddress>,
     /// Pairs of queues, 1 to [`MAX_QUEUES`](super::MAX_QUEUES).
     pub queues: Option<u16>,
+    /// How the process reaches guest RAM.
+    pub dma: Dma,
 }
 
 impl NetConfig {
     /// Reads the option's value.
     pub(crate) fn parse(text: &str) -> Result<Self, Problem> {
-        let options = Options::parse(text, &["tap", "mac", "queues"], None)?;
+        let options = Options::parse(text, &["tap", "mac", "queues", dma::KEY], None)?;
         options.required("tap", "NAME")?;
         let tap = options.parsed("tap", interface)?.unwrap_or_default();
         Ok(NetConfig {
             tap,
             mac: options.parsed("mac", MacAddress::parse)?,
             queues: options.parsed("queues", disk::queues)?,
+            dma: Dma::parse(&options)?,
         })
     }
 }
 
-/// The option's value that reads back as this card: how `outrigger-net` is told what to serve.
+/// The option's value that reads back as this card: how `outrigger-net` is told what to serve. How it reaches guest RAM is not
+/// its to choose, and left out.
 impl fmt::Display for NetConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "tap={}", options::escape(&self.tap))?;
@@ -112,7 +116,7 @@ mod tests {
                 let [a, b, c, d, e] = rest;
                 MacAddress([first & !1, a, b, c, d, e])
             });
-            let card = NetConfig { tap, mac, queues };
+            let card = NetConfig { tap, mac, queues, dma: Dma::default() };
             prop_assert_eq!(NetConfig::parse(&card.to_string()), Ok(card));
         }
     }

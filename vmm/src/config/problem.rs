@@ -95,6 +95,12 @@ pub enum Problem {
         /// The value given.
         text: String,
     },
+    /// Neither of the ways to reach guest RAM.
+    #[error("must be shared or messages, not '{text}'")]
+    NotDma {
+        /// The value given.
+        text: String,
+    },
     /// Not a number, or out of its range.
     #[error("must be between {min} and {max}")]
     NotBetween {
