@@ -51,6 +51,21 @@ pub struct Service {
     max_data_xfer_size: u32,
 }
 
+/// Reads the command line; what is wrong with it is told in one line. Help and version go to standard output.
+pub fn parse<A: clap::Parser>(program: &str) -> Result<A, ExitCode> {
+    A::try_parse().map_err(|error| {
+        if !error.use_stderr() {
+            error.exit();
+        }
+        // The first paragraph says what is wrong; what clap puts below is in the help.
+        let text = error.to_string();
+        let first = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ");
+        let words: Vec<_> = first.split_whitespace().collect();
+        let _ = writeln!(io::stderr(), "{program}: {} (see {program} --help)", words.join(" "));
+        ExitCode::from(EXIT_USAGE)
+    })
+}
+
 /// Runs a device process: the whole of `main` after parsing its arguments.
 pub fn run<D: VirtioDevice, E: StartError>(
     program: &str,

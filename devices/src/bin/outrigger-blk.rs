@@ -18,6 +18,8 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let Arguments { disk, service } = Arguments::parse();
-    process::run("outrigger-blk", &service, || Blk::open(&disk))
+    match process::parse("outrigger-blk") {
+        Ok(Arguments { disk, service }) => process::run("outrigger-blk", &service, || Blk::open(&disk)),
+        Err(status) => status,
+    }
 }

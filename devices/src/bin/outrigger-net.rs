@@ -18,6 +18,8 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let Arguments { net, service } = Arguments::parse();
-    process::run("outrigger-net", &service, || Net::open(&net))
+    match process::parse("outrigger-net") {
+        Ok(Arguments { net, service }) => process::run("outrigger-net", &service, || Net::open(&net)),
+        Err(status) => status,
+    }
 }

@@ -7,14 +7,15 @@
 use std::sync::atomic::{Ordering, fence};
 
 use outrigger_protocol::server::{Memory, MemoryError};
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::chain::{Chain, ChainError, Segment};
 
 /// The largest queue size a driver may choose, and the one that is offered.
 pub const MAX_QUEUE_SIZE: u16 = 256;
 
-const DESCRIPTOR_SIZE: u64 = 16;
+const DESCRIPTOR_LENGTH: u32 = 16;
+const DESCRIPTOR_SIZE: u64 = DESCRIPTOR_LENGTH as u64;
 const DESCRIPTOR_NEXT: u16 = 1;
 const DESCRIPTOR_WRITE: u16 = 2;
 const DESCRIPTOR_INDIRECT: u16 = 4;
@@ -181,7 +182,7 @@ pub enum QueueError {
     Memory(#[from] MemoryError),
 }
 
-#[derive(Clone, Copy, FromBytes)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)]
 #[repr(C)]
 struct Descriptor {
     address: u64,
@@ -203,6 +204,8 @@ pub struct Queue {
     layout: QueueLayout,
     memory: Memory,
     state: QueueState,
+    /// A copy of the indirect table being looked at.
+    table: Box<[Descriptor]>,
     /// The available index as last read.
     available: u16,
     /// The used index as the driver can see it.
@@ -215,7 +218,8 @@ impl Queue {
     /// Takes the queue into service where `state` says.
     pub fn new(layout: QueueLayout, memory: Memory, state: QueueState) -> Self {
         let (available, published) = (state.next_available, state.next_used);
-        Self { layout, memory, state, available, published, considered: None }
+        let table = vec![Descriptor::new_zeroed(); MAX_QUEUE_SIZE.into()].into_boxed_slice();
+        Self { layout, memory, state, table, available, published, considered: None }
     }
 
     /// The memory that the queue and its buffers are in.
@@ -270,37 +274,49 @@ impl Queue {
         self.state.next_available = self.state.next_available.wrapping_sub(1);
     }
 
-    fn walk(&self, head: u16, chain: &mut Chain) -> Result<(), QueueError> {
+    fn walk(&mut self, head: u16, chain: &mut Chain) -> Result<(), QueueError> {
         chain.clear();
-        let (mut table, mut entries) = (self.layout.descriptors, u32::from(self.layout.size));
-        let (mut index, mut within_indirect) = (head, false);
+        let (entries, mut index) = (u32::from(self.layout.size), head);
         loop {
             let mut bytes = [0; size_of::<Descriptor>()];
-            // The table of the queue was checked; an indirect one may end beyond the address space, which is unmapped.
-            let address = table.saturating_add(DESCRIPTOR_SIZE * u64::from(index));
-            self.memory.read(address, &mut bytes)?;
+            self.memory.read(self.layout.descriptors + DESCRIPTOR_SIZE * u64::from(index), &mut bytes)?;
             let descriptor: Descriptor = zerocopy::transmute!(bytes);
             if descriptor.flags & DESCRIPTOR_INDIRECT != 0 {
-                let length = descriptor.length;
-                let fits = length != 0 && length.is_multiple_of(16) && length / 16 <= MAX_QUEUE_SIZE.into();
-                let bare = descriptor.flags & DESCRIPTOR_NEXT == 0;
-                if within_indirect || !self.layout.indirect || !fits || !bare {
-                    return Err(QueueError::Indirect { index, length });
-                }
-                (table, entries, index, within_indirect) = (descriptor.address, length / 16, 0, true);
-                continue;
+                return self.walk_indirect(head, index, descriptor, chain);
             }
-            let segment = Segment { address: descriptor.address, length: descriptor.length };
-            chain
-                .add(segment, descriptor.flags & DESCRIPTOR_WRITE != 0)
-                .map_err(|source| QueueError::Chain { head, source })?;
-            if descriptor.flags & DESCRIPTOR_NEXT == 0 {
-                return Ok(());
+            add(head, descriptor, chain)?;
+            let Some(next) = next(descriptor, entries)? else { return Ok(()) };
+            index = next;
+        }
+    }
+
+    /// The rest of a chain is in the table that `descriptor`, number `index`, refers to. It is read at once: where memory
+    /// is reached by messages, that is one.
+    fn walk_indirect(
+        &mut self,
+        head: u16,
+        index: u16,
+        descriptor: Descriptor,
+        chain: &mut Chain,
+    ) -> Result<(), QueueError> {
+        let length = descriptor.length;
+        let entries = length / DESCRIPTOR_LENGTH;
+        let fits = length != 0 && length.is_multiple_of(DESCRIPTOR_LENGTH) && entries <= MAX_QUEUE_SIZE.into();
+        let bare = descriptor.flags & DESCRIPTOR_NEXT == 0;
+        if !self.layout.indirect || !fits || !bare {
+            return Err(QueueError::Indirect { index, length });
+        }
+        let table = &mut self.table[..entries as usize];
+        self.memory.read(descriptor.address, table.as_mut_bytes())?;
+        let mut index = 0;
+        loop {
+            let descriptor = table[usize::from(index)];
+            if descriptor.flags & DESCRIPTOR_INDIRECT != 0 {
+                return Err(QueueError::Indirect { index, length: descriptor.length });
             }
-            index = descriptor.next;
-            if u32::from(index) >= entries {
-                return Err(QueueError::DescriptorIndex { index, entries });
-            }
+            add(head, descriptor, chain)?;
+            let Some(next) = next(descriptor, entries)? else { return Ok(()) };
+            index = next;
         }
     }
 
@@ -359,6 +375,22 @@ impl Queue {
         // The driver writes the available index and then looks at what we want; we, the other way round.
         fence(Ordering::SeqCst);
         Ok(self.memory.load_u16(self.layout.available_index(), Ordering::Acquire)? != next)
+    }
+}
+
+fn add(head: u16, descriptor: Descriptor, chain: &mut Chain) -> Result<(), QueueError> {
+    let segment = Segment { address: descriptor.address, length: descriptor.length };
+    let writable = descriptor.flags & DESCRIPTOR_WRITE != 0;
+    chain.add(segment, writable).map_err(|source| QueueError::Chain { head, source })
+}
+
+/// Which descriptor of a table of `entries` comes after this one, if any.
+fn next(descriptor: Descriptor, entries: u32) -> Result<Option<u16>, QueueError> {
+    let index = descriptor.next;
+    match descriptor.flags & DESCRIPTOR_NEXT {
+        0 => Ok(None),
+        _ if u32::from(index) < entries => Ok(Some(index)),
+        _ => Err(QueueError::DescriptorIndex { index, entries }),
     }
 }
 
