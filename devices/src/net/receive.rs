@@ -11,6 +11,8 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use outrigger_protocol::server::{Memory, MemoryError};
+
 use super::tap::{HEADER_SIZE, MAX_PACKET, Tap};
 use crate::transport::chain::scatter;
 use crate::transport::{ActiveQueue, Chain, Segment, WorkerError};
@@ -20,7 +22,7 @@ const BATCH: usize = 64;
 /// Buffers in one read, short of the kernel's limit (`UIO_MAXIOV`, 1,024) by one chain and the overflow.
 const MAX_BUFFERS: usize = 512;
 /// Where the header counts the buffers that a packet takes.
-const NUM_BUFFERS_OFFSET: u64 = 10;
+const NUM_BUFFERS_OFFSET: usize = 10;
 
 /// A chain taken from the queue and not filled yet.
 #[derive(Debug)]
@@ -187,13 +189,9 @@ impl Receiver {
             log::debug!("net: dropped a packet of {length} bytes, {} bytes of buffers", self.available);
             return Ok(());
         }
-        if self.unmapped > 0 {
-            let segments = self.segments[self.first..].iter().copied();
-            scatter(active.queue.memory(), segments, &self.overflow[..length])?;
-        }
-        let mut count: u16 = 0;
+        // Before the driver sees the packet, which is when it is published.
+        self.place(active.queue.memory(), length)?;
         let mut rest = length;
-        let address = self.buffers.front().map_or(0, |buffer| buffer.address);
         while rest > 0 {
             let Some(buffer) = self.buffers.pop_front() else { break };
             let used = rest.min(buffer.length);
@@ -203,15 +201,32 @@ impl Receiver {
             self.unmapped -= mapped.iter().filter(|buffer| buffer.iov_base.is_null()).count();
             self.first += buffer.segments;
             rest -= used;
-            count += 1;
         }
         if self.first == self.segments.len() {
             self.segments.clear();
             self.mapped.clear();
             self.first = 0;
         }
-        // Before the driver sees the packet, which is when it is published.
-        Ok(active.queue.memory().write(address.saturating_add(NUM_BUFFERS_OFFSET), &count.to_le_bytes())?)
+        Ok(())
+    }
+
+    /// Completes the packet that was read in the driver's buffers: counts them in its header, and brings it there if it is
+    /// not there yet.
+    fn place(&mut self, memory: &Memory, length: usize) -> Result<(), MemoryError> {
+        let mut rest = length;
+        let buffers = self.buffers.iter().take_while(|buffer| {
+            let needed = rest > 0;
+            rest = rest.saturating_sub(buffer.length);
+            needed
+        });
+        let count = u16::try_from(buffers.count()).unwrap_or(u16::MAX).to_le_bytes();
+        if self.unmapped > 0 {
+            self.overflow[NUM_BUFFERS_OFFSET..][..count.len()].copy_from_slice(&count);
+            let segments = self.segments[self.first..].iter().copied();
+            return scatter(memory, segments, &self.overflow[..length]);
+        }
+        let address = self.buffers.front().map_or(0, |buffer| buffer.address);
+        memory.write(address.saturating_add(NUM_BUFFERS_OFFSET as u64), &count)
     }
 
     /// Waits until `source` is readable, or the doorbell rings.

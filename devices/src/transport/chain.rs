@@ -122,13 +122,26 @@ pub fn part(segments: &[Segment], mut skip: u32, mut length: u32) -> impl Iterat
     })
 }
 
+/// `segments` with neighbours in memory made one, as a message costs the same however much it moves.
+fn merged(segments: impl IntoIterator<Item = Segment>) -> impl Iterator<Item = Segment> {
+    let mut segments = segments.into_iter().peekable();
+    std::iter::from_fn(move || {
+        let mut merged = segments.next()?;
+        let end = |segment: Segment| segment.address.checked_add(segment.length.into());
+        while let Some(next) = segments.next_if(|next| end(merged) == Some(next.address)) {
+            merged.length = merged.length.checked_add(next.length)?;
+        }
+        Some(merged)
+    })
+}
+
 /// Copies the first bytes of `segments` to `data`, which is left alone where they end.
 pub fn gather(
     memory: &Memory,
     segments: impl IntoIterator<Item = Segment>,
     mut data: &mut [u8],
 ) -> Result<(), MemoryError> {
-    for segment in segments {
+    for segment in merged(segments) {
         let (part, rest) = data.split_at_mut(data.len().min(segment.length as usize));
         memory.read(segment.address, part)?;
         data = rest;
@@ -145,7 +158,7 @@ pub fn scatter(
     segments: impl IntoIterator<Item = Segment>,
     mut data: &[u8],
 ) -> Result<(), MemoryError> {
-    for segment in segments {
+    for segment in merged(segments) {
         let (part, rest) = data.split_at(data.len().min(segment.length as usize));
         memory.write(segment.address, part)?;
         data = rest;
@@ -185,6 +198,15 @@ mod tests {
         assert_eq!(part(&[segment(0, 10), segment(100, 518)], 16, 512), [segment(106, 512)]);
         assert_eq!(part(&[segment(0, 512), segment(600, 1)], 0, 512), [segment(0, 512)]);
         assert_eq!(part(&[segment(0, 513)], 0, 512), [segment(0, 512)]);
+    }
+
+    #[test]
+    fn neighbours_are_moved_at_once() {
+        let segment = |address, length| Segment { address, length };
+        let merged = |segments: &[Segment]| super::merged(segments.iter().copied()).collect::<Vec<_>>();
+        assert_eq!(merged(&[segment(0, 16), segment(16, 512), segment(1024, 8)]), [segment(0, 528), segment(1024, 8)]);
+        assert_eq!(merged(&[segment(16, 16), segment(0, 16)]), [segment(16, 16), segment(0, 16)]);
+        assert_eq!(merged(&[segment(u64::MAX - 7, 8), segment(0, 16)]).len(), 2);
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //! - [`pci_config`]: configuration space with the virtio, MSI-X and PCI Express capabilities.
 //! - [`registers`]: the common configuration structure as a state machine without side effects.
 //! - [`signals`]: interrupts, ISR status and "device needs reset", shared by all threads.
-//! - [`queue`]: split virtqueues; [`chain`]: descriptor chains.
+//! - [`queue`]: split virtqueues; [`chain`]: descriptor chains; `shadow`: copies of rings that are not mapped.
 //! - [`worker`]: the threads, and how they are stopped so that no I/O refers to client memory any more.
 //! - [`function`]: the above, wired together.
 
@@ -17,6 +17,7 @@ pub mod function;
 pub mod pci_config;
 pub mod queue;
 pub mod registers;
+mod shadow;
 pub mod signals;
 pub mod worker;
 

@@ -10,6 +10,7 @@ use outrigger_protocol::server::{Memory, MemoryError};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::chain::{Chain, ChainError, Segment};
+use super::shadow::Shadow;
 
 /// The largest queue size a driver may choose, and the one that is offered.
 pub const MAX_QUEUE_SIZE: u16 = 256;
@@ -82,11 +83,23 @@ impl QueueLayout {
             && memory.is_writable(self.device, 6 + 8 * entries)
     }
 
+    /// Whether all three parts are mapped.
+    fn is_mapped(&self, memory: &Memory) -> bool {
+        let entries = usize::from(self.size);
+        memory.readable_slice(self.descriptors, 16 * entries).is_ok()
+            && memory.readable_slice(self.driver, 6 + 2 * entries).is_ok()
+            && memory.writable_slice(self.device, 6 + 8 * entries).is_ok()
+    }
+
+    pub(super) fn descriptor(&self, index: u16) -> u64 {
+        self.descriptors + DESCRIPTOR_SIZE * u64::from(index)
+    }
+
     fn available_index(&self) -> u64 {
         self.driver + 2
     }
 
-    fn available_entry(&self, index: u16) -> u64 {
+    pub(super) fn available_entry(&self, index: u16) -> u64 {
         self.driver + 4 + 2 * u64::from(index & (self.size - 1))
     }
 
@@ -98,7 +111,7 @@ impl QueueLayout {
         self.device + 2
     }
 
-    fn used_entry(&self, index: u16) -> u64 {
+    pub(super) fn used_entry(&self, index: u16) -> u64 {
         self.device + 4 + 8 * u64::from(index & (self.size - 1))
     }
 
@@ -184,16 +197,16 @@ pub enum QueueError {
 
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)]
 #[repr(C)]
-struct Descriptor {
+pub(super) struct Descriptor {
     address: u64,
     length: u32,
     flags: u16,
     next: u16,
 }
 
-#[derive(IntoBytes, zerocopy::Immutable)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, zerocopy::Immutable)]
 #[repr(C)]
-struct UsedElement {
+pub(super) struct UsedElement {
     id: u32,
     length: u32,
 }
@@ -204,6 +217,8 @@ pub struct Queue {
     layout: QueueLayout,
     memory: Memory,
     state: QueueState,
+    /// Where the rings are not mapped.
+    shadow: Option<Shadow>,
     /// A copy of the indirect table being looked at.
     table: Box<[Descriptor]>,
     /// The available index as last read.
@@ -219,7 +234,8 @@ impl Queue {
     pub fn new(layout: QueueLayout, memory: Memory, state: QueueState) -> Self {
         let (available, published) = (state.next_available, state.next_used);
         let table = vec![Descriptor::new_zeroed(); MAX_QUEUE_SIZE.into()].into_boxed_slice();
-        Self { layout, memory, state, table, available, published, considered: None }
+        let shadow = (!layout.is_mapped(&memory)).then(|| Shadow::new(layout.size));
+        Self { layout, memory, state, shadow, table, available, published, considered: None }
     }
 
     /// The memory that the queue and its buffers are in.
@@ -248,12 +264,18 @@ impl Queue {
             if index.wrapping_sub(next) > layout.size {
                 return Err(QueueError::AvailableIndex { index, next, size: layout.size });
             }
-            self.available = index;
             if next == index {
                 return Ok(None);
             }
+            if let Some(shadow) = &mut self.shadow {
+                shadow.fetch(layout, &self.memory, next, index)?;
+            }
+            self.available = index;
         }
-        let head = self.memory.load_u16(layout.available_entry(next), Ordering::Relaxed)?;
+        let head = match &self.shadow {
+            Some(shadow) => shadow.available(next),
+            None => self.memory.load_u16(layout.available_entry(next), Ordering::Relaxed)?,
+        };
         if head >= layout.size {
             return Err(QueueError::DescriptorIndex { index: head, entries: layout.size.into() });
         }
@@ -278,9 +300,7 @@ impl Queue {
         chain.clear();
         let (entries, mut index) = (u32::from(self.layout.size), head);
         loop {
-            let mut bytes = [0; size_of::<Descriptor>()];
-            self.memory.read(self.layout.descriptors + DESCRIPTOR_SIZE * u64::from(index), &mut bytes)?;
-            let descriptor: Descriptor = zerocopy::transmute!(bytes);
+            let descriptor = self.descriptor(index)?;
             if descriptor.flags & DESCRIPTOR_INDIRECT != 0 {
                 return self.walk_indirect(head, index, descriptor, chain);
             }
@@ -288,6 +308,15 @@ impl Queue {
             let Some(next) = next(descriptor, entries)? else { return Ok(()) };
             index = next;
         }
+    }
+
+    fn descriptor(&self, index: u16) -> Result<Descriptor, MemoryError> {
+        if let Some(shadow) = &self.shadow {
+            return Ok(shadow.descriptor(index));
+        }
+        let mut bytes = [0; size_of::<Descriptor>()];
+        self.memory.read(self.layout.descriptor(index), &mut bytes)?;
+        Ok(zerocopy::transmute!(bytes))
     }
 
     /// The rest of a chain is in the table that `descriptor`, number `index`, refers to. It is read at once: where memory
@@ -325,7 +354,10 @@ impl Queue {
     pub fn push(&mut self, head: u16, written: u32) -> Result<(), MemoryError> {
         debug_assert!(self.state.is_in_flight(head), "only a chain that was taken can be used");
         let element = UsedElement { id: head.into(), length: written };
-        self.memory.write(self.layout.used_entry(self.state.next_used), element.as_bytes())?;
+        match &mut self.shadow {
+            Some(shadow) => shadow.set_used(self.state.next_used, element),
+            None => self.memory.write(self.layout.used_entry(self.state.next_used), element.as_bytes())?,
+        }
         self.state.toggle(head);
         self.state.next_used = self.state.next_used.wrapping_add(1);
         Ok(())
@@ -336,6 +368,9 @@ impl Queue {
         let used = self.state.next_used;
         if used == self.published {
             return Ok(false);
+        }
+        if let Some(shadow) = &self.shadow {
+            shadow.flush(&self.layout, &self.memory, self.published, used)?;
         }
         self.memory.store_u16(self.layout.used_index(), used, Ordering::Release)?;
         self.published = used;
