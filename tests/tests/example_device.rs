@@ -5,11 +5,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use outrigger_tests::outrigger::{LIMIT, with_payload};
+use outrigger_tests::outrigger::{LIMIT, with_disk, with_payload};
 use outrigger_tests::process::run;
 use outrigger_tests::qemu::{Server, boot};
 use outrigger_tests::testbed::Testbed;
-use outrigger_tests::{binaries, guest, lock::Lock};
+use outrigger_tests::{binaries, disk, guest, lock::Lock};
 use tempfile::TempDir;
 
 /// Binds the device to the driver that hands interrupts to user space.
@@ -88,4 +88,21 @@ fn bare_metal_drives_it_on_this_machines_kvm() {
         let ended = run(command.arg("--device").arg(format!("socket={}", server.socket().display())), LIMIT);
         ended.expect_code(0).expect_stdout("ok copier-interrupt").expect_stdout("payload: passed");
     }
+}
+
+#[test]
+fn two_devices_share_a_pin() {
+    let directory = TempDir::new().expect("there is room for temporary files");
+    let servers = ["one.sock", "two.sock"].map(|name| start(&directory.path().join(name)));
+    let [one, two] = servers.each_ref().map(|server| format!("socket={}", server.socket().display()));
+    let mut command = with_payload("pci,shared-pin");
+    command.args(["--device", &one]);
+    // Pins repeat after eight slots.
+    for number in 0..7 {
+        let path = directory.path().join(format!("{number}.img"));
+        disk::empty(&path, disk::PAYLOAD_DISK);
+        with_disk(&mut command, &path);
+    }
+    let ended = run(command.args(["--device", &two]), LIMIT);
+    ended.expect_code(0).expect_stdout("ok shared-pin-none").expect_stdout("payload: passed");
 }

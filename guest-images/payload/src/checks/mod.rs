@@ -18,6 +18,7 @@ const CHECKS: &[(&[u8], Check)] = &[
     (b"msix", msix::check),
     (b"blk", blk::check),
     (b"copier", copier::check),
+    (b"shared-pin", copier::shared_pin),
     (b"crash", end::crash),
     (b"reboot", end::reboot),
     (b"spin", end::spin),
