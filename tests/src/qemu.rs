@@ -61,11 +61,13 @@ impl Server {
 #[track_caller]
 pub fn boot(kernel: &Path, initrd: &Path, servers: &[&Server], options: &[&str]) -> Ended {
     let mut command = Command::new(repository::file("scripts/qemu-vfio-user"));
-    command.arg("--kernel").arg(kernel).arg("--initrd").arg(initrd).args(options);
+    command.arg("--kernel").arg(kernel).arg("--initrd").arg(initrd);
     command.args(["-t", &GUEST_LIMIT.as_secs().to_string()]);
     for server in servers {
         command.arg("--socket").arg(server.socket());
     }
+    // Last, as they may end in arguments for QEMU.
+    command.args(options);
     // The first run also downloads QEMU.
     run(&mut command, GUEST_LIMIT + Duration::from_secs(300))
 }

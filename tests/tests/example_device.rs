@@ -4,6 +4,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
+use std::time::Duration;
 
 use outrigger_tests::outrigger::{LIMIT, with_disk, with_payload};
 use outrigger_tests::process::run;
@@ -67,16 +69,38 @@ kill $server
     );
 }
 
-#[test]
-fn linux_drives_it_under_qemu() {
+/// Boots the guest in QEMU, with more arguments for it; whether the device process had guest memory mapped meanwhile.
+fn maps_under_qemu(arguments: &[&str]) -> bool {
     let _one_at_a_time = Lock::take("testbed");
     let directory = TempDir::new().expect("there is room for temporary files");
     let server = start(&directory.path().join("copier.sock"));
-    let initramfs = initramfs(directory.path());
-    for _ in 0..2 {
-        let ended = boot(&guest::directory().join("vmlinuz"), &initramfs, &[&server], &[]);
-        ended.expect_code(0).expect_stdout("copier: passed").expect_stdout("GUEST-EXIT 0");
-    }
+    let maps = format!("/proc/{}/maps", server.process().pid());
+    let watcher = thread::spawn(move || {
+        loop {
+            // Nothing at all: it has ended.
+            match fs::read_to_string(&maps).unwrap_or_default() {
+                maps if maps.is_empty() => return false,
+                maps if maps.contains("memfd:") => return true,
+                _ => thread::sleep(Duration::from_millis(50)),
+            }
+        }
+    });
+    let ended = boot(&guest::directory().join("vmlinuz"), &initramfs(directory.path()), &[&server], arguments);
+    ended.expect_code(0).expect_stdout("copier: passed").expect_stdout("GUEST-EXIT 0");
+    server.stop();
+    watcher.join().expect("it only reads")
+}
+
+#[test]
+fn linux_drives_it_under_qemu() {
+    assert!(maps_under_qemu(&[]), "guest memory was never mapped");
+}
+
+#[test]
+fn linux_drives_it_under_qemu_by_messages_alone() {
+    // Memory that has no descriptor to give away.
+    let private = ["--", "-object", "memory-backend-ram,id=private,size=512M", "-machine", "memory-backend=private"];
+    assert!(!maps_under_qemu(&private), "guest memory was mapped");
 }
 
 #[test]
