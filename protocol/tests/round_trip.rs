@@ -149,6 +149,7 @@ fn an_automasked_interrupt_fires_once_until_it_is_unmasked() {
     let intx = eventfd();
     client.set_irq_eventfds(pci::INTX_IRQ, 0, &[intx.as_fd()]).unwrap();
     let interrupts = server.state.lock().unwrap().interrupts.clone().unwrap();
+    server.state.lock().unwrap().unmasked.clear();
     for _ in 0..2 {
         interrupts.trigger(pci::INTX_IRQ, 0);
         interrupts.trigger(pci::INTX_IRQ, 0);

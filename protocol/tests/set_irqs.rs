@@ -191,6 +191,7 @@ fn a_masked_interrupt_does_not_fire_and_the_device_hears_of_the_unmasking() {
     let mut raw = Raw::client(server.connect());
     let intx = eventfd();
     raw.succeed(SET_IRQS, &request(EVENTFD | TRIGGER, INTX, 0, 1), &[fd(&intx)]);
+    server.state.lock().unwrap().unmasked.clear();
     raw.succeed(SET_IRQS, &request(NONE | MASK, INTX, 0, 1), &[]);
     raw.succeed(SET_IRQS, &request(NONE | TRIGGER, INTX, 0, 1), &[]);
     raw.succeed(SET_IRQS, &[request(BOOL | UNMASK, INTX, 0, 1), vec![0]].concat(), &[]);
@@ -221,4 +222,17 @@ fn without_a_reply_wanted_none_is_sent() {
     raw.command(SET_IRQS, NO_REPLY, &request(!0, INTX, 0, 1), &[]);
     raw.alive();
     assert!(interrupts(&server).is_connected(INTX));
+}
+
+#[test]
+fn the_device_hears_of_the_connection_of_what_can_be_masked() {
+    let server = Server::start();
+    let mut raw = Raw::client(server.connect());
+    let (intx, vector) = (eventfd(), eventfd());
+    raw.succeed(SET_IRQS, &request(EVENTFD | TRIGGER, MSIX, 0, 1), &[fd(&vector)]);
+    assert!(server.state.lock().unwrap().unmasked.is_empty());
+    raw.succeed(SET_IRQS, &request(EVENTFD | TRIGGER, INTX, 0, 1), &[fd(&intx)]);
+    assert_eq!(server.state.lock().unwrap().unmasked, [INTX]);
+    raw.succeed(SET_IRQS, &request(EVENTFD | TRIGGER, INTX, 0, 1), &[]);
+    assert_eq!(server.state.lock().unwrap().unmasked, [INTX]);
 }

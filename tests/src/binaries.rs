@@ -27,6 +27,16 @@ pub fn path(name: &str) -> PathBuf {
     directory().join(name)
 }
 
+/// An example of a crate here, which `cargo build --workspace --examples` builds.
+///
+/// # Panics
+/// When it is missing.
+pub fn example(name: &str) -> PathBuf {
+    let path = directory().join("examples").join(name);
+    assert!(path.exists(), "{} is missing; build it: cargo build --workspace --examples", path.display());
+    path
+}
+
 /// Copies all three to `destination` without debug information, readable for every user: small enough for the test bed's RAM,
 /// and usable by who cannot look into the target directory.
 pub fn copy_stripped(destination: &Path) {

@@ -23,6 +23,19 @@ pub fn with_rootfs() -> PathBuf {
     build(&["--rootfs"])
 }
 
+/// A module of the guests' kernel, by its path below `kernel/`.
+///
+/// # Panics
+/// When there is none.
+pub fn module(path: &str) -> PathBuf {
+    let releases = directory().join("cloud/lib/modules");
+    let mut entries = std::fs::read_dir(&releases).unwrap_or_else(|error| panic!("{}: {error}", releases.display()));
+    let release = entries.next().expect("a kernel has a release").expect("it was just listed");
+    let module = release.path().join("kernel").join(path);
+    assert!(module.exists(), "{} is missing", module.display());
+    module
+}
+
 fn build(arguments: &[&str]) -> PathBuf {
     let ended = run(Command::new(repository::file("guest-images/build")).args(arguments), BUILD_LIMIT);
     assert_eq!(ended.code(), 0, "guest-images/build failed (scripts/install test gets what it needs):\n{ended}");

@@ -22,14 +22,19 @@ impl Server {
     #[track_caller]
     pub fn start(name: &str, socket: &Path, arguments: &[&str]) -> Self {
         let mut command = Command::new(binaries::path(name));
-        command.arg("--socket").arg(socket).args(arguments);
-        let process = Process::start(&mut command, SERVER_LIMIT);
+        Self::spawn(command.arg("--socket").arg(socket).args(arguments), socket)
+    }
+
+    /// Starts `command`, which is to listen on `socket`, and waits until that is there.
+    #[track_caller]
+    pub fn spawn(command: &mut Command, socket: &Path) -> Self {
+        let process = Process::start(command, SERVER_LIMIT);
         let there = eventually(Duration::from_secs(30), || {
             socket.exists() || !Path::new(&format!("/proc/{}", process.pid())).exists()
         });
         if !there || !socket.exists() {
             process.signal(nix::sys::signal::Signal::SIGKILL);
-            panic!("{name} does not listen on {}:\n{}", socket.display(), process.finish());
+            panic!("{command:?} does not listen on {}:\n{}", socket.display(), process.finish());
         }
         Self { process, socket: socket.to_owned() }
     }
@@ -56,11 +61,13 @@ impl Server {
 #[track_caller]
 pub fn boot(kernel: &Path, initrd: &Path, servers: &[&Server], options: &[&str]) -> Ended {
     let mut command = Command::new(repository::file("scripts/qemu-vfio-user"));
-    command.arg("--kernel").arg(kernel).arg("--initrd").arg(initrd).args(options);
+    command.arg("--kernel").arg(kernel).arg("--initrd").arg(initrd);
     command.args(["-t", &GUEST_LIMIT.as_secs().to_string()]);
     for server in servers {
         command.arg("--socket").arg(server.socket());
     }
+    // Last, as they may end in arguments for QEMU.
+    command.args(options);
     // The first run also downloads QEMU.
     run(&mut command, GUEST_LIMIT + Duration::from_secs(300))
 }

@@ -13,6 +13,7 @@ mod apic;
 mod checks;
 mod entry;
 mod interrupts;
+mod ioapic;
 mod machine;
 mod memory;
 mod msix;

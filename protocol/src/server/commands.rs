@@ -280,7 +280,15 @@ impl Commands<'_> {
         };
         match data_kind {
             _ if !legal => Err(Errno::EINVAL),
-            wire::IRQ_SET_DATA_EVENTFD if action == wire::IRQ_SET_ACTION_TRIGGER => self.connect(&request, message.fds),
+            wire::IRQ_SET_DATA_EVENTFD if action == wire::IRQ_SET_ACTION_TRIGGER => {
+                let connects = !message.fds.is_empty();
+                self.connect(&request, message.fds)?;
+                // A level that rose while nothing was connected would otherwise never be noticed.
+                if connects && maskable {
+                    self.device.unmasked(request.index);
+                }
+                Ok(())
+            }
             wire::IRQ_SET_DATA_NONE => {
                 self.act(&request, action, |_| true);
                 Ok(())

@@ -38,7 +38,8 @@ pub trait Device {
         Vec::new()
     }
 
-    /// The client unmasked an interrupt (INTx after its handler ran): if the cause still stands, fire again.
+    /// The client unmasked an interrupt (INTx after its handler ran) or connected one that can be masked: if the cause
+    /// still stands, fire again.
     fn unmasked(&mut self, _irq: u32) {}
 
     /// What can be done with a device feature (`VFIO_DEVICE_FEATURE_*` of `<linux/vfio.h>`). `None`: there is none.

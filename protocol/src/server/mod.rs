@@ -12,13 +12,18 @@
 //! }
 //! # }
 //! ```
+//!
+//! [`Device`] is the whole protocol. Who only wants registers, DMA and an interrupt pin implements [`Registers`], and
+//! [`Function`] does the rest; `devices/examples/copier.rs` is such a device.
 
 mod channel;
 mod commands;
+mod config_space;
 mod connection;
 mod device;
 mod dma;
 mod features;
+mod function;
 mod interrupts;
 mod listener;
 mod memory;
@@ -26,7 +31,9 @@ mod reply;
 mod session;
 mod version;
 
+pub use config_space::ConfigSpace;
 pub use device::{Device, Feature, IoFd, Region, RegionMapping};
+pub use function::{Bus, Function, Registers};
 pub use interrupts::{Interrupts, Irq};
 pub use listener::{ListenError, Listener};
 pub use memory::{Memory, MemoryError};

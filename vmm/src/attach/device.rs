@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use outrigger_protocol::client::Client;
+use outrigger_protocol::client::{Client, ClientError};
 use outrigger_protocol::pci::CONFIG_REGION;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -102,8 +102,10 @@ impl Device {
 
     /// The guest has ended an INTx interrupt: the device may assert it again.
     pub fn unmask_intx(&self) {
-        if let Err(error) = self.client.unmask_irq(outrigger_protocol::pci::INTX_IRQ, 0) {
-            log::warn!("{}: unmasking INTx: {error}", self.slot);
+        match self.client.unmask_irq(outrigger_protocol::pci::INTX_IRQ, 0) {
+            // Who shares the pin with a device that died still ends interrupts; the death was told.
+            Ok(()) | Err(ClientError::Disconnected(_)) => {}
+            Err(error) => log::warn!("{}: unmasking INTx: {error}", self.slot),
         }
     }
 

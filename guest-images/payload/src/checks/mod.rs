@@ -2,6 +2,7 @@
 
 mod bar;
 mod blk;
+mod copier;
 mod end;
 mod msix;
 mod pci;
@@ -16,6 +17,8 @@ const CHECKS: &[(&[u8], Check)] = &[
     (b"bar", bar::check),
     (b"msix", msix::check),
     (b"blk", blk::check),
+    (b"copier", copier::check),
+    (b"shared-pin", copier::shared_pin),
     (b"crash", end::crash),
     (b"reboot", end::reboot),
     (b"spin", end::spin),
