@@ -9,8 +9,8 @@ use zerocopy::FromBytes;
 use super::connection::Connection;
 use super::device::Device;
 use super::dma::DmaTable;
-use super::features;
 use super::interrupts::{Interrupts, checked_eventfd};
+use super::migration;
 use super::reply::Reply;
 use crate::capabilities::Capabilities;
 use crate::codec::Message;
@@ -48,18 +48,16 @@ impl Commands<'_> {
             Command::DeviceGetRegionIoFds => self.region_io_fds(&message, reply),
             Command::DeviceGetIrqInfo => self.irq_info(&message, reply),
             Command::DeviceSetIrqs => self.set_irqs(message),
-            Command::DeviceFeature => features::execute(self.device, &message, reply),
+            Command::DeviceFeature => self.feature(&message, reply),
             Command::DeviceReset if message.payload.is_empty() => {
                 self.device.reset();
                 Ok(())
             }
             Command::DeviceReset => Err(Errno::EINVAL),
             Command::Version => Err(Errno::EINVAL),
-            Command::DmaRead
-            | Command::DmaWrite
-            | Command::RegionWriteMulti
-            | Command::MigDataRead
-            | Command::MigDataWrite => Err(Errno::ENOTSUP),
+            Command::MigDataRead => migration::read_data(self.device, &message, self.ours.max_data_xfer_size, reply),
+            Command::MigDataWrite => migration::write_data(self.device, &message, self.ours.max_data_xfer_size),
+            Command::DmaRead | Command::DmaWrite | Command::RegionWriteMulti => Err(Errno::ENOTSUP),
         }
     }
 

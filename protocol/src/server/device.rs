@@ -7,6 +7,7 @@ use nix::errno::Errno;
 
 use super::interrupts::{Interrupts, Irq};
 use super::memory::Memory;
+use super::migration::Migration;
 
 /// A PCI device that a client can attach.
 ///
@@ -41,7 +42,20 @@ pub trait Device {
     /// The client unmasked an interrupt (INTx after its handler ran): if the cause still stands, fire again.
     fn unmasked(&mut self, _irq: u32) {}
 
-    /// What can be done with a device feature (`VFIO_DEVICE_FEATURE_*` of `<linux/vfio.h>`). `None`: there is none.
+    /// The device as one that migrates. `None`: it does not.
+    fn migration(&mut self) -> Option<&mut dyn Migration> {
+        None
+    }
+
+    /// Whether the client can have it noted which memory the device writes (`VFIO_DEVICE_FEATURE_DMA_LOGGING_*`). A
+    /// device that says so marks what it writes by other means than [`Memory::write`] and [`Memory::store_u16`]
+    /// ([`Memory::mark_dirty`]); notes begin and end with [`Device::memory_changed`].
+    fn logs_dma(&self) -> bool {
+        false
+    }
+
+    /// What can be done with a device feature (`VFIO_DEVICE_FEATURE_*` of `<linux/vfio.h>`) other than migration and DMA
+    /// logging. `None`: there is none.
     fn feature(&self, _index: u16) -> Option<Feature> {
         None
     }

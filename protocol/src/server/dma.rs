@@ -9,6 +9,7 @@ use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 use super::connection::Connection;
+use super::dirty_log::DirtyLog;
 use super::memory::{Memory, MessageRange};
 use crate::wire;
 
@@ -29,11 +30,13 @@ struct Range {
 pub(super) struct DmaTable {
     ranges: Vec<Range>,
     limit: usize,
+    /// Notes what the device writes, while the client wants that.
+    pub(super) log: Option<Arc<DirtyLog>>,
 }
 
 impl DmaTable {
     pub(super) fn new(limit: usize) -> Self {
-        Self { ranges: Vec::new(), limit }
+        Self { ranges: Vec::new(), limit, log: None }
     }
 
     /// Adds a range. `EINVAL`: empty, wrapping, misaligned for its descriptor, or beyond the end of the file;
@@ -77,6 +80,7 @@ impl DmaTable {
         let unmapped = self.ranges.iter().filter(|range| range.mapping.is_none() && range.flags != 0);
         let by_message = unmapped.map(|&Range { address, size, flags, .. }| MessageRange { address, size, flags });
         Memory::new(with(wire::DMA_READABLE), with(wire::DMA_WRITEABLE), by_message.collect(), connection)
+            .with_log(self.log.clone())
     }
 }
 

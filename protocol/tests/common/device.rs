@@ -5,9 +5,14 @@ use std::sync::{Arc, Mutex};
 
 use nix::errno::Errno;
 use nix::sys::eventfd::EventFd;
+use outrigger_protocol::migration::DeviceState;
 use outrigger_protocol::pci;
-use outrigger_protocol::server::{Device, Feature, Interrupts, IoFd, Irq, Memory, MemoryError, Region, RegionMapping};
+use outrigger_protocol::server::{
+    Device, Feature, Interrupts, IoFd, Irq, Memory, MemoryError, Migration, Region, RegionMapping,
+};
 use outrigger_protocol::wire;
+
+use super::migration::TestMigration;
 
 /// Reached by messages: `MESSAGES_SIZE` bytes of storage, with doorbells.
 pub const MESSAGES: u32 = 0;
@@ -44,6 +49,10 @@ pub struct State {
     pub resets: usize,
     pub connected: usize,
     pub disconnected: usize,
+    /// The states that a device that migrates went through.
+    pub transitions: Vec<DeviceState>,
+    /// What it was given as its new state.
+    pub received: Vec<u8>,
 }
 
 pub struct TestDevice {
@@ -53,6 +62,8 @@ pub struct TestDevice {
     storage: Vec<u8>,
     doorbells: Vec<EventFd>,
     feature: Vec<u8>,
+    /// There when the device migrates; such a device also logs its DMA.
+    migration: Option<TestMigration>,
 }
 
 fn backed(size: u64, offset: u64, areas: Vec<(u64, u64)>) -> Region {
@@ -80,7 +91,12 @@ impl TestDevice {
         irqs[pci::MSIX_IRQ as usize] = Irq { count: VECTORS, flags: wire::IRQ_EVENTFD };
         let doorbells = (0..2).map(|_| EventFd::new().unwrap()).collect();
         let storage = vec![0; usize::try_from(MESSAGES_SIZE).unwrap()];
-        Self { state, regions, irqs, storage, doorbells, feature: Vec::new() }
+        Self { state, regions, irqs, storage, doorbells, feature: Vec::new(), migration: None }
+    }
+
+    /// The same, but it migrates.
+    pub fn migrating(state: Arc<Mutex<State>>, pre_copy: bool) -> Self {
+        Self { migration: Some(TestMigration::new(state.clone(), pre_copy)), ..Self::new(state) }
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -152,29 +168,40 @@ impl Device for TestDevice {
         self.state().unmasked.push(irq);
     }
 
-    /// 1 can be read, 2 also changed, 3 is longer than a page, 4 is its request, 5 is longer than a message.
+    fn migration(&mut self) -> Option<&mut dyn Migration> {
+        self.migration.as_mut().map(|migration| migration as &mut dyn Migration)
+    }
+
+    fn logs_dma(&self) -> bool {
+        self.migration.is_some()
+    }
+
+    /// 101 can be read, 102 also changed, 103 is longer than a page, 104 is its request, 105 is longer than a message.
     fn feature(&self, index: u16) -> Option<Feature> {
-        (1..=5).contains(&index).then_some(Feature { get: true, set: index == 2 })
+        (101..=105).contains(&index).then_some(Feature { get: true, set: index == 102 })
     }
 
     fn get_feature(&mut self, index: u16, request: &[u8]) -> Result<Vec<u8>, Errno> {
         Ok(match index {
-            1 => vec![1; 8],
-            2 => self.feature.clone(),
-            3 => vec![3; 10_000],
-            4 => request.to_vec(),
+            101 => vec![1; 8],
+            102 => self.feature.clone(),
+            103 => vec![3; 10_000],
+            104 => request.to_vec(),
             _ => vec![5; (1 << 20) + 1],
         })
     }
 
     fn set_feature(&mut self, index: u16, data: &[u8]) -> Result<(), Errno> {
-        assert_eq!(index, 2);
+        assert_eq!(index, 102);
         self.feature = data.to_vec();
         Ok(())
     }
 
     fn reset(&mut self) {
         self.storage.fill(0);
+        if let Some(migration) = &mut self.migration {
+            migration.reset();
+        }
         self.state().resets += 1;
     }
 
