@@ -354,8 +354,16 @@ fn region_info_whose_capabilities_lie_is_refused() {
     bad(32, &sparse(0, 1, &[0x4000, 0x1000]));
     bad(32, &sparse(0, 1, &[!0xfff, 0x1000]));
     bad(32, &sparse(0, 2, &[0, 0x2000, 0x1000, 0x1000]));
-    bad(32, &words(&[0x0001_0002, 32]));
-    bad(32, &words(&[0x0001_0002, 8]));
+    bad(32, &words(&[0x0001_0003, 32]));
+    bad(32, &words(&[0x0001_0003, 8]));
+    bad(32, &words(&[0x0001_0003, 4096]));
+    // A region type that is cut off, loops, or comes twice, and areas that come twice or are not the end.
+    bad(32, &words(&[0x0001_0002, 0, 1]));
+    bad(32, &words(&[0x0001_0002, 32, 1, 2]));
+    bad(32, &words(&[0x0001_0002, 48, 1, 2, 0x0001_0002, 0, 1, 2]));
+    bad(32, &[sparse(64, 1, &[0, 0x1000]), sparse(0, 1, &[0, 0x1000])].concat());
+    bad(32, &sparse(32, 1, &[0, 0x1000]));
+    bad(32, &[words(&[0x0001_0002, 48, 1, 2]), sparse(0, 1, &[0, 0x5000])].concat());
 }
 
 #[test]
@@ -460,7 +468,8 @@ fn sub_regions_that_lie_are_refused() {
     bad(u32::MAX, 0, 1, io_fd(0, 4, 0, 0));
     bad(56, 0, 1, io_fd(0, 4, 1, 0));
     bad(56, 0, 1, io_fd(0, 4, u32::MAX, 0));
-    bad(56, 0, 1, io_fd(0, 4, 0, 2));
+    bad(56, 0, 1, io_fd(0, 0, 0, 1));
+    bad(56, 0, 1, io_fd(0xffd, 4, 0, 2));
     bad(56, 0, 1, io_fd(0xffd, 4, 0, 0));
     bad(56, 0, 1, io_fd(0x1000, 0, 0, 0));
     bad(56, 0, 1, io_fd(u64::MAX, 4, 0, 0));
@@ -480,6 +489,19 @@ fn sub_regions_may_share_a_descriptor_and_be_longer_than_today() {
     let io_fds = io_fds.unwrap();
     assert_eq!(io_fds.iter().map(|io_fd| io_fd.offset).collect::<Vec<_>>(), [0, 8]);
     assert_eq!(fd(&*io_fds[0].fd), fd(&*io_fds[1].fd));
+}
+
+#[test]
+fn sub_regions_of_types_that_the_text_does_not_have_are_left_out() {
+    let io_fds = outcome(
+        |client| client.region_io_fds(0, 0x1000),
+        |raw, request| {
+            let eventfd = nix::sys::eventfd::EventFd::new().unwrap();
+            let entries = [io_fd(0, 4, 0, 2), io_fd(8, 4, 0, 0), io_fd(16, 4, 0, u32::MAX)].concat();
+            raw.answer(&request, &[words(&[16 + 120, 0, 0, 3]), entries].concat(), &[fd(&eventfd)]);
+        },
+    );
+    assert_eq!(io_fds.unwrap().iter().map(|io_fd| io_fd.offset).collect::<Vec<_>>(), [8]);
 }
 
 #[test]

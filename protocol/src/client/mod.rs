@@ -12,6 +12,7 @@ mod interrupts;
 mod migration;
 mod negotiate;
 mod queries;
+mod region_capabilities;
 mod replies;
 mod requests;
 mod write_multi;

@@ -8,6 +8,7 @@ use nix::errno::Errno;
 use super::interrupts::{Interrupts, Irq};
 use super::memory::Memory;
 use super::migration::Migration;
+use crate::wire::CapType;
 
 /// A PCI device that a client can attach.
 ///
@@ -34,7 +35,9 @@ pub trait Device {
     /// Writes at `offset` of a region; the range is within the region.
     fn write(&mut self, region: u32, offset: u64, data: &[u8]) -> Result<(), Errno>;
 
-    /// The sub-regions of a region that KVM can signal directly.
+    /// The sub-regions of a region that KVM can signal or hand over without the client. Those that share a descriptor
+    /// name the same number, and it is sent once. What needs more descriptors than the client takes is left out from
+    /// the end: there, accesses come by messages.
     fn io_fds(&self, _region: u32) -> Vec<IoFd<'_>> {
         Vec::new()
     }
@@ -89,12 +92,14 @@ pub struct Region {
     pub writable: bool,
     /// What the client may map.
     pub mapping: Option<RegionMapping>,
+    /// What a region beyond the standard ones is for (`VFIO_REGION_TYPE_*` of `<linux/vfio.h>`).
+    pub region_type: Option<CapType>,
 }
 
 impl Region {
     /// A region that is reached by messages only.
     pub const fn messages(size: u64) -> Self {
-        Self { size, readable: true, writable: true, mapping: None }
+        Self { size, readable: true, writable: true, mapping: None, region_type: None }
     }
 }
 
@@ -118,15 +123,34 @@ pub struct Feature {
     pub set: bool,
 }
 
-/// A sub-region that KVM can signal without the client.
+/// A sub-region that KVM can serve without the client.
 #[derive(Clone, Copy, Debug)]
 pub struct IoFd<'a> {
     /// From the start of the region, in bytes.
     pub offset: u64,
     /// Bytes; zero: any access size matches.
     pub size: u64,
-    /// Only writes of this value count.
-    pub datamatch: Option<u64>,
-    /// The eventfd.
+    /// How.
+    pub kind: IoFdKind,
+    /// Whether the region is an I/O-port BAR.
+    pub pio: bool,
+    /// The eventfd, or the end of a socket that KVM speaks the ioregionfd protocol on.
     pub fd: BorrowedFd<'a>,
+}
+
+/// How KVM serves a sub-region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IoFdKind {
+    /// Writes (of this value only, if one is given) signal an eventfd.
+    Ioeventfd {
+        /// The value.
+        datamatch: Option<u64>,
+    },
+    /// Accesses are handed over as ioregionfd commands.
+    Ioregionfd {
+        /// Comes back with each access.
+        user_data: u64,
+        /// Whether a write goes unanswered. It does in any case where the size is zero.
+        posted_writes: bool,
+    },
 }

@@ -16,6 +16,7 @@
 mod channel;
 mod commands;
 mod connection;
+mod describe;
 mod device;
 mod dirty_log;
 mod dma;
@@ -28,7 +29,7 @@ mod reply;
 mod session;
 mod version;
 
-pub use device::{Device, Feature, IoFd, Region, RegionMapping};
+pub use device::{Device, Feature, IoFd, IoFdKind, Region, RegionMapping};
 pub use interrupts::{Interrupts, Irq};
 pub use listener::{ListenError, Listener};
 pub use memory::{Memory, MemoryError};

@@ -8,7 +8,7 @@ use nix::sys::eventfd::EventFd;
 use outrigger_protocol::migration::DeviceState;
 use outrigger_protocol::pci;
 use outrigger_protocol::server::{
-    Device, Feature, Interrupts, IoFd, Irq, Memory, MemoryError, Migration, Region, RegionMapping,
+    Device, Feature, Interrupts, IoFd, IoFdKind, Irq, Memory, MemoryError, Migration, Region, RegionMapping,
 };
 use outrigger_protocol::wire;
 
@@ -26,6 +26,13 @@ pub const MANY_AREAS: u32 = 3;
 pub const READ_ONLY: u32 = 4;
 /// Does not exist.
 pub const ABSENT: u32 = 5;
+/// Of `REGION_TYPE`, reached by messages.
+pub const TYPED: u32 = 9;
+/// Of `REGION_TYPE`, sparse-mappable as `SPARSE` is.
+pub const TYPED_SPARSE: u32 = 10;
+pub const NUM_REGIONS: u32 = 11;
+
+pub const REGION_TYPE: wire::CapType = wire::CapType { region_type: 0x8000_1af4, subtype: 3 };
 
 pub const MESSAGES_SIZE: u64 = 2 << 20;
 pub const SPARSE_AREAS: [(u64, u64); 2] = [(0x1000, 0x1000), (0x4000, 0x2000)];
@@ -68,7 +75,7 @@ pub struct TestDevice {
 
 fn backed(size: u64, offset: u64, areas: Vec<(u64, u64)>) -> Region {
     let fd: OwnedFd = super::memfd(offset + size);
-    Region { size, readable: true, writable: true, mapping: Some(RegionMapping { fd, offset, areas }) }
+    Region { mapping: Some(RegionMapping { fd, offset, areas }), ..Region::messages(size) }
 }
 
 impl TestDevice {
@@ -84,6 +91,8 @@ impl TestDevice {
             Region::default(),
             Region::messages(256),
             Region::default(),
+            Region { region_type: Some(REGION_TYPE), ..Region::messages(64) },
+            Region { region_type: Some(REGION_TYPE), ..backed(0x8000, SPARSE_OFFSET, SPARSE_AREAS.into()) },
         ];
         let mut irqs = vec![Irq::default(); pci::NUM_IRQS as usize];
         let intx = wire::IRQ_EVENTFD | wire::IRQ_MASKABLE | wire::IRQ_AUTOMASKED;
@@ -155,12 +164,23 @@ impl Device for TestDevice {
     }
 
     fn io_fds(&self, region: u32) -> Vec<IoFd<'_>> {
+        let io_fd =
+            |offset, size, kind, fd: usize| IoFd { offset, size, kind, pio: false, fd: self.doorbells[fd].as_fd() };
+        if region == WHOLE {
+            let ioregionfd = |user_data, posted_writes| IoFdKind::Ioregionfd { user_data, posted_writes };
+            return vec![
+                io_fd(0, 8, ioregionfd(1, true), 0),
+                IoFd { pio: true, ..io_fd(0x10, 4, ioregionfd(u64::MAX, false), 1) },
+                io_fd(0x20, 0, ioregionfd(3, false), 0),
+                IoFd { pio: true, ..io_fd(0x30, 2, IoFdKind::Ioeventfd { datamatch: Some(9) }, 0) },
+            ];
+        }
         if region != MESSAGES {
             return Vec::new();
         }
         vec![
-            IoFd { offset: 0x100, size: 4, datamatch: Some(7), fd: self.doorbells[0].as_fd() },
-            IoFd { offset: 0x200, size: 0, datamatch: None, fd: self.doorbells[1].as_fd() },
+            io_fd(0x100, 4, IoFdKind::Ioeventfd { datamatch: Some(7) }, 0),
+            io_fd(0x200, 0, IoFdKind::Ioeventfd { datamatch: None }, 1),
         ]
     }
 
