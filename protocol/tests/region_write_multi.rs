@@ -12,8 +12,6 @@ use common::{Server, client};
 use nix::errno::Errno;
 use outrigger_protocol::client::{ClientError, RegionWrite};
 
-const WRITE_MULTI: u16 = 15;
-
 fn raw(server: &Server) -> Raw {
     let mut raw = Raw::new(server.connect());
     let reply = raw.succeed(VERSION, &version(0, 1, r#"{"capabilities":{"write_multiple":true}}"#), &[]);

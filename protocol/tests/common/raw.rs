@@ -27,6 +27,7 @@ pub const REGION_WRITE: u16 = 10;
 pub const DMA_READ: u16 = 11;
 pub const DMA_WRITE: u16 = 12;
 pub const RESET: u16 = 13;
+pub const WRITE_MULTI: u16 = 15;
 pub const FEATURE: u16 = 16;
 pub const MIG_DATA_READ: u16 = 17;
 pub const MIG_DATA_WRITE: u16 = 18;
