@@ -5,12 +5,12 @@
 mod common;
 
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
 
+use common::hostile::malformed;
 use common::raw::*;
 use common::{Server, client, memfd};
-use outrigger_protocol::client::{Client, ClientError};
+use outrigger_protocol::client::ClientError;
 use outrigger_protocol::server::Memory;
 
 const START: u32 = 6;
@@ -272,21 +272,6 @@ fn our_client_asks_for_a_large_bitmap_in_parts() {
     assert_eq!(bitmap.len(), (3 << 16) + 1);
     let set: Vec<_> = bitmap.iter().enumerate().filter(|(_, word)| **word != 0).map(|(i, word)| (i, *word)).collect();
     assert_eq!(set, [(0, 1), ((1 << 16) - 1, 1 << 63), (1 << 16, 1), (3 << 16, 1)]);
-}
-
-/// The server answers one request with this payload; the client must call it malformed.
-fn malformed<T: std::fmt::Debug>(call: impl FnOnce(&Client) -> Result<T, ClientError>, answer: Vec<u8>) {
-    let (ours, theirs) = UnixStream::pair().unwrap();
-    let server = std::thread::spawn(move || {
-        let raw = Raw::server(theirs, "{}");
-        let asked = raw.receive().unwrap();
-        raw.answer(&asked, &answer, &[]);
-        raw.closed();
-    });
-    let client = client(ours);
-    let result = call(&client);
-    assert!(matches!(result, Err(ClientError::Malformed { .. })), "{result:?}");
-    server.join().unwrap();
 }
 
 #[test]

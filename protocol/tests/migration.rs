@@ -4,9 +4,8 @@
 
 mod common;
 
-use std::os::unix::net::UnixStream;
-
 use common::device::TestDevice;
+use common::hostile::malformed;
 use common::migration::COMPLETE;
 use common::raw::*;
 use common::{Server, client};
@@ -203,22 +202,6 @@ fn our_client_moves_a_device_from_one_server_to_another() {
     assert_eq!((from.device_state().unwrap(), to.device_state().unwrap()), (StopCopy, Running));
     let received = &destination.state.lock().unwrap().received;
     assert!(received[..received.len() - 1] == common::migration::saved());
-}
-
-/// The server answers one request with this payload; the client must call it malformed.
-fn malformed<T: std::fmt::Debug>(call: impl FnOnce(&Client) -> Result<T, ClientError>, answer: Vec<u8>) {
-    let (ours, theirs) = UnixStream::pair().unwrap();
-    let server = std::thread::spawn(move || {
-        let raw = Raw::server(theirs, "{}");
-        let asked = raw.receive().unwrap();
-        raw.answer(&asked, &answer, &[]);
-        raw.closed();
-    });
-    let client = client(ours);
-    let result = call(&client);
-    assert!(matches!(result, Err(ClientError::Malformed { .. })), "{result:?}");
-    assert!(client.is_closed());
-    server.join().unwrap();
 }
 
 #[test]

@@ -4,6 +4,7 @@
 #![allow(clippy::missing_panics_doc, clippy::unwrap_used, missing_docs, reason = "a test fails by panicking")]
 
 pub mod device;
+pub mod hostile;
 pub mod memory;
 pub mod migration;
 pub mod raw;
