@@ -58,6 +58,7 @@ impl DirtyLog {
     }
 
     /// Notes a write; a part of a page counts as all of it.
+    #[cold]
     pub(super) fn mark(&self, address: u64, length: usize) {
         let Some(end) = last(address, length as u64) else { return };
         if self.ranges.is_empty() {

@@ -92,6 +92,7 @@ impl Memory {
     /// Says that the device has written a range by other means than [`Memory::write`] and [`Memory::store_u16`]: to a
     /// slice, or by an address that it gave to the kernel. Only after the write is done, and only in a device that
     /// has [`super::Device::logs_dma`].
+    #[inline]
     pub fn mark_dirty(&self, address: u64, length: usize) {
         if let Some(log) = &self.log {
             log.mark(address, length);
@@ -110,13 +111,18 @@ impl Memory {
     /// Copies to client memory.
     pub fn write(&self, address: u64, data: &[u8]) -> Result<(), MemoryError> {
         let length = data.len();
-        let written = match self.writable.write_slice(data, GuestAddress(address)) {
-            Ok(()) => Ok(()),
-            Err(source) => self.write_by_message(address, data).unwrap_or(Err(error(address, length, source))),
-        };
-        // Also after an error: a part may have been written.
-        self.mark_dirty(address, length);
-        written
+        match self.writable.write_slice(data, GuestAddress(address)) {
+            Ok(()) => {
+                self.mark_dirty(address, length);
+                Ok(())
+            }
+            Err(source) => {
+                let written = self.write_by_message(address, data);
+                // Also after an error: a part may have been written.
+                self.mark_dirty(address, length);
+                written.unwrap_or(Err(error(address, length, source)))
+            }
+        }
     }
 
     /// Borrows a range that the device will only read. The range must lie within one mapping, which may be read-only:
@@ -163,14 +169,15 @@ impl Memory {
 
     /// Writes a little-endian 16-bit index of a virtqueue that the other side may be reading.
     pub fn store_u16(&self, address: u64, value: u16, order: Ordering) -> Result<(), MemoryError> {
-        let stored = self.writable.store(value, GuestAddress(address), order).or_else(|source| {
+        if let Err(source) = self.writable.store(value, GuestAddress(address), order) {
             let by_message = self.index_by_message(address, DMA_WRITEABLE);
             let by_message = by_message.ok_or_else(|| error(address, 2, source))?;
             fence(Ordering::SeqCst);
-            by_message.connection.dma_write(address, &value.to_le_bytes()).map_err(|why| unreached(address, 2, why))
-        });
+            let stored = by_message.connection.dma_write(address, &value.to_le_bytes());
+            stored.map_err(|why| unreached(address, 2, why))?;
+        }
         self.mark_dirty(address, 2);
-        stored
+        Ok(())
     }
 
     /// The connection, if an index lies within one range that is reached by messages.
