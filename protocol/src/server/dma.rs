@@ -122,3 +122,20 @@ fn map_file(request: &wire::DmaMap, fd: OwnedFd) -> Result<Arc<GuestRegionMmap>,
     })?;
     GuestRegionMmap::new(region, GuestAddress(request.address)).map(Arc::new).ok_or(Errno::EINVAL)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_ranges_than_were_announced_are_refused_until_one_goes_away() {
+        let mut table = DmaTable::new(2);
+        let map = |address| wire::DmaMap { flags: wire::DMA_READABLE, address, size: PAGE, ..Default::default() };
+        table.map(&map(0), None).unwrap();
+        table.map(&map(2 * PAGE), None).unwrap();
+        assert_eq!(table.map(&map(PAGE), None), Err(Errno::ENOSPC));
+        assert_eq!(table.map(&map(0), None), Err(Errno::EEXIST));
+        drop(table.unmap(&wire::DmaUnmap { address: 0, size: PAGE, ..Default::default() }).unwrap());
+        table.map(&map(PAGE), None).unwrap();
+    }
+}
