@@ -13,12 +13,15 @@
 //! - [`socket`], [`codec`]: bytes, descriptors and deadlines; framed messages.
 //! - [`client`]: what a VMM calls.
 //! - [`server`]: what a device process implements.
+//! - [`migration`]: the states of a device that migrates, and the ways between them.
 //! - [`pci`]: the region and interrupt indices of a PCI device.
 
 pub mod capabilities;
 pub mod client;
 pub mod codec;
 pub mod command;
+mod dirty_bitmap;
+pub mod migration;
 pub mod pci;
 pub mod server;
 pub mod socket;

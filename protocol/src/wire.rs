@@ -6,6 +6,8 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+pub use feature::*;
+
 macro_rules! wire_struct {
     ($(#[$meta:meta])* $name:ident, $size:literal { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* }) => {
         $(#[$meta])*
@@ -33,6 +35,8 @@ wire_struct! {
         error: u32,
     }
 }
+
+mod feature;
 
 /// Size of [`Header`] in bytes.
 pub const HEADER_SIZE: usize = size_of::<Header>();
@@ -152,7 +156,7 @@ wire_struct! {
 
 /// [`CapHeader::id`] of a [`SparseMmap`].
 pub const REGION_CAP_SPARSE_MMAP: u16 = 1;
-/// [`CapHeader::id`] of a region type.
+/// [`CapHeader::id`] of a [`CapType`].
 pub const REGION_CAP_TYPE: u16 = 2;
 
 wire_struct! {
@@ -172,6 +176,16 @@ wire_struct! {
         offset: u64,
         /// Bytes.
         size: u64,
+    }
+}
+
+wire_struct! {
+    /// Follows the [`CapHeader`] of a region type (`struct vfio_region_info_cap_type`).
+    CapType, 8 {
+        /// `VFIO_REGION_TYPE_*`.
+        region_type: u32,
+        /// What this is depends on the type.
+        subtype: u32,
     }
 }
 
@@ -217,6 +231,10 @@ pub const IO_FD_IOREGIONFD: u32 = 1;
 pub const IOEVENTFD_DATAMATCH: u32 = 1 << 0;
 /// `KVM_IOEVENTFD_FLAG_PIO`: the sub-region is in an I/O-port BAR.
 pub const IOEVENTFD_PIO: u32 = 1 << 1;
+/// `KVM_IOREGION_PIO`: the sub-region is in an I/O-port BAR.
+pub const IOREGION_PIO: u32 = 1 << 0;
+/// `KVM_IOREGION_POSTED_WRITES`: nobody waits for a write to be taken.
+pub const IOREGION_POSTED_WRITES: u32 = 1 << 1;
 
 wire_struct! {
     /// `VFIO_USER_DEVICE_GET_IRQ_INFO`.
@@ -303,25 +321,6 @@ wire_struct! {
         data: [u8; 8],
     }
 }
-
-wire_struct! {
-    /// `VFIO_USER_DEVICE_FEATURE`; the feature's data may follow.
-    DeviceFeature, 8 {
-        /// Largest reply payload the client takes; in the reply, the size of the whole.
-        argsz: u32,
-        /// The feature's index in the low 16 bits, and `FEATURE_*`.
-        flags: u32,
-    }
-}
-
-/// The bits of [`DeviceFeature::flags`] that hold the index.
-pub const FEATURE_INDEX_MASK: u32 = 0xffff;
-/// Read the feature's data.
-pub const FEATURE_GET: u32 = 1 << 16;
-/// Change the feature's data.
-pub const FEATURE_SET: u32 = 1 << 17;
-/// Only say whether the feature, and reading or changing it if asked for, is there.
-pub const FEATURE_PROBE: u32 = 1 << 18;
 
 wire_struct! {
     /// `VFIO_USER_DMA_READ` and `VFIO_USER_DMA_WRITE`; data may follow.

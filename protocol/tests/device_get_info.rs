@@ -3,6 +3,7 @@
 mod common;
 
 use common::Server;
+use common::device::NUM_REGIONS;
 use common::raw::*;
 
 #[test]
@@ -37,7 +38,7 @@ fn what_a_later_version_appends_is_ignored() {
     let server = Server::start();
     let mut raw = Raw::client(server.connect());
     let reply = raw.succeed(GET_INFO, &words(&[u32::MAX, 0, 0, 0, 1, 2, 3]), &[]);
-    assert_eq!(reply.payload, words(&[16, 3, 9, 5]));
+    assert_eq!(reply.payload, words(&[16, 3, NUM_REGIONS, 5]));
 }
 
 #[test]
@@ -45,5 +46,5 @@ fn a_pci_device_with_reset_nine_regions_and_five_interrupt_types() {
     let server = Server::start();
     let mut raw = Raw::client(server.connect());
     let reply = raw.succeed(GET_INFO, &words(&[16, 0, 0, 0]), &[]);
-    assert_eq!((reply.payload, reply.fds.len()), (words(&[16, 3, 9, 5]), 0));
+    assert_eq!((reply.payload, reply.fds.len()), (words(&[16, 3, NUM_REGIONS, 5]), 0));
 }

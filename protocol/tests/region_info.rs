@@ -39,7 +39,7 @@ fn an_argsz_with_no_room_for_the_structure_is_refused() {
 fn a_region_beyond_the_last_is_refused() {
     let server = Server::start();
     let mut raw = Raw::client(server.connect());
-    for index in [9, 1 << 16, u32::MAX] {
+    for index in [NUM_REGIONS, 1 << 16, u32::MAX] {
         raw.refused(EINVAL, GET_REGION_INFO, &request(32, index), &[]);
     }
 }
@@ -91,6 +91,43 @@ fn sparse_areas_are_listed_in_a_capability() {
 }
 
 #[test]
+fn a_region_type_is_a_capability_of_its_own_after_the_areas() {
+    let server = Server::start();
+    let mut raw = Raw::client(server.connect());
+    let (typed, last) = ([0x8000_1af4, 3], 0x0001_0002);
+    let reply = raw.succeed(GET_REGION_INFO, &request(48, TYPED), &[]);
+    let header = [words(&[48, READ | WRITE | CAPS, TYPED, 32]), longs(&[64, 0])].concat();
+    assert_eq!(reply.payload, [header, words(&[last, 0]), words(&typed)].concat());
+
+    let sparse = 8 + 8 + 2 * 16;
+    let reply = raw.succeed(GET_REGION_INFO, &request(1 << 16, TYPED_SPARSE), &[]);
+    let whole = 32 + sparse + 16;
+    let header = words(&[whole, READ | WRITE | MMAP | CAPS, TYPED_SPARSE, 32]);
+    let areas = SPARSE_AREAS.iter().flat_map(|&(offset, size)| longs(&[offset, size])).collect();
+    let first = words(&[0x0001_0001, 32 + sparse, 2, 0]);
+    let expected = [header, longs(&[0x8000, SPARSE_OFFSET]), first, areas, words(&[last, 0]), words(&typed)].concat();
+    assert_eq!((reply.payload, reply.fds.len()), (expected, 1));
+
+    for (index, needed) in [(TYPED, 48), (TYPED_SPARSE, whole)] {
+        for argsz in [32, needed - 1] {
+            let reply = raw.succeed(GET_REGION_INFO, &request(argsz, index), &[]);
+            assert_eq!((reply.u32_at(0), reply.u32_at(12)), (needed, 0));
+            assert_eq!((reply.payload.len(), reply.fds.len()), (32, 0));
+        }
+    }
+}
+
+#[test]
+fn our_client_learns_the_type_of_a_region() {
+    let server = Server::start();
+    let client = common::client(server.connect());
+    assert_eq!(client.region_info(TYPED).unwrap().region_type, Some(REGION_TYPE));
+    let both = client.region_info(TYPED_SPARSE).unwrap();
+    assert_eq!((both.region_type, &both.areas[..]), (Some(REGION_TYPE), &SPARSE_AREAS[..]));
+    assert_eq!(client.region_info(SPARSE).unwrap().region_type, None);
+}
+
+#[test]
 fn a_client_that_takes_no_descriptors_is_offered_nothing_to_map() {
     let server = Server::start();
     let mut raw = Raw::new(server.connect());
@@ -99,8 +136,12 @@ fn a_client_that_takes_no_descriptors_is_offered_nothing_to_map() {
         let reply = raw.succeed(GET_REGION_INFO, &request(1 << 16, index), &[]);
         assert_eq!((reply.u32_at(0), reply.u32_at(4), reply.fds.len()), (32, READ | WRITE, 0));
     }
-    let reply = raw.succeed(GET_REGION_IO_FDS, &words(&[4096, 0, MESSAGES, 0]), &[]);
-    assert_eq!((reply.u32_at(12), reply.fds.len()), (0, 0));
+    let reply = raw.succeed(GET_REGION_INFO, &request(1 << 16, TYPED_SPARSE), &[]);
+    assert_eq!((reply.u32_at(0), reply.u32_at(4), reply.fds.len()), (48, READ | WRITE | CAPS, 0));
+    for index in [MESSAGES, WHOLE] {
+        let reply = raw.succeed(GET_REGION_IO_FDS, &words(&[4096, 0, index, 0]), &[]);
+        assert_eq!((reply.u32_at(12), reply.fds.len()), (0, 0));
+    }
 }
 
 #[test]

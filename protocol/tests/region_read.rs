@@ -25,7 +25,7 @@ fn a_short_or_long_request_is_refused() {
 fn regions_beyond_the_last_and_regions_that_do_not_exist_are_refused() {
     let server = Server::start();
     let mut raw = Raw::client(server.connect());
-    for region in [ABSENT, 9, u32::MAX] {
+    for region in [ABSENT, NUM_REGIONS, u32::MAX] {
         raw.refused(EINVAL, REGION_READ, &request(region, 0, 1), &[]);
         raw.refused(EINVAL, REGION_READ, &request(region, 0, 0), &[]);
     }

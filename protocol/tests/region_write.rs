@@ -39,7 +39,7 @@ fn a_count_that_is_not_the_amount_of_data_is_refused() {
 fn regions_that_are_read_only_do_not_exist_or_are_beyond_the_last_are_refused() {
     let server = Server::start();
     let mut raw = Raw::client(server.connect());
-    for region in [READ_ONLY, ABSENT, 9, u32::MAX] {
+    for region in [READ_ONLY, ABSENT, NUM_REGIONS, u32::MAX] {
         raw.refused(EINVAL, REGION_WRITE, &request(region, 0, 1, &[7]), &[]);
     }
     assert!(written(&server).is_empty());

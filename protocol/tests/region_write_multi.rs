@@ -6,13 +6,11 @@ mod common;
 
 use std::os::unix::net::UnixStream;
 
-use common::device::{ABSENT, BAD_OFFSET, MESSAGES, MESSAGES_SIZE, READ_ONLY};
+use common::device::{ABSENT, BAD_OFFSET, MESSAGES, MESSAGES_SIZE, NUM_REGIONS, READ_ONLY};
 use common::raw::*;
 use common::{Server, client};
 use nix::errno::Errno;
 use outrigger_protocol::client::{ClientError, RegionWrite};
-
-const WRITE_MULTI: u16 = 15;
 
 fn raw(server: &Server) -> Raw {
     let mut raw = Raw::new(server.connect());
@@ -62,7 +60,7 @@ fn one_illegal_write_and_none_is_done() {
         entry(u64::MAX, MESSAGES, 8),
         entry(0, READ_ONLY, 1),
         entry(0, ABSENT, 1),
-        entry(0, 9, 1),
+        entry(0, NUM_REGIONS, 1),
         entry(0, u32::MAX, 1),
     ] {
         raw.refused(EINVAL, WRITE_MULTI, &request(2, &[entry(0, MESSAGES, 8), illegal]), &[]);

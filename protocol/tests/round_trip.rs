@@ -29,7 +29,7 @@ fn device_info_counts_regions_and_interrupts() {
     let server = Server::start();
     let client = client(server.connect());
     let info = client.device_info().unwrap();
-    assert_eq!((info.num_regions, info.num_irqs), (pci::NUM_REGIONS, pci::NUM_IRQS));
+    assert_eq!((info.num_regions, info.num_irqs), (device::NUM_REGIONS, pci::NUM_IRQS));
     assert_eq!(info.flags, wire::DEVICE_IS_PCI | wire::DEVICE_RESET_SUPPORTED);
     let intx = client.irq_info(pci::INTX_IRQ).unwrap();
     assert_eq!((intx.count, intx.flags), (1, wire::IRQ_EVENTFD | wire::IRQ_MASKABLE | wire::IRQ_AUTOMASKED));

@@ -147,14 +147,30 @@ fn a_type_that_cannot_be_masked_is_not() {
     assert!(server.state.lock().unwrap().unmasked.is_empty());
 }
 
+/// For the text such an eventfd tells the client of a mask, for the kernel and QEMU it is by which the client unmasks.
+/// Whoever is refused uses messages, in either reading.
 #[test]
-fn eventfds_for_masking_are_refused() {
+fn eventfds_for_masking_are_refused_and_messages_go_on_to_do_it() {
     let server = Server::start();
     let mut raw = Raw::client(server.connect());
-    let eventfd = eventfd();
+    let (intx, masking) = (eventfd(), eventfd());
+    raw.succeed(SET_IRQS, &request(EVENTFD | TRIGGER, INTX, 0, 1), &[fd(&intx)]);
+    server.state.lock().unwrap().unmasked.clear();
     for action in [MASK, UNMASK] {
-        raw.refused(EINVAL, SET_IRQS, &request(EVENTFD | action, INTX, 0, 1), &[fd(&eventfd)]);
+        for count in 0..3 {
+            raw.refused(EINVAL, SET_IRQS, &request(EVENTFD | action, INTX, 0, 1), &vec![fd(&masking); count]);
+        }
+        raw.refused(EINVAL, SET_IRQS, &request(EVENTFD | action, INTX, 0, 0), &[]);
+        raw.refused(EINVAL, SET_IRQS, &request(EVENTFD | action, MSIX, 0, 1), &[fd(&masking)]);
     }
+    let interrupts = interrupts(&server);
+    interrupts.trigger(INTX, 0);
+    interrupts.trigger(INTX, 0);
+    assert_eq!((fired(&intx), fired(&masking)), (1, 0));
+    assert!(server.state.lock().unwrap().unmasked.is_empty());
+    raw.succeed(SET_IRQS, &request(NONE | UNMASK, INTX, 0, 1), &[]);
+    interrupts.trigger(INTX, 0);
+    assert_eq!((fired(&intx), fired(&masking)), (1, 0));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::time::Instant;
 use log::debug;
 use nix::errno::Errno;
 use outrigger_protocol::pci::{BAR0_REGION, CONFIG_REGION, INTX_IRQ, MSIX_IRQ, NUM_IRQS, NUM_REGIONS};
-use outrigger_protocol::server::{Device, Interrupts, IoFd, Irq, Memory, Region};
+use outrigger_protocol::server::{Device, Interrupts, IoFd, IoFdKind, Irq, Memory, Region};
 use outrigger_protocol::wire::{IRQ_AUTOMASKED, IRQ_EVENTFD, IRQ_MASKABLE};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -347,7 +347,8 @@ impl<D: VirtioDevice> Device for PciFunction<D> {
             let fd = unsafe { BorrowedFd::borrow_raw(doorbell.as_raw_fd()) };
             (offset, fd)
         };
-        let io_fd = |(offset, fd)| IoFd { offset, size: 0, datamatch: None, fd };
+        let io_fd =
+            |(offset, fd)| IoFd { offset, size: 0, kind: IoFdKind::Ioeventfd { datamatch: None }, pio: false, fd };
         self.doorbells.iter().zip(offsets).map(doorbell).map(io_fd).collect()
     }
 

@@ -4,18 +4,22 @@
 //! somebody must watch the connection: see [`Client::watch`] and [`Client::serve_ready`].
 
 mod connection;
+mod dma_logging;
 mod error;
 mod exported;
 mod features;
 mod interrupts;
+mod migration;
 mod negotiate;
 mod queries;
+mod region_capabilities;
 mod replies;
 mod requests;
 mod write_multi;
 
 pub use error::ClientError;
 pub use exported::ClientMemory;
+pub use migration::MigrationInfo;
 pub use queries::DeviceInfo;
 pub use replies::{IoFd, IoFdKind, IrqInfo, RegionInfo};
 pub use write_multi::RegionWrite;

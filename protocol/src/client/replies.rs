@@ -5,13 +5,10 @@ use std::sync::Arc;
 
 use zerocopy::FromBytes;
 
+use super::region_capabilities::{PAGE, RegionCapabilities};
 use crate::codec::Message;
 use crate::pci::MAX_VECTORS;
 use crate::wire;
-
-const PAGE: u64 = 4096;
-/// No region needs more; a chain that is longer is a loop.
-const MAX_CAPABILITIES: usize = 16;
 
 /// One region of a device.
 #[derive(Debug)]
@@ -29,6 +26,8 @@ pub struct RegionInfo {
     /// The mappable areas as (offset in the region, size), by offset: within the region, page-aligned, without overlap.
     /// Empty without `fd`. Whether the file is as long as this needs is for whoever maps it to check.
     pub areas: Vec<(u64, u64)>,
+    /// What a region beyond the standard ones is for (`VFIO_REGION_TYPE_*` of `<linux/vfio.h>`).
+    pub region_type: Option<wire::CapType>,
 }
 
 /// One interrupt type of a device.
@@ -87,9 +86,9 @@ pub(super) fn region_info(mut message: Message<'_>, index: u32, argsz: u32) -> R
     if message.fds.len() > 1 {
         return Err("region info comes with more than one fd");
     }
-    let sparse = match info.flags & wire::REGION_CAPS {
-        0 => None,
-        _ => sparse_areas(message.payload, info.cap_offset, info.size)?,
+    let RegionCapabilities { sparse, region_type } = match info.flags & wire::REGION_CAPS {
+        0 => RegionCapabilities::default(),
+        _ => RegionCapabilities::parse(message.payload, info.cap_offset, info.size)?,
     };
     let mappable = info.flags & wire::REGION_MMAP != 0;
     let fd = message.fds.pop().filter(|_| mappable);
@@ -103,47 +102,8 @@ pub(super) fn region_info(mut message: Message<'_>, index: u32, argsz: u32) -> R
     if !areas.is_empty() && (file_end.is_none() || !info.offset.is_multiple_of(PAGE)) {
         return Err("the offset of a mappable region is misaligned or beyond any file");
     }
-    Ok(Sized::Whole(RegionInfo { index, flags: info.flags, size: info.size, offset: info.offset, fd, areas }))
-}
-
-/// Walks the capabilities; `None`: none of them lists areas.
-fn sparse_areas(payload: &[u8], cap_offset: u32, region_size: u64) -> Result<Option<Vec<(u64, u64)>>, &'static str> {
-    let mut next = cap_offset as usize;
-    for _ in 0..MAX_CAPABILITIES {
-        if next == 0 {
-            return Ok(None);
-        }
-        if next < size_of::<wire::RegionInfo>() {
-            return Err("a region capability lies within the region info");
-        }
-        let bytes = payload.get(next..).ok_or("a region capability lies beyond the message")?;
-        let (header, bytes) = wire::CapHeader::read_from_prefix(bytes).map_err(|_| "a region capability is cut off")?;
-        next = header.next as usize;
-        if header.id != wire::REGION_CAP_SPARSE_MMAP {
-            continue;
-        }
-        let (sparse, bytes) =
-            wire::SparseMmap::read_from_prefix(bytes).map_err(|_| "a sparse-mmap capability is cut off")?;
-        let count = sparse.nr_areas as usize;
-        let areas = <[wire::SparseMmapArea]>::ref_from_prefix_with_elems(bytes, count);
-        let (areas, _) = areas.map_err(|_| "a sparse-mmap capability has fewer areas than it says")?;
-        let legal = |area: &wire::SparseMmapArea| {
-            area.offset.checked_add(area.size).is_some_and(|end| end <= region_size)
-                && area.offset.is_multiple_of(PAGE)
-                && area.size.is_multiple_of(PAGE)
-        };
-        if !areas.iter().all(legal) {
-            return Err("a sparse-mmap area is misaligned or beyond its region");
-        }
-        let areas = areas.iter().filter(|area| area.size > 0).map(|area| (area.offset, area.size));
-        let mut areas: Vec<(u64, u64)> = areas.collect();
-        areas.sort_unstable();
-        if areas.windows(2).any(|pair| pair[0].0 + pair[0].1 > pair[1].0) {
-            return Err("sparse-mmap areas overlap");
-        }
-        return Ok(Some(areas));
-    }
-    Err("the region capabilities form a loop")
+    let wire::RegionInfo { flags, size, offset, .. } = info;
+    Ok(Sized::Whole(RegionInfo { index, flags, size, offset, fd, areas, region_type }))
 }
 
 pub(super) fn irq_info(message: &Message<'_>, index: u32) -> Result<IrqInfo, &'static str> {
@@ -182,21 +142,28 @@ pub(super) fn io_fds(
         return Err("region io fds has fewer sub-regions than it says");
     }
     let fds: Vec<Arc<OwnedFd>> = message.fds.into_iter().map(Arc::new).collect();
-    let parsed = entries.chunks_exact(stride).take(count).map(|entry| {
-        let (entry, _) = wire::IoFd::read_from_prefix(entry).map_err(|_| "a sub-region is cut off")?;
-        let within = entry.offset.checked_add(entry.size).is_some_and(|end| end <= region_size);
-        if !within || entry.offset >= region_size {
-            return Err("a sub-region is beyond its region");
-        }
-        let fd = fds.get(entry.fd_index as usize).ok_or("a sub-region names an fd that did not come")?.clone();
-        let kind = match entry.kind {
-            wire::IO_FD_IOEVENTFD => {
-                IoFdKind::Ioeventfd { datamatch: (entry.flags & wire::IOEVENTFD_DATAMATCH != 0).then_some(entry.data) }
-            }
-            wire::IO_FD_IOREGIONFD => IoFdKind::Ioregionfd { user_data: entry.data, flags: entry.flags },
-            _ => return Err("a sub-region is of an unknown type"),
-        };
-        Ok(IoFd { offset: entry.offset, size: entry.size, kind, fd })
-    });
+    let parsed =
+        entries.chunks_exact(stride).take(count).filter_map(|entry| sub_region(entry, &fds, region_size).transpose());
     Ok(Sized::Whole(parsed.collect::<Result<_, _>>()?))
+}
+
+/// `None`: of a type that is not in the text, such as libvfio-user's shadow ioeventfds: accesses go by messages then.
+fn sub_region(entry: &[u8], fds: &[Arc<OwnedFd>], region_size: u64) -> Result<Option<IoFd>, &'static str> {
+    let (entry, _) = wire::IoFd::read_from_prefix(entry).map_err(|_| "a sub-region is cut off")?;
+    let within = entry.offset.checked_add(entry.size).is_some_and(|end| end <= region_size);
+    if !within || entry.offset >= region_size {
+        return Err("a sub-region is beyond its region");
+    }
+    let fd = fds.get(entry.fd_index as usize).ok_or("a sub-region names an fd that did not come")?.clone();
+    let kind = match entry.kind {
+        wire::IO_FD_IOEVENTFD => {
+            IoFdKind::Ioeventfd { datamatch: (entry.flags & wire::IOEVENTFD_DATAMATCH != 0).then_some(entry.data) }
+        }
+        wire::IO_FD_IOREGIONFD if entry.size == 0 && entry.flags & wire::IOREGION_POSTED_WRITES == 0 => {
+            return Err("a sub-region of no size wants its writes answered");
+        }
+        wire::IO_FD_IOREGIONFD => IoFdKind::Ioregionfd { user_data: entry.data, flags: entry.flags },
+        _ => return Ok(None),
+    };
+    Ok(Some(IoFd { offset: entry.offset, size: entry.size, kind, fd }))
 }

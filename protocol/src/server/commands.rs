@@ -9,8 +9,8 @@ use zerocopy::FromBytes;
 use super::connection::Connection;
 use super::device::Device;
 use super::dma::DmaTable;
-use super::features;
 use super::interrupts::{Interrupts, checked_eventfd};
+use super::migration;
 use super::reply::Reply;
 use crate::capabilities::Capabilities;
 use crate::codec::Message;
@@ -48,18 +48,16 @@ impl Commands<'_> {
             Command::DeviceGetRegionIoFds => self.region_io_fds(&message, reply),
             Command::DeviceGetIrqInfo => self.irq_info(&message, reply),
             Command::DeviceSetIrqs => self.set_irqs(message),
-            Command::DeviceFeature => features::execute(self.device, &message, reply),
+            Command::DeviceFeature => self.feature(&message, reply),
             Command::DeviceReset if message.payload.is_empty() => {
                 self.device.reset();
                 Ok(())
             }
             Command::DeviceReset => Err(Errno::EINVAL),
             Command::Version => Err(Errno::EINVAL),
-            Command::DmaRead
-            | Command::DmaWrite
-            | Command::RegionWriteMulti
-            | Command::MigDataRead
-            | Command::MigDataWrite => Err(Errno::ENOTSUP),
+            Command::MigDataRead => migration::read_data(self.device, &message, self.ours.max_data_xfer_size, reply),
+            Command::MigDataWrite => migration::write_data(self.device, &message, self.ours.max_data_xfer_size),
+            Command::DmaRead | Command::DmaWrite | Command::RegionWriteMulti => Err(Errno::ENOTSUP),
         }
     }
 
@@ -148,111 +146,6 @@ impl Commands<'_> {
         Ok(())
     }
 
-    fn device_info(&self, message: &Message<'_>, reply: &mut Reply) -> Result<(), Errno> {
-        let (request, _) = message.parse::<wire::DeviceInfo>().ok_or(Errno::EINVAL)?;
-        let argsz = size_u32(size_of::<wire::DeviceInfo>())?;
-        if request.argsz < argsz {
-            return Err(Errno::EINVAL);
-        }
-        reply.push(&wire::DeviceInfo {
-            argsz,
-            flags: wire::DEVICE_IS_PCI | wire::DEVICE_RESET_SUPPORTED,
-            num_regions: size_u32(self.device.regions().len())?,
-            num_irqs: size_u32(self.device.irqs().len())?,
-        });
-        Ok(())
-    }
-
-    fn region_info(&self, message: &Message<'_>, reply: &mut Reply) -> Result<(), Errno> {
-        let (request, _) = message.parse::<wire::RegionInfo>().ok_or(Errno::EINVAL)?;
-        let region = self.device.regions().get(request.index as usize).ok_or(Errno::EINVAL)?;
-        let fixed = size_of::<wire::RegionInfo>();
-        if (request.argsz as usize) < fixed {
-            return Err(Errno::EINVAL);
-        }
-        // A client that takes no descriptors is offered nothing to map.
-        let mapping = region.mapping.as_ref().filter(|_| self.client.max_msg_fds > 0);
-        let areas = mapping.map_or(&[][..], |mapping| &mapping.areas);
-        let caps = match areas.len() {
-            0 => 0,
-            count => {
-                size_of::<wire::CapHeader>() + size_of::<wire::SparseMmap>() + count * size_of::<wire::SparseMmapArea>()
-            }
-        };
-        let whole = size_u32(fixed + caps)?;
-        let fits = request.argsz >= whole;
-        let flag = |set: bool, flag: u32| if set { flag } else { 0 };
-        reply.push(&wire::RegionInfo {
-            argsz: whole,
-            flags: flag(region.readable, wire::REGION_READ)
-                | flag(region.writable, wire::REGION_WRITE)
-                | flag(mapping.is_some(), wire::REGION_MMAP)
-                | flag(caps > 0, wire::REGION_CAPS),
-            index: request.index,
-            cap_offset: if caps > 0 && fits { size_u32(fixed)? } else { 0 },
-            size: region.size,
-            offset: mapping.map_or(0, |mapping| mapping.offset),
-        });
-        if !fits {
-            // The client asks again with room for everything; the descriptor goes with that reply alone.
-            return Ok(());
-        }
-        if caps > 0 {
-            reply.push(&wire::CapHeader { id: wire::REGION_CAP_SPARSE_MMAP, version: 1, next: 0 });
-            reply.push(&wire::SparseMmap { nr_areas: size_u32(areas.len())?, reserved: 0 });
-            for &(offset, size) in areas {
-                reply.push(&wire::SparseMmapArea { offset, size });
-            }
-        }
-        match mapping {
-            Some(mapping) => reply.push_fd(&mapping.fd),
-            None => Ok(()),
-        }
-    }
-
-    fn region_io_fds(&self, message: &Message<'_>, reply: &mut Reply) -> Result<(), Errno> {
-        let (request, _) = message.parse::<wire::RegionIoFds>().ok_or(Errno::EINVAL)?;
-        let fixed = size_of::<wire::RegionIoFds>();
-        let index_exists = (request.index as usize) < self.device.regions().len();
-        if (request.argsz as usize) < fixed || request.flags != 0 || request.count != 0 || !index_exists {
-            return Err(Errno::EINVAL);
-        }
-        // What does not fit into one message of this client goes by region writes instead.
-        let mut io_fds = self.device.io_fds(request.index);
-        io_fds.truncate(usize::try_from(self.client.max_msg_fds).unwrap_or(usize::MAX).min(crate::socket::MAX_FDS));
-        let whole = size_u32(fixed + io_fds.len() * size_of::<wire::IoFd>())?;
-        let fits = request.argsz >= whole;
-        let count = size_u32(io_fds.len())?;
-        reply.push(&wire::RegionIoFds { argsz: whole, flags: 0, index: request.index, count });
-        if !fits {
-            return Ok(());
-        }
-        for (fd_index, io_fd) in (0..).zip(&io_fds) {
-            reply.push(&wire::IoFd {
-                offset: io_fd.offset,
-                size: io_fd.size,
-                fd_index,
-                kind: wire::IO_FD_IOEVENTFD,
-                flags: if io_fd.datamatch.is_some() { wire::IOEVENTFD_DATAMATCH } else { 0 },
-                padding: 0,
-                data: io_fd.datamatch.unwrap_or(0),
-            });
-            reply.push_fd(io_fd.fd)?;
-        }
-        Ok(())
-    }
-
-    fn irq_info(&self, message: &Message<'_>, reply: &mut Reply) -> Result<(), Errno> {
-        let (request, _) = message.parse::<wire::IrqInfo>().ok_or(Errno::EINVAL)?;
-        let irq = self.device.irqs().get(request.index as usize).ok_or(Errno::EINVAL)?;
-        let argsz = size_u32(size_of::<wire::IrqInfo>())?;
-        if request.argsz < argsz {
-            return Err(Errno::EINVAL);
-        }
-        reply.push(&wire::IrqInfo { argsz, flags: irq.flags, index: request.index, count: irq.count });
-        Ok(())
-    }
-
     fn set_irqs(&mut self, message: Message<'_>) -> Result<(), Errno> {
         let (request, data) = message.parse::<wire::IrqSet>().ok_or(Errno::EINVAL)?;
         let irq = *self.device.irqs().get(request.index as usize).ok_or(Errno::EINVAL)?;
@@ -334,8 +227,4 @@ impl Commands<'_> {
             }
         }
     }
-}
-
-fn size_u32(size: usize) -> Result<u32, Errno> {
-    u32::try_from(size).map_err(|_| Errno::EOVERFLOW)
 }

@@ -7,6 +7,8 @@ use nix::errno::Errno;
 
 use super::interrupts::{Interrupts, Irq};
 use super::memory::Memory;
+use super::migration::Migration;
+use crate::wire::CapType;
 
 /// A PCI device that a client can attach.
 ///
@@ -33,7 +35,9 @@ pub trait Device {
     /// Writes at `offset` of a region; the range is within the region.
     fn write(&mut self, region: u32, offset: u64, data: &[u8]) -> Result<(), Errno>;
 
-    /// The sub-regions of a region that KVM can signal directly.
+    /// The sub-regions of a region that KVM can signal or hand over without the client. Those that share a descriptor
+    /// name the same number, and it is sent once. What needs more descriptors than the client takes is left out from
+    /// the end: there, accesses come by messages.
     fn io_fds(&self, _region: u32) -> Vec<IoFd<'_>> {
         Vec::new()
     }
@@ -42,7 +46,20 @@ pub trait Device {
     /// still stands, fire again.
     fn unmasked(&mut self, _irq: u32) {}
 
-    /// What can be done with a device feature (`VFIO_DEVICE_FEATURE_*` of `<linux/vfio.h>`). `None`: there is none.
+    /// The device as one that migrates. `None`: it does not.
+    fn migration(&mut self) -> Option<&mut dyn Migration> {
+        None
+    }
+
+    /// Whether the client can have it noted which memory the device writes (`VFIO_DEVICE_FEATURE_DMA_LOGGING_*`). A
+    /// device that says so marks what it writes by other means than [`Memory::write`] and [`Memory::store_u16`]
+    /// ([`Memory::mark_dirty`]); notes begin and end with [`Device::memory_changed`].
+    fn logs_dma(&self) -> bool {
+        false
+    }
+
+    /// What can be done with a device feature (`VFIO_DEVICE_FEATURE_*` of `<linux/vfio.h>`) other than migration and DMA
+    /// logging. `None`: there is none.
     fn feature(&self, _index: u16) -> Option<Feature> {
         None
     }
@@ -76,12 +93,14 @@ pub struct Region {
     pub writable: bool,
     /// What the client may map.
     pub mapping: Option<RegionMapping>,
+    /// What a region beyond the standard ones is for (`VFIO_REGION_TYPE_*` of `<linux/vfio.h>`).
+    pub region_type: Option<CapType>,
 }
 
 impl Region {
     /// A region that is reached by messages only.
     pub const fn messages(size: u64) -> Self {
-        Self { size, readable: true, writable: true, mapping: None }
+        Self { size, readable: true, writable: true, mapping: None, region_type: None }
     }
 }
 
@@ -105,15 +124,34 @@ pub struct Feature {
     pub set: bool,
 }
 
-/// A sub-region that KVM can signal without the client.
+/// A sub-region that KVM can serve without the client.
 #[derive(Clone, Copy, Debug)]
 pub struct IoFd<'a> {
     /// From the start of the region, in bytes.
     pub offset: u64,
     /// Bytes; zero: any access size matches.
     pub size: u64,
-    /// Only writes of this value count.
-    pub datamatch: Option<u64>,
-    /// The eventfd.
+    /// How.
+    pub kind: IoFdKind,
+    /// Whether the region is an I/O-port BAR.
+    pub pio: bool,
+    /// The eventfd, or the end of a socket that KVM speaks the ioregionfd protocol on.
     pub fd: BorrowedFd<'a>,
+}
+
+/// How KVM serves a sub-region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IoFdKind {
+    /// Writes (of this value only, if one is given) signal an eventfd.
+    Ioeventfd {
+        /// The value.
+        datamatch: Option<u64>,
+    },
+    /// Accesses are handed over as ioregionfd commands.
+    Ioregionfd {
+        /// Comes back with each access.
+        user_data: u64,
+        /// Whether a write goes unanswered. It does in any case where the size is zero.
+        posted_writes: bool,
+    },
 }

@@ -9,6 +9,7 @@ use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 use super::connection::Connection;
+use super::dirty_log::DirtyLog;
 use super::memory::{Memory, MessageRange};
 use crate::wire;
 
@@ -29,11 +30,13 @@ struct Range {
 pub(super) struct DmaTable {
     ranges: Vec<Range>,
     limit: usize,
+    /// Notes what the device writes, while the client wants that.
+    pub(super) log: Option<Arc<DirtyLog>>,
 }
 
 impl DmaTable {
     pub(super) fn new(limit: usize) -> Self {
-        Self { ranges: Vec::new(), limit }
+        Self { ranges: Vec::new(), limit, log: None }
     }
 
     /// Adds a range. `EINVAL`: empty, wrapping, misaligned for its descriptor, or beyond the end of the file;
@@ -77,6 +80,7 @@ impl DmaTable {
         let unmapped = self.ranges.iter().filter(|range| range.mapping.is_none() && range.flags != 0);
         let by_message = unmapped.map(|&Range { address, size, flags, .. }| MessageRange { address, size, flags });
         Memory::new(with(wire::DMA_READABLE), with(wire::DMA_WRITEABLE), by_message.collect(), connection)
+            .with_log(self.log.clone())
     }
 }
 
@@ -117,4 +121,21 @@ fn map_file(request: &wire::DmaMap, fd: OwnedFd) -> Result<Arc<GuestRegionMmap>,
         Errno::EINVAL
     })?;
     GuestRegionMmap::new(region, GuestAddress(request.address)).map(Arc::new).ok_or(Errno::EINVAL)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_ranges_than_were_announced_are_refused_until_one_goes_away() {
+        let mut table = DmaTable::new(2);
+        let map = |address| wire::DmaMap { flags: wire::DMA_READABLE, address, size: PAGE, ..Default::default() };
+        table.map(&map(0), None).unwrap();
+        table.map(&map(2 * PAGE), None).unwrap();
+        assert_eq!(table.map(&map(PAGE), None), Err(Errno::ENOSPC));
+        assert_eq!(table.map(&map(0), None), Err(Errno::EEXIST));
+        drop(table.unmap(&wire::DmaUnmap { address: 0, size: PAGE, ..Default::default() }).unwrap());
+        table.map(&map(PAGE), None).unwrap();
+    }
 }

@@ -7,6 +7,7 @@ use nix::errno::Errno;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, VolatileSlice};
 
 use super::connection::{Connection, Unreached};
+use super::dirty_log::DirtyLog;
 use crate::wire::{DMA_READABLE, DMA_WRITEABLE};
 
 /// What the client has made available for DMA at one moment: cheap to clone, safe to share between threads.
@@ -20,6 +21,8 @@ pub struct Memory {
     readable: Arc<GuestMemoryMmap>,
     writable: Arc<GuestMemoryMmap>,
     by_message: Option<Arc<ByMessage>>,
+    /// Notes what is written, while the client wants that.
+    log: Option<Arc<DirtyLog>>,
 }
 
 /// The ranges that are reached by messages, sorted by address and without overlap.
@@ -79,7 +82,21 @@ impl Memory {
         connection: &Arc<Connection>,
     ) -> Self {
         let by_message = (!ranges.is_empty()).then(|| Arc::new(ByMessage { ranges, connection: connection.clone() }));
-        Self { readable: Arc::new(readable), writable: Arc::new(writable), by_message }
+        Self { readable: Arc::new(readable), writable: Arc::new(writable), by_message, log: None }
+    }
+
+    pub(super) fn with_log(self, log: Option<Arc<DirtyLog>>) -> Self {
+        Self { log, ..self }
+    }
+
+    /// Says that the device has written a range by other means than [`Memory::write`] and [`Memory::store_u16`]: to a
+    /// slice, or by an address that it gave to the kernel. Only after the write is done, and only in a device that
+    /// has [`super::Device::logs_dma`].
+    #[inline]
+    pub fn mark_dirty(&self, address: u64, length: usize) {
+        if let Some(log) = &self.log {
+            log.mark(address, length);
+        }
     }
 
     /// Copies from client memory.
@@ -95,8 +112,16 @@ impl Memory {
     pub fn write(&self, address: u64, data: &[u8]) -> Result<(), MemoryError> {
         let length = data.len();
         match self.writable.write_slice(data, GuestAddress(address)) {
-            Ok(()) => Ok(()),
-            Err(source) => self.write_by_message(address, data).unwrap_or(Err(error(address, length, source))),
+            Ok(()) => {
+                self.mark_dirty(address, length);
+                Ok(())
+            }
+            Err(source) => {
+                let written = self.write_by_message(address, data);
+                // Also after an error: a part may have been written.
+                self.mark_dirty(address, length);
+                written.unwrap_or(Err(error(address, length, source)))
+            }
         }
     }
 
@@ -144,12 +169,15 @@ impl Memory {
 
     /// Writes a little-endian 16-bit index of a virtqueue that the other side may be reading.
     pub fn store_u16(&self, address: u64, value: u16, order: Ordering) -> Result<(), MemoryError> {
-        self.writable.store(value, GuestAddress(address), order).or_else(|source| {
+        if let Err(source) = self.writable.store(value, GuestAddress(address), order) {
             let by_message = self.index_by_message(address, DMA_WRITEABLE);
             let by_message = by_message.ok_or_else(|| error(address, 2, source))?;
             fence(Ordering::SeqCst);
-            by_message.connection.dma_write(address, &value.to_le_bytes()).map_err(|why| unreached(address, 2, why))
-        })
+            let stored = by_message.connection.dma_write(address, &value.to_le_bytes());
+            stored.map_err(|why| unreached(address, 2, why))?;
+        }
+        self.mark_dirty(address, 2);
+        Ok(())
     }
 
     /// The connection, if an index lies within one range that is reached by messages.

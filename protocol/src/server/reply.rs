@@ -32,6 +32,13 @@ impl Reply {
         &mut self.bytes[start..]
     }
 
+    /// Puts `head` in place of what was pushed first, and keeps `length` bytes of what is behind it.
+    pub(super) fn shorten(&mut self, head: &(impl IntoBytes + Immutable), length: usize) {
+        let head = head.as_bytes();
+        self.bytes.truncate(HEADER_SIZE + head.len() + length);
+        self.bytes[HEADER_SIZE..][..head.len()].copy_from_slice(head);
+    }
+
     /// Adds a duplicate of a descriptor.
     pub(super) fn push_fd(&mut self, fd: impl AsFd) -> Result<(), Errno> {
         let duplicate = fd.as_fd().try_clone_to_owned().map_err(|_| Errno::EMFILE)?;

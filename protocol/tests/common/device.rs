@@ -5,9 +5,14 @@ use std::sync::{Arc, Mutex};
 
 use nix::errno::Errno;
 use nix::sys::eventfd::EventFd;
+use outrigger_protocol::migration::DeviceState;
 use outrigger_protocol::pci;
-use outrigger_protocol::server::{Device, Feature, Interrupts, IoFd, Irq, Memory, MemoryError, Region, RegionMapping};
+use outrigger_protocol::server::{
+    Device, Feature, Interrupts, IoFd, IoFdKind, Irq, Memory, MemoryError, Migration, Region, RegionMapping,
+};
 use outrigger_protocol::wire;
+
+use super::migration::TestMigration;
 
 /// Reached by messages: `MESSAGES_SIZE` bytes of storage, with doorbells.
 pub const MESSAGES: u32 = 0;
@@ -21,6 +26,13 @@ pub const MANY_AREAS: u32 = 3;
 pub const READ_ONLY: u32 = 4;
 /// Does not exist.
 pub const ABSENT: u32 = 5;
+/// Of `REGION_TYPE`, reached by messages.
+pub const TYPED: u32 = 9;
+/// Of `REGION_TYPE`, sparse-mappable as `SPARSE` is.
+pub const TYPED_SPARSE: u32 = 10;
+pub const NUM_REGIONS: u32 = 11;
+
+pub const REGION_TYPE: wire::CapType = wire::CapType { region_type: 0x8000_1af4, subtype: 3 };
 
 pub const MESSAGES_SIZE: u64 = 2 << 20;
 pub const SPARSE_AREAS: [(u64, u64); 2] = [(0x1000, 0x1000), (0x4000, 0x2000)];
@@ -44,6 +56,10 @@ pub struct State {
     pub resets: usize,
     pub connected: usize,
     pub disconnected: usize,
+    /// The states that a device that migrates went through.
+    pub transitions: Vec<DeviceState>,
+    /// What it was given as its new state.
+    pub received: Vec<u8>,
 }
 
 pub struct TestDevice {
@@ -53,11 +69,13 @@ pub struct TestDevice {
     storage: Vec<u8>,
     doorbells: Vec<EventFd>,
     feature: Vec<u8>,
+    /// There when the device migrates; such a device also logs its DMA.
+    migration: Option<TestMigration>,
 }
 
 fn backed(size: u64, offset: u64, areas: Vec<(u64, u64)>) -> Region {
     let fd: OwnedFd = super::memfd(offset + size);
-    Region { size, readable: true, writable: true, mapping: Some(RegionMapping { fd, offset, areas }) }
+    Region { mapping: Some(RegionMapping { fd, offset, areas }), ..Region::messages(size) }
 }
 
 impl TestDevice {
@@ -73,6 +91,8 @@ impl TestDevice {
             Region::default(),
             Region::messages(256),
             Region::default(),
+            Region { region_type: Some(REGION_TYPE), ..Region::messages(64) },
+            Region { region_type: Some(REGION_TYPE), ..backed(0x8000, SPARSE_OFFSET, SPARSE_AREAS.into()) },
         ];
         let mut irqs = vec![Irq::default(); pci::NUM_IRQS as usize];
         let intx = wire::IRQ_EVENTFD | wire::IRQ_MASKABLE | wire::IRQ_AUTOMASKED;
@@ -80,7 +100,12 @@ impl TestDevice {
         irqs[pci::MSIX_IRQ as usize] = Irq { count: VECTORS, flags: wire::IRQ_EVENTFD };
         let doorbells = (0..2).map(|_| EventFd::new().unwrap()).collect();
         let storage = vec![0; usize::try_from(MESSAGES_SIZE).unwrap()];
-        Self { state, regions, irqs, storage, doorbells, feature: Vec::new() }
+        Self { state, regions, irqs, storage, doorbells, feature: Vec::new(), migration: None }
+    }
+
+    /// The same, but it migrates.
+    pub fn migrating(state: Arc<Mutex<State>>, pre_copy: bool) -> Self {
+        Self { migration: Some(TestMigration::new(state.clone(), pre_copy)), ..Self::new(state) }
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -139,12 +164,23 @@ impl Device for TestDevice {
     }
 
     fn io_fds(&self, region: u32) -> Vec<IoFd<'_>> {
+        let io_fd =
+            |offset, size, kind, fd: usize| IoFd { offset, size, kind, pio: false, fd: self.doorbells[fd].as_fd() };
+        if region == WHOLE {
+            let ioregionfd = |user_data, posted_writes| IoFdKind::Ioregionfd { user_data, posted_writes };
+            return vec![
+                io_fd(0, 8, ioregionfd(1, true), 0),
+                IoFd { pio: true, ..io_fd(0x10, 4, ioregionfd(u64::MAX, false), 1) },
+                io_fd(0x20, 0, ioregionfd(3, false), 0),
+                IoFd { pio: true, ..io_fd(0x30, 2, IoFdKind::Ioeventfd { datamatch: Some(9) }, 0) },
+            ];
+        }
         if region != MESSAGES {
             return Vec::new();
         }
         vec![
-            IoFd { offset: 0x100, size: 4, datamatch: Some(7), fd: self.doorbells[0].as_fd() },
-            IoFd { offset: 0x200, size: 0, datamatch: None, fd: self.doorbells[1].as_fd() },
+            io_fd(0x100, 4, IoFdKind::Ioeventfd { datamatch: Some(7) }, 0),
+            io_fd(0x200, 0, IoFdKind::Ioeventfd { datamatch: None }, 1),
         ]
     }
 
@@ -152,29 +188,40 @@ impl Device for TestDevice {
         self.state().unmasked.push(irq);
     }
 
-    /// 1 can be read, 2 also changed, 3 is longer than a page, 4 is its request, 5 is longer than a message.
+    fn migration(&mut self) -> Option<&mut dyn Migration> {
+        self.migration.as_mut().map(|migration| migration as &mut dyn Migration)
+    }
+
+    fn logs_dma(&self) -> bool {
+        self.migration.is_some()
+    }
+
+    /// 101 can be read, 102 also changed, 103 is longer than a page, 104 is its request, 105 is longer than a message.
     fn feature(&self, index: u16) -> Option<Feature> {
-        (1..=5).contains(&index).then_some(Feature { get: true, set: index == 2 })
+        (101..=105).contains(&index).then_some(Feature { get: true, set: index == 102 })
     }
 
     fn get_feature(&mut self, index: u16, request: &[u8]) -> Result<Vec<u8>, Errno> {
         Ok(match index {
-            1 => vec![1; 8],
-            2 => self.feature.clone(),
-            3 => vec![3; 10_000],
-            4 => request.to_vec(),
+            101 => vec![1; 8],
+            102 => self.feature.clone(),
+            103 => vec![3; 10_000],
+            104 => request.to_vec(),
             _ => vec![5; (1 << 20) + 1],
         })
     }
 
     fn set_feature(&mut self, index: u16, data: &[u8]) -> Result<(), Errno> {
-        assert_eq!(index, 2);
+        assert_eq!(index, 102);
         self.feature = data.to_vec();
         Ok(())
     }
 
     fn reset(&mut self) {
         self.storage.fill(0);
+        if let Some(migration) = &mut self.migration {
+            migration.reset();
+        }
         self.state().resets += 1;
     }
 

@@ -4,7 +4,9 @@
 #![allow(clippy::missing_panics_doc, clippy::unwrap_used, missing_docs, reason = "a test fails by panicking")]
 
 pub mod device;
+pub mod hostile;
 pub mod memory;
+pub mod migration;
 pub mod raw;
 
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -40,10 +42,19 @@ impl Server {
     }
 
     pub fn with_options(options: Options) -> Self {
+        Self::with_device(options, TestDevice::new)
+    }
+
+    /// A device that migrates, and logs its DMA.
+    pub fn migrating() -> Self {
+        Self::with_device(Options::default(), |state| TestDevice::migrating(state, true))
+    }
+
+    pub fn with_device(options: Options, device: impl FnOnce(Arc<Mutex<State>>) -> TestDevice) -> Self {
         let state = Arc::new(Mutex::new(State::default()));
         let (streams, incoming) = channel::<UnixStream>();
         let (outgoing, results) = channel();
-        let mut device = TestDevice::new(state.clone());
+        let mut device = device(state.clone());
         let thread = std::thread::spawn(move || {
             for stream in incoming {
                 let _ = outgoing.send(serve(&mut device, stream, &options));

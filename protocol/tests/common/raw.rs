@@ -27,12 +27,23 @@ pub const REGION_WRITE: u16 = 10;
 pub const DMA_READ: u16 = 11;
 pub const DMA_WRITE: u16 = 12;
 pub const RESET: u16 = 13;
+pub const WRITE_MULTI: u16 = 15;
+pub const FEATURE: u16 = 16;
+pub const MIG_DATA_READ: u16 = 17;
+pub const MIG_DATA_WRITE: u16 = 18;
+
+/// Flags of `FEATURE`.
+pub const GET: u32 = 1 << 16;
+pub const SET: u32 = 1 << 17;
+pub const PROBE: u32 = 1 << 18;
 
 pub const EIO: u32 = 5;
+pub const E2BIG: u32 = 7;
 pub const EINVAL: u32 = 22;
 pub const ENOENT: u32 = 2;
 pub const EFAULT: u32 = 14;
 pub const EEXIST: u32 = 17;
+pub const ENOTTY: u32 = 25;
 pub const ENOTSUP: u32 = 95;
 
 /// A message as it came.

@@ -150,7 +150,7 @@ mod tests {
 
     fn region(size: u64, areas: &[(u64, u64)]) -> RegionInfo {
         let fd = Some(std::fs::File::open("/dev/null").unwrap().into());
-        RegionInfo { index: 2, flags: 0, size, offset: 0, fd, areas: areas.to_vec() }
+        RegionInfo { index: 2, flags: 0, size, offset: 0, fd, areas: areas.to_vec(), region_type: None }
     }
 
     #[test]
