@@ -24,7 +24,7 @@ thread_local! {
     static BASELINE: Cell<Option<Held>> = const { Cell::new(None) };
 }
 
-/// The most that an input may make both sides hold at once, and in one piece, in bytes.
+/// The most that an input may make the side under attack hold at once, and in one piece, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// At once.
@@ -46,6 +46,10 @@ pub fn checked(limits: Limits, input: impl Fn()) {
     input();
     let elapsed = start.elapsed();
     let (total, piece) = allocations::since(mark);
+    if std::env::var_os("OUTRIGGER_FUZZ_PEAKS").is_some() {
+        // To set the limits by.
+        eprintln!("peak {total} {piece} {elapsed:?}");
+    }
     assert!(elapsed <= limits.time, "an input took {elapsed:?}");
     assert!(total <= limits.total, "{total} bytes were held at once; {} are within the limits", limits.total);
     assert!(piece <= limits.piece, "{piece} bytes were allocated at once; {} are within the limits", limits.piece);

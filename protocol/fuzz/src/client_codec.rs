@@ -15,6 +15,7 @@ use outrigger_protocol::pci::MAX_VECTORS;
 use outrigger_protocol::socket::{Socket, Wait};
 use outrigger_protocol::wire::TYPE_REPLY;
 
+use crate::allocations::count_this_thread;
 use crate::checks::{Limits, checked};
 use crate::descriptors::Descriptors;
 use crate::framing::Framing;
@@ -22,7 +23,7 @@ use crate::input::{Input, MAX_STEPS, Packet};
 use crate::peer::Peer;
 use crate::version;
 
-const LIMITS: Limits = Limits { total: 12 << 20, piece: 3 << 20, time: Duration::from_secs(2) };
+const LIMITS: Limits = Limits { total: 8 << 20, piece: 3 << 20, time: Duration::from_secs(2) };
 const DEADLINE: Duration = Duration::from_millis(20);
 /// The longest message in the test of framing.
 const LIMIT: usize = 5000;
@@ -32,6 +33,8 @@ pub const REPLIES: u8 = 0;
 
 /// An input: which decoder, then what for.
 pub fn run(data: &[u8]) {
+    // And the peer's thread, too.
+    count_this_thread();
     checked(LIMITS, || {
         let mut input = Input::new(data);
         match input.number::<u8>() % 3 {

@@ -17,6 +17,7 @@ use outrigger_protocol::command::Command;
 use outrigger_protocol::wire::{self, FLAG_ERROR, Header, RegionAccess, RegionWriteMulti, TYPE_COMMAND, TYPE_REPLY};
 use zerocopy::{FromBytes, IntoBytes};
 
+use crate::allocations::count_this_thread;
 use crate::checks::{Limits, checked};
 use crate::descriptors::{Descriptors, memfd};
 use crate::input::{Input, MAX_STEPS, Packet};
@@ -25,9 +26,10 @@ use crate::version;
 
 /// The client's deadline.
 const DEADLINE: Duration = Duration::from_millis(20);
-/// What the client can hold, and this server: a message in, a message out, the backlog and one reply, twice over for
-/// buffers that grow, on two sockets.
-const LIMITS: Limits = Limits { total: 24 << 20, piece: 5 << 20, time: Duration::from_secs(8) };
+/// What the client can hold: what a call asks for (2.3 MiB here), and for each socket a message in, a message out, the
+/// backlog and one reply; more in buffers that grow.
+const LIMITS: Limits = Limits { total: 14 << 20, piece: 5 << 20, time: Duration::from_secs(8) };
+const TWIN_LIMITS: Limits = Limits { total: 24 << 20, ..LIMITS };
 /// What a call may take beyond its deadlines on a busy machine.
 const SLACK: Duration = Duration::from_millis(1500);
 /// How much memory the client has.
@@ -41,6 +43,8 @@ pub const HONEST: u8 = 1;
 pub const REPLY: u8 = 2;
 /// What the server does: a request of its own.
 pub const REQUEST: u8 = 3;
+/// What the server does: the same request many times.
+pub const FLOOD: u8 = 9;
 /// From here on the server's next steps are for the next command.
 pub const NEXT: u8 = 4;
 
@@ -67,13 +71,14 @@ enum Deed {
     Hang(u8),
     /// On the twin, if there is one.
     Twin(Packet),
-    /// The same request many times.
+    /// The same request many times, on the twin, if there is one, when it is an odd number of times.
     Flood(Packet, u8),
 }
 
 /// An input: how to begin, then the client's calls and the server's deeds in any order.
 pub fn run(data: &[u8]) {
-    checked(LIMITS, || session(data));
+    let twin = data.first().is_some_and(|twin| twin % 2 == 1);
+    checked(if twin { TWIN_LIMITS } else { LIMITS }, || session(data));
 }
 
 fn session(data: &[u8]) {
@@ -102,6 +107,7 @@ fn session(data: &[u8]) {
     let (ours, theirs) = UnixStream::pair().expect("a socket pair");
     let (sender, ended) = channel();
     let caller = std::thread::spawn(move || {
+        count_this_thread();
         client(theirs, twin, &calls);
         let _ = sender.send(());
     });
@@ -149,7 +155,10 @@ fn client(stream: UnixStream, twin_socket: bool, calls: &[Call]) {
     let Ok(client) = client else { return };
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        scope.spawn(|| watch(&client, &done));
+        scope.spawn(|| {
+            count_this_thread();
+            watch(&client, &done);
+        });
         for &what in calls {
             let start = Instant::now();
             let (messages, result) = call(&client, what);
@@ -205,11 +214,14 @@ pub fn call(client: &Client, call: Call) -> (u32, Result<(), ClientError>) {
             let done = client.region_write_multi(&writes);
             return (20, done.map(|done| assert!(done <= writes.len())));
         }
+        // All memory, so that answers are long.
+        10 if length % 2 == 1 => client.dma_map(0, RAM as u64, None),
         10 => client.dma_map(u64::from(index % 16) << 12, 4096, None),
         11 => {
             let file = memfd(8192);
             client.dma_map(u64::from(index % 16) << 12, 4096, Some((file.as_fd(), 4096)))
         }
+        12 if length % 2 == 1 => client.dma_unmap(0, RAM as u64),
         12 => client.dma_unmap(u64::from(index % 16) << 12, 4096),
         13 => {
             let eventfds: Vec<_> = (0..length % 12).map(|_| EventFd::new().expect("an eventfd")).collect();
@@ -317,7 +329,9 @@ impl Server {
                 }
                 Deed::Flood(packet, times) => {
                     let bytes = packet.bytes(8, packet.command.into(), TYPE_COMMAND);
-                    let peer = self.twin.as_mut().unwrap_or(&mut self.main);
+                    let peer = self.twin.as_mut().filter(|_| times % 2 == 0).unwrap_or(&mut self.main);
+                    // Without taking what the client says.
+                    peer.deaf = packet.impatient;
                     let _ = (0..=times).all(|_| send(peer, &packet, &bytes, &self.descriptors));
                 }
             }

@@ -12,6 +12,7 @@ use outrigger_protocol::server::{Device, Feature, Interrupts, IoFd, Irq, Memory,
 use outrigger_protocol::{pci, wire};
 use vm_memory::Bytes;
 
+use crate::allocations::count_this_thread;
 use crate::descriptors::memfd;
 
 /// Reached by messages.
@@ -124,6 +125,7 @@ impl Device for FuzzDevice {
             let (orders, received) = sync_channel::<Order>(16);
             let hands = self.hands.clone();
             let worker = std::thread::spawn(move || {
+                count_this_thread();
                 for order in received {
                     let _ = obey(&hands, order);
                 }

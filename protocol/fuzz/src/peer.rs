@@ -39,6 +39,8 @@ pub struct Peer {
     pub fds: Vec<OwnedFd>,
     /// The other side has closed, or does not receive.
     pub closed: bool,
+    /// Takes nothing while it sends.
+    pub deaf: bool,
     /// What was sent, as the other side must understand it.
     pub sent: Framing,
 }
@@ -48,7 +50,7 @@ impl Peer {
     pub fn new(stream: UnixStream) -> Self {
         stream.set_nonblocking(true).expect("a socket");
         let sent = Framing::new(MAX_VERSION, MAX_MESSAGE);
-        Self { stream, received: VecDeque::new(), fds: Vec::new(), closed: false, sent }
+        Self { stream, received: VecDeque::new(), fds: Vec::new(), closed: false, deaf: false, sent }
     }
 
     /// Sends what finds room within `patience`; false: not all of it, so that nothing more makes sense.
@@ -64,6 +66,9 @@ impl Peer {
                     done += sent;
                 }
                 Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) if Instant::now() < deadline && self.deaf => {
+                    self.wait(PollFlags::POLLOUT, Duration::from_millis(1));
+                }
                 // What the other side sends must go somewhere, or it may never receive.
                 Err(Errno::EAGAIN) if Instant::now() < deadline => {
                     self.wait(PollFlags::POLLIN | PollFlags::POLLOUT, Duration::from_millis(1));

@@ -8,6 +8,7 @@ use outrigger_protocol::command::Command;
 use outrigger_protocol::server::{Options, serve};
 use outrigger_protocol::wire::TYPE_COMMAND;
 
+use crate::allocations::count_this_thread;
 use crate::checks::{Limits, checked};
 use crate::descriptors::Descriptors;
 use crate::device::FuzzDevice;
@@ -15,11 +16,13 @@ use crate::input::{Input, MAX_STEPS, Packet};
 use crate::peer::Peer;
 use crate::version;
 
-/// What the server can hold of a client, twice over for buffers that grow: a message in, a message out, its payload.
-const LIMITS: Limits = Limits { total: 12 << 20, piece: 3 << 20, time: Duration::from_secs(2) };
+/// What the server can hold of a client, and this client: a message in, a message out, and more in buffers that grow.
+const LIMITS: Limits = Limits { total: 8 << 20, piece: 3 << 20, time: Duration::from_secs(2) };
 
 /// An input: how to begin, then messages.
 pub fn run(data: &[u8]) {
+    // And the peer's thread, too.
+    count_this_thread();
     checked(LIMITS, || session(data));
 }
 

@@ -11,6 +11,7 @@ use outrigger_protocol::server::{Options, serve};
 use outrigger_protocol::wire::{DmaAccess, FLAG_ERROR, TYPE_COMMAND, TYPE_REPLY};
 use zerocopy::{FromBytes, IntoBytes};
 
+use crate::allocations::count_this_thread;
 use crate::checks::{Limits, checked};
 use crate::descriptors::Descriptors;
 use crate::device::FuzzDevice;
@@ -22,9 +23,9 @@ use crate::version;
 const DEADLINE: Duration = Duration::from_millis(20);
 /// How long the client waits for a reply: longer, so that it sees the server give up.
 const PATIENCE: Duration = Duration::from_millis(30);
-/// What the server can hold, and this client: the queue of 4 MiB and one message, and twice over for buffers that grow
-/// the messages under way, on two sockets.
-const LIMITS: Limits = Limits { total: 24 << 20, piece: 5 << 20, time: Duration::from_secs(8) };
+/// What the server can hold: the queue of 4 MiB and one message, a message in on each of two sockets, its payload, a
+/// message out, and what the device moves in two threads, 1 MiB each twice; more in buffers that grow.
+const LIMITS: Limits = Limits { total: 20 << 20, piece: 4 << 20, time: Duration::from_secs(8) };
 /// When the server must have let go after the client has left: whatever it waits for ends with its deadline.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -45,6 +46,7 @@ fn session(data: &[u8]) {
     let (ours, theirs) = UnixStream::pair().expect("a socket pair");
     let (sender, ended) = channel();
     let server = std::thread::spawn(move || {
+        count_this_thread();
         let mut device = FuzzDevice::new(true);
         let _ = serve(&mut device, theirs, &Options { deadline: DEADLINE });
         drop(device);

@@ -54,14 +54,17 @@ fn main() {
             let log = exchange(twin, |client| {
                 for &(what, index, length) in *calls {
                     if (what, u64::from(length)) == (6, ORDERS) {
-                        obey(client, order(index, 0, 0x100, 0x80));
+                        obey(client, order(index, 0, 0x100, if index == 0 { 0xff00 } else { 0x80 }));
                         continue;
                     }
                     let (_, result) = client_session::call(client, Call { what, index, length });
                     assert!(matches!(result, Ok(()) | Err(ClientError::Refused { .. })), "{result:?}");
                 }
             });
-            client_seeds(&corpus, &format!("{prefix}{name}"), twin, calls, &log);
+            client_seeds(&corpus, &format!("{prefix}{name}"), twin, calls, &log, false);
+            if *name == "dma" {
+                client_seeds(&corpus, &format!("{prefix}{name}-flood"), twin, calls, &log, true);
+            }
         }
     }
     let texts = [
@@ -171,7 +174,7 @@ const CLIENT_SCENARIOS: &[(&str, Calls)] = &[
     ("interrupts", &[(13, 0, 4), (14, 2, 0), (13, 0, 11), (18, 0, 0)]),
     ("features", &[(19, 0, 1), (16, 0, 1), (17, 40, 2), (16, 0, 2), (16, 3, 4), (16, 0, 3)]),
     // The device asks for client memory before it answers: these writes are orders.
-    ("dma", &[(10, 0, 0), (6, 0, 0x1000), (6, 1, 0x1000), (6, 2, 0x1000), (4, 0, 8), (12, 0, 0)]),
+    ("dma", &[(10, 0, 1), (6, 0, 0x1000), (6, 1, 0x1000), (6, 2, 0x1000), (4, 0, 8), (12, 0, 1)]),
 ];
 
 /// Our client and our server through a recorder, which sees all but a twin socket.
@@ -260,6 +263,12 @@ fn packet(said: &Said, command: u8) -> Packet {
     Packet { command, payload, more, fds: said.fds.clone(), no_reply: said.header.no_reply(), ..Packet::default() }
 }
 
+/// Whether the reply has a size of its own.
+fn is_description(header: &Header) -> bool {
+    let descriptions = [Command::DeviceGetRegionInfo, Command::DeviceGetRegionIoFds, Command::DeviceFeature];
+    descriptions.iter().any(|&command| command as u16 == header.command)
+}
+
 fn number(header: &Header) -> u8 {
     u8::try_from(header.command).expect("a command that we speak")
 }
@@ -270,26 +279,39 @@ fn server_seeds(corpus: &Path, name: &str, twin: bool, log: &[Said]) {
         let packet = packet(said, number(&said.header)).encode();
         session.push(server_session::PACKET);
         session.extend(&packet);
+        if !twin {
+            save(corpus, "server_codec", &format!("one-{name}-{}", codec.len()), &[&[0], &packet[..]].concat());
+        }
         codec.extend(packet);
     }
     save(corpus, "server_codec", name, &codec);
     save(corpus, "server_session", name, &session);
 }
 
-fn client_seeds(corpus: &Path, name: &str, twin: bool, calls: Calls, log: &[Said]) {
+/// `flood`: each request of the server comes 256 times, and it takes no answer meanwhile.
+fn client_seeds(corpus: &Path, name: &str, twin: bool, calls: Calls, log: &[Said], flood: bool) {
     let mut session = vec![u8::from(twin), u8::from(twin), 0, 0];
     for &(what, index, length) in calls {
         session.extend([client_session::CALL, what, index]);
         session.extend(length.to_le_bytes());
     }
     let fds: &[u8] = if twin { &[1, 0, descriptors::SOCKET] } else { &[0, 0] };
-    let mut codec = [&[client_codec::REPLIES], fds, &[u8::from(twin)]].concat();
+    let beginning = [&[client_codec::REPLIES], fds, &[u8::from(twin)]].concat();
+    let (mut codec, mut again) = (beginning.clone(), false);
     // After the version and its reply.
     for said in log.iter().skip(2) {
         if !said.by_client {
             let is_reply = said.header.is_reply();
-            session.push(if is_reply { client_session::REPLY } else { client_session::REQUEST });
-            session.extend(packet(said, number(&said.header)).encode());
+            let message = packet(said, number(&said.header));
+            match is_reply {
+                true => session.extend([&[client_session::REPLY], &message.encode()[..]].concat()),
+                false if flood => {
+                    session.push(client_session::FLOOD);
+                    session.extend(Packet { impatient: true, ..message }.encode());
+                    session.push(u8::MAX);
+                }
+                false => session.extend([&[client_session::REQUEST], &message.encode()[..]].concat()),
+            }
             let call = client_codec::CALLS.iter().position(|&call| call as u16 == said.header.command);
             if let Some(call) = call.filter(|_| is_reply && said.header.error == 0) {
                 let at = |i: usize| said.payload.get(i).copied().unwrap_or(0);
@@ -299,8 +321,21 @@ fn client_seeds(corpus: &Path, name: &str, twin: bool, calls: Calls, log: &[Said
                     Command::DeviceFeature => at(4),
                     _ => at(8),
                 };
-                codec.push(u8::try_from(call).expect("few calls"));
-                codec.extend(packet(said, argument).encode());
+                let call = u8::try_from(call).expect("few calls");
+                // After a reply that says how much room it needs, the next one is for the same call.
+                let argument = if std::mem::take(&mut again) { 0 } else { argument };
+                let argsz = u32::from_le_bytes([at(0), at(1), at(2), at(3)]) as usize;
+                again = argument != 0 && is_description(&said.header) && argsz > said.payload.len();
+                let reply = [&[call], &packet(said, argument).encode()[..]].concat();
+                if !twin {
+                    save(
+                        corpus,
+                        "client_codec",
+                        &format!("one-{name}-{}", codec.len()),
+                        &[&beginning, &reply[..]].concat(),
+                    );
+                }
+                codec.extend(reply);
             }
         } else if said.header.is_command() && log.iter().skip(2).position(|first| std::ptr::eq(first, said)) > Some(0) {
             session.push(client_session::NEXT);
