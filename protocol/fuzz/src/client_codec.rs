@@ -23,7 +23,7 @@ use crate::input::{Input, MAX_STEPS, Packet};
 use crate::peer::Peer;
 use crate::version;
 
-const LIMITS: Limits = Limits { total: 8 << 20, piece: 3 << 20, time: Duration::from_secs(2) };
+const LIMITS: Limits = Limits { total: 8 << 20, piece: 3 << 20, time: Duration::from_secs(10) };
 const DEADLINE: Duration = Duration::from_millis(20);
 /// The longest message in the test of framing.
 const LIMIT: usize = 5000;

@@ -17,7 +17,7 @@ use crate::peer::Peer;
 use crate::version;
 
 /// What the server can hold of a client, and this client: a message in, a message out, and more in buffers that grow.
-const LIMITS: Limits = Limits { total: 8 << 20, piece: 3 << 20, time: Duration::from_secs(2) };
+const LIMITS: Limits = Limits { total: 8 << 20, piece: 3 << 20, time: Duration::from_secs(10) };
 
 /// An input: how to begin, then messages.
 pub fn run(data: &[u8]) {
