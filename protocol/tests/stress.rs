@@ -242,11 +242,12 @@ fn stress(twin_socket: bool, time: Duration) {
             std::thread::spawn(move || vcpu(&client, &ram, thread, &eventfds[thread], &progress, &stop))
         })
         .collect();
+    let done = Arc::new(AtomicBool::new(false));
     let events = std::thread::spawn({
-        let (client, stop) = (client.clone(), stop.clone());
+        let (client, done) = (client.clone(), done.clone());
         move || {
             watched(&client, || {
-                while !stop.load(Ordering::SeqCst) {
+                while !done.load(Ordering::SeqCst) {
                     std::thread::sleep(Duration::from_millis(5));
                 }
             });
@@ -257,6 +258,8 @@ fn stress(twin_socket: bool, time: Duration) {
     for vcpu in vcpus {
         vcpu.join().unwrap();
     }
+    // Until then the device may ask for memory.
+    done.store(true, Ordering::SeqCst);
     events.join().unwrap();
     drop(client);
     server.join().unwrap().unwrap();
