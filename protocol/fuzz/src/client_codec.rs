@@ -19,7 +19,7 @@ use crate::allocations::count_this_thread;
 use crate::checks::{Limits, checked};
 use crate::descriptors::Descriptors;
 use crate::framing::Framing;
-use crate::input::{Input, MAX_STEPS, Packet};
+use crate::input::{Input, MAX_STEPS, Mutation, Packet};
 use crate::peer::Peer;
 use crate::version;
 
@@ -38,7 +38,11 @@ pub fn run(data: &[u8]) {
     checked(LIMITS, || {
         let mut input = Input::new(data);
         match input.number::<u8>() % 3 {
-            REPLIES => replies(input),
+            REPLIES => {
+                // Where the replies lie in the client's buffer makes no difference.
+                let shift = 1 + data.len() % 7;
+                assert_eq!(replies(Input::new(&data[data.len().min(1)..]), 0), replies(input, shift));
+            }
             1 => capabilities(input.rest()),
             _ => framing(input),
         }
@@ -131,8 +135,9 @@ pub const CALLS: [Command; 9] = [
 /// How large the region is of which sub-regions are asked.
 pub const REGION_SIZE: u64 = 2 << 20;
 
-/// The version is the first reply, with as many descriptors as the input says; then each step is a call and its reply.
-fn replies(mut input: Input<'_>) {
+/// The version is the first reply, with as many descriptors as the input says; then each step is a call and its reply. Before
+/// these comes a request with `shift` bytes of payload, which nobody answers. Returns how the calls ended.
+fn replies(mut input: Input<'_>, shift: usize) -> Vec<String> {
     let (ours, theirs) = UnixStream::pair().expect("a socket pair");
     let mut peer = Peer::new(ours);
     let descriptors = Descriptors::open();
@@ -147,6 +152,9 @@ fn replies(mut input: Input<'_>) {
     let fds = input.bytes(65).to_vec();
     let payload = version::payload(&mut input, r#"{"supported":true,"fd_index":0}"#);
     send(&Packet { payload: payload.unwrap_or_default(), fds, ..Packet::default() }, 1, Command::Version);
+    let request =
+        Packet { payload: vec![0; shift], no_reply: true, mutation: Some(Mutation::to_command()), ..Packet::default() };
+    send(&request, 1, Command::DmaWrite);
     let mut calls = Vec::new();
     for id in 2..=u16::try_from(MAX_STEPS).unwrap_or(0) {
         if input.is_empty() {
@@ -166,14 +174,18 @@ fn replies(mut input: Input<'_>) {
     peer.shutdown(Shutdown::Write);
     let Ok(client) = Client::new(theirs, Arc::new(NoMemory), &Options { deadline: DEADLINE, ..Options::default() })
     else {
-        return;
+        return Vec::new();
     };
+    let mut ends = Vec::new();
     for (command, argument) in calls {
-        if call(&client, command, argument).is_err() && client.is_closed() {
+        let result = call(&client, command, argument);
+        ends.push(format!("{command:?} {argument}: {result:?}"));
+        if result.is_err() && client.is_closed() {
             break;
         }
     }
     let _ = client.serve_ready();
+    ends
 }
 
 /// Makes a call; what it returns must be possible.

@@ -4,7 +4,7 @@
 //! and splice as it likes. A zero is always the valid choice; what is not zero is a mutation.
 
 use arbitrary::Unstructured;
-use outrigger_protocol::wire::{FLAG_NO_REPLY, HEADER_SIZE, Header};
+use outrigger_protocol::wire::{FLAG_NO_REPLY, HEADER_SIZE, Header, TYPE_COMMAND, TYPE_REPLY};
 use zerocopy::IntoBytes;
 
 /// The most steps of one input.
@@ -79,6 +79,13 @@ pub struct Mutation {
     size: u32,
     flags: u32,
     error: u32,
+}
+
+impl Mutation {
+    /// A command where a reply would be right.
+    pub fn to_command() -> Self {
+        Self { flags: TYPE_REPLY ^ TYPE_COMMAND, ..Self::default() }
+    }
 }
 
 impl Packet {
