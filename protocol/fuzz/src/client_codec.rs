@@ -24,7 +24,8 @@ use crate::peer::Peer;
 use crate::version;
 
 const LIMITS: Limits = Limits { total: 8 << 20, piece: 3 << 20, time: Duration::from_secs(10) };
-const DEADLINE: Duration = Duration::from_millis(20);
+/// Nothing waits: all replies are there, and so is the end of the stream.
+const DEADLINE: Duration = Duration::from_secs(5);
 /// The longest message in the test of framing.
 const LIMIT: usize = 5000;
 
@@ -215,7 +216,7 @@ fn call(client: &Client, command: Command, argument: u8) -> Result<(), ClientErr
         Command::DeviceGetIrqInfo => assert!(client.irq_info(argument.into())?.count <= MAX_VECTORS),
         Command::RegionRead => client.region_read(0, 0, &mut vec![0; argument.into()])?,
         Command::RegionWriteMulti => {
-            let writes = vec![RegionWrite { region: 0, offset: 0, data: &[1, 2, 3] }; argument.into()];
+            let writes = vec![RegionWrite { region: 0, offset: 0, data: &[1, 2, 3] }; usize::from(argument % 64)];
             assert!(client.region_write_multi(&writes)? <= writes.len());
         }
         Command::DeviceFeature => {
