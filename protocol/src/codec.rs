@@ -65,6 +65,12 @@ impl<'a> Message<'a> {
     }
 }
 
+/// The structures of an array. Read one by one, for a payload begins anywhere in a buffer: behind a message of odd length
+/// it is not aligned.
+pub(crate) fn structures<T: FromBytes>(bytes: &[u8]) -> impl ExactSizeIterator<Item = T> {
+    bytes.chunks_exact(size_of::<T>()).map(|one| T::read_from_bytes(one).expect("a chunk is as long as one"))
+}
+
 /// Assembles messages from a socket.
 #[derive(Debug)]
 pub struct Receiver {

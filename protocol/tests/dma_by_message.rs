@@ -7,14 +7,13 @@ mod common;
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use common::device::{self, COPY_OFFSET, copy};
 use common::memory::GuestMemory;
 use common::raw::*;
-use common::{PATIENCE, Server, memfd};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use common::{PATIENCE, Server, memfd, watched};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use outrigger_protocol::client::{Client, Options};
 use outrigger_protocol::pci;
@@ -33,26 +32,6 @@ fn connect(server: &Server, twin_socket: bool) -> (Client, Arc<GuestMemory>) {
 
 fn device_memory(server: &Server) -> Memory {
     server.state.lock().unwrap().memory.clone()
-}
-
-/// Runs `body` while somebody serves the device's requests, as a VMM's event loop does.
-fn watched<T>(client: &Client, body: impl FnOnce() -> T) -> T {
-    let done = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !done.load(Ordering::SeqCst) {
-                let events = |requests| if requests { PollFlags::POLLIN } else { PollFlags::empty() };
-                let watched: Vec<_> = client.watch().collect();
-                let mut fds: Vec<_> = watched.iter().map(|w| PollFd::new(w.fd, events(w.requests))).collect();
-                if poll(&mut fds, PollTimeout::from(5u8)).unwrap() > 0 && client.serve_ready().is_err() {
-                    return;
-                }
-            }
-        });
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
-        done.store(true, Ordering::SeqCst);
-        result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
 }
 
 fn request(flags: u32, address: u64, size: u64) -> Vec<u8> {

@@ -9,6 +9,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use common::held::{Numbers, assert_held, held};
 use common::memory::GuestMemory;
 use common::raw::*;
 use common::{Server, memfd};
@@ -16,23 +17,6 @@ use nix::sys::eventfd::EventFd;
 use outrigger_protocol::client::{Client, Options};
 
 const CONNECTIONS: usize = 1000;
-
-/// What this process holds: descriptors, and mappings of files (those of the heap come and go).
-fn held() -> (usize, usize) {
-    let fds = std::fs::read_dir("/proc/self/fd").unwrap().count();
-    let maps = std::fs::read_to_string("/proc/self/maps").unwrap().matches("memfd:").count();
-    (fds, maps)
-}
-
-/// Numbers that are the same in every run (Knuth's MMIX generator).
-struct Numbers(u64);
-
-impl Numbers {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        usize::try_from(self.0 >> 33).unwrap() % bound
-    }
-}
 
 /// All that a client says, and with which descriptors.
 fn conversation<'a>(memory: &'a impl AsRawFd, eventfds: &'a [EventFd]) -> Vec<(Vec<u8>, Vec<i32>)> {
@@ -117,6 +101,6 @@ fn a_thousand_connections_that_die_at_any_byte_leave_nothing_behind() {
         clients_die(&mut numbers);
         servers_die(&mut numbers);
     }
-    assert_eq!(held(), before);
+    assert_held(before);
     Raw::client(server.connect()).alive();
 }

@@ -2,6 +2,7 @@
 
 use zerocopy::FromBytes;
 
+use crate::codec::structures;
 use crate::wire;
 
 /// Mappable areas are multiples of this, in bytes.
@@ -55,9 +56,10 @@ impl RegionCapabilities {
 fn sparse_areas(bytes: &[u8], region_size: u64) -> Result<Vec<(u64, u64)>, &'static str> {
     let (sparse, bytes) =
         wire::SparseMmap::read_from_prefix(bytes).map_err(|_| "a sparse-mmap capability is cut off")?;
-    let count = sparse.nr_areas as usize;
-    let areas = <[wire::SparseMmapArea]>::ref_from_prefix_with_elems(bytes, count);
-    let (areas, _) = areas.map_err(|_| "a sparse-mmap capability has fewer areas than it says")?;
+    let length = (sparse.nr_areas as usize).checked_mul(size_of::<wire::SparseMmapArea>());
+    let areas = length.and_then(|length| bytes.get(..length));
+    let areas = areas.ok_or("a sparse-mmap capability has fewer areas than it says")?;
+    let areas: Vec<wire::SparseMmapArea> = structures(areas).collect();
     let legal = |area: &wire::SparseMmapArea| {
         area.offset.checked_add(area.size).is_some_and(|end| end <= region_size)
             && area.offset.is_multiple_of(PAGE)

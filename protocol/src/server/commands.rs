@@ -4,7 +4,6 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use zerocopy::FromBytes;
 
 use super::connection::Connection;
 use super::device::Device;
@@ -13,7 +12,7 @@ use super::interrupts::{Interrupts, checked_eventfd};
 use super::migration;
 use super::reply::Reply;
 use crate::capabilities::Capabilities;
-use crate::codec::Message;
+use crate::codec::{Message, structures};
 use crate::command::Command;
 use crate::wire;
 
@@ -89,20 +88,20 @@ impl Commands<'_> {
 
     fn region_write_multi(&mut self, message: &Message<'_>, reply: &mut Reply) -> Result<(), Errno> {
         let (request, entries) = message.parse::<wire::RegionWriteMulti>().ok_or(Errno::EINVAL)?;
-        let writes = <[wire::RegionShortWrite]>::ref_from_bytes(entries).map_err(|_| Errno::EINVAL)?;
-        if writes.len() as u64 != request.count {
+        let writes = || structures::<wire::RegionShortWrite>(entries);
+        let whole = entries.len().is_multiple_of(size_of::<wire::RegionShortWrite>());
+        if !whole || writes().len() as u64 != request.count {
             return Err(Errno::EINVAL);
         }
         // All of them before any is done.
-        for write in writes {
-            let &wire::RegionShortWrite { offset, region, count, data } = write;
+        for wire::RegionShortWrite { offset, region, count, data } in writes() {
             let region = self.checked_region(&wire::RegionAccess { offset, region, count })?;
             if count as usize > data.len() || !region.writable {
                 return Err(Errno::EINVAL);
             }
         }
         let mut completed = 0;
-        for write in writes {
+        for write in writes() {
             let data = &write.data[..write.count as usize];
             let done = if data.is_empty() { Ok(()) } else { self.device.write(write.region, write.offset, data) };
             match done {

@@ -7,6 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use nix::errno::Errno;
 use zerocopy::FromBytes;
 
+use crate::codec::structures;
 use crate::dirty_bitmap;
 use crate::wire;
 
@@ -41,15 +42,15 @@ impl DirtyLog {
     /// ranges than the message says; `E2BIG`: too many of them.
     pub(super) fn start(data: &[u8]) -> Result<Self, Errno> {
         let (control, entries) = wire::DmaLoggingControl::read_from_prefix(data).map_err(|_| Errno::EINVAL)?;
-        let entries = <[wire::DmaLoggingRange]>::ref_from_bytes(entries).map_err(|_| Errno::EINVAL)?;
-        if !control.page_size.is_power_of_two() || entries.len() != control.num_ranges as usize {
+        let length = (control.num_ranges as usize).checked_mul(size_of::<wire::DmaLoggingRange>());
+        if !control.page_size.is_power_of_two() || length != Some(entries.len()) {
             return Err(Errno::EINVAL);
         }
         if control.num_ranges > MAX_RANGES {
             return Err(Errno::E2BIG);
         }
-        let bounds = |range: &wire::DmaLoggingRange| Some((range.iova, last(range.iova, range.length)?));
-        let mut ranges = entries.iter().map(bounds).collect::<Option<Vec<_>>>().ok_or(Errno::EINVAL)?;
+        let bounds = |range: wire::DmaLoggingRange| Some((range.iova, last(range.iova, range.length)?));
+        let mut ranges = structures(entries).map(bounds).collect::<Option<Vec<_>>>().ok_or(Errno::EINVAL)?;
         ranges.sort_unstable();
         if ranges.windows(2).any(|pair| pair[0].1 >= pair[1].0) {
             return Err(Errno::EINVAL);

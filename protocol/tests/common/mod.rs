@@ -4,6 +4,7 @@
 #![allow(clippy::missing_panics_doc, clippy::unwrap_used, missing_docs, reason = "a test fails by panicking")]
 
 pub mod device;
+pub mod held;
 pub mod hostile;
 pub mod memory;
 pub mod migration;
@@ -11,11 +12,13 @@ pub mod raw;
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use outrigger_protocol::client::{self, Client};
 use outrigger_protocol::server::{Options, ServeError, serve};
 
@@ -89,6 +92,26 @@ impl Drop for Server {
             assert!(matches!(result, Some(Ok(()))), "the server panicked");
         }
     }
+}
+
+/// Runs `body` while somebody serves the device's requests, as a VMM's event loop does.
+pub fn watched<T>(client: &Client, body: impl FnOnce() -> T) -> T {
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::SeqCst) {
+                let events = |requests| if requests { PollFlags::POLLIN } else { PollFlags::empty() };
+                let watched: Vec<_> = client.watch().collect();
+                let mut fds: Vec<_> = watched.iter().map(|w| PollFd::new(w.fd, events(w.requests))).collect();
+                if poll(&mut fds, PollTimeout::from(5u8)).unwrap() > 0 && client.serve_ready().is_err() {
+                    return;
+                }
+            }
+        });
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
+        done.store(true, Ordering::SeqCst);
+        result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 /// An anonymous file of `size` bytes.
