@@ -14,6 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 use outrigger_protocol::client::{Client, ClientError, ClientMemory, Options, RegionWrite};
 use outrigger_protocol::command::Command;
+use outrigger_protocol::migration::DeviceState;
 use outrigger_protocol::wire::{self, FLAG_ERROR, Header, RegionAccess, RegionWriteMulti, TYPE_COMMAND, TYPE_REPLY};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -201,7 +202,7 @@ pub fn call(client: &Client, call: Call) -> (u32, Result<(), ClientError>) {
     // Enough for several messages, and no more than a few of them.
     let bytes = usize::from(length).saturating_mul(if length % 2 == 1 { 37 } else { 1 }).min(xfer.saturating_mul(20));
     let messages = u32::try_from(bytes.div_ceil(xfer)).expect("at most twenty") + 1;
-    let result = match what % 20 {
+    let result = match what % 28 {
         0 => client.device_info().map(|_| ()),
         1 => client.region_info(region).map(|info| drop(info.fd)),
         2 => client.region_io_fds(region, u64::from(length) << 8).map(drop),
@@ -233,6 +234,14 @@ pub fn call(client: &Client, call: Call) -> (u32, Result<(), ClientError>) {
         16 => client.get_feature(length, &vec![index; usize::from(index)]).map(drop),
         17 => client.set_feature(length, &vec![index; usize::from(index)]),
         18 => client.reset(),
+        20 => client.migration().map(drop),
+        21 => client.device_state().map(drop),
+        22 => client.set_device_state(DeviceState::from_number(u32::from(index % 7)).unwrap_or(DeviceState::Stop)),
+        23 => client.read_migration_data(&mut vec![0; bytes]).map(|read| assert!(read <= bytes)),
+        24 => client.write_migration_data(&vec![index; bytes]),
+        25 => client.start_dma_logging(4096, &[(0, u64::from(length) << 12), (1 << 40, 4096)]).map(drop),
+        26 => client.dirty_pages(0, u64::from(length) << 12, 4096).map(drop),
+        27 => client.stop_dma_logging(),
         _ => {
             // A moment in which nobody calls.
             std::thread::sleep(Duration::from_millis(u64::from(length % 3)));

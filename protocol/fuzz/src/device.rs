@@ -1,5 +1,6 @@
 //! A device that uses all that a client gives it, on the client's command.
 
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -8,7 +9,10 @@ use std::thread::JoinHandle;
 
 use nix::errno::Errno;
 use nix::sys::eventfd::EventFd;
-use outrigger_protocol::server::{Device, Feature, Interrupts, IoFd, Irq, Memory, MemoryError, Region, RegionMapping};
+use outrigger_protocol::migration::DeviceState;
+use outrigger_protocol::server::{
+    Device, Feature, Interrupts, IoFd, IoFdKind, Irq, Memory, MemoryError, Migration, Region, RegionMapping,
+};
 use outrigger_protocol::{pci, wire};
 use vm_memory::Bytes;
 
@@ -47,6 +51,9 @@ pub const INTERRUPT: u8 = 8;
 /// The most bytes of one order: two messages.
 const MAX_ORDER: usize = (1 << 20) + 4096;
 
+/// The features that are the device's own: those before are the library's.
+const GENERIC: RangeInclusive<u16> = 9..=13;
+
 /// A device for one input.
 #[derive(Debug)]
 pub struct FuzzDevice {
@@ -57,7 +64,56 @@ pub struct FuzzDevice {
     hands: Arc<Mutex<Hands>>,
     worker: Option<(SyncSender<Order>, JoinHandle<()>)>,
     feature: Vec<u8>,
+    state: State,
     with_worker: bool,
+}
+
+/// What migrates.
+#[derive(Debug)]
+struct State {
+    state: DeviceState,
+    data: Vec<u8>,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self { state: DeviceState::Running, data: vec![9; 5000] }
+    }
+}
+
+impl Migration for State {
+    fn pre_copy(&self) -> bool {
+        true
+    }
+
+    fn state(&self) -> DeviceState {
+        self.state
+    }
+
+    fn transition(&mut self, to: DeviceState) -> Result<(), Errno> {
+        // A device that has taken too little fails.
+        if self.state == DeviceState::Resuming && self.data.len() % 7 == 3 {
+            self.state = DeviceState::Error;
+            return Err(Errno::EIO);
+        }
+        self.state = to;
+        Ok(())
+    }
+
+    fn read_data(&mut self, data: &mut [u8]) -> Result<usize, Errno> {
+        assert!(self.state.is_saving(), "data was read in {:?}", self.state);
+        let length = data.len().min(self.data.len());
+        data[..length].copy_from_slice(&self.data[..length]);
+        self.data.drain(..length);
+        Ok(length)
+    }
+
+    fn write_data(&mut self, data: &[u8]) -> Result<(), Errno> {
+        assert_eq!(self.state, DeviceState::Resuming, "data was written");
+        assert!(data.len() <= 1 << 20, "{} bytes at once", data.len());
+        self.data = data.to_vec();
+        Ok(())
+    }
 }
 
 /// What the client gave.
@@ -72,7 +128,13 @@ impl FuzzDevice {
     pub fn new(with_worker: bool) -> Self {
         let backed = |size, offset, areas| {
             let fd: OwnedFd = memfd(offset + size);
-            Region { size, readable: true, writable: true, mapping: Some(RegionMapping { fd, offset, areas }) }
+            Region {
+                size,
+                readable: true,
+                writable: true,
+                mapping: Some(RegionMapping { fd, offset, areas }),
+                ..Region::default()
+            }
         };
         let regions = vec![
             Region::messages(MESSAGES_SIZE),
@@ -98,6 +160,7 @@ impl FuzzDevice {
             hands: Arc::default(),
             worker: None,
             feature: Vec::new(),
+            state: State::default(),
             with_worker,
         }
     }
@@ -184,9 +247,27 @@ impl Device for FuzzDevice {
         if region != MESSAGES {
             return Vec::new();
         }
-        let io_fd = |offset, size, datamatch, fd| IoFd { offset, size, datamatch, fd };
+        let io_fd = |offset, size, datamatch, fd| IoFd {
+            offset,
+            size,
+            kind: IoFdKind::Ioeventfd { datamatch },
+            pio: false,
+            fd,
+        };
+        let handed_over = |offset, posted_writes| IoFd {
+            offset,
+            size: 8,
+            kind: IoFdKind::Ioregionfd { user_data: offset, posted_writes },
+            pio: false,
+            fd: self.doorbells[0].as_fd(),
+        };
         let [first, second] = &self.doorbells;
-        let mut io_fds = vec![io_fd(0x100, 4, Some(7), first.as_fd()), io_fd(0x200, 0, None, second.as_fd())];
+        let mut io_fds = vec![
+            io_fd(0x100, 4, Some(7), first.as_fd()),
+            io_fd(0x200, 0, None, second.as_fd()),
+            handed_over(0x40, false),
+            handed_over(0x48, true),
+        ];
         // More than one message carries.
         io_fds.extend((0..70).map(|i| io_fd(0x300 + i * 4, 4, None, second.as_fd())));
         io_fds
@@ -200,27 +281,36 @@ impl Device for FuzzDevice {
     }
 
     fn feature(&self, index: u16) -> Option<Feature> {
-        (1..=5).contains(&index).then_some(Feature { get: true, set: index == 2 })
+        GENERIC.contains(&index).then_some(Feature { get: true, set: index == 10 })
     }
 
     fn get_feature(&mut self, index: u16, request: &[u8]) -> Result<Vec<u8>, Errno> {
         Ok(match index {
-            1 => vec![1; 8],
-            2 => self.feature.clone(),
-            3 => vec![3; 10_000],
-            4 => request.to_vec(),
+            9 => vec![1; 8],
+            10 => self.feature.clone(),
+            11 => vec![3; 10_000],
+            12 => request.to_vec(),
             _ => vec![5; (1 << 20) + 1],
         })
     }
 
     fn set_feature(&mut self, index: u16, data: &[u8]) -> Result<(), Errno> {
-        assert_eq!(index, 2);
+        assert_eq!(index, 10);
         self.feature = data.to_vec();
         Ok(())
     }
 
+    fn migration(&mut self) -> Option<&mut dyn Migration> {
+        Some(&mut self.state)
+    }
+
+    fn logs_dma(&self) -> bool {
+        true
+    }
+
     fn reset(&mut self) {
         self.storage.fill(0);
+        self.state = State::default();
     }
 
     fn disconnected(&mut self) {

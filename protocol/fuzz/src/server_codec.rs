@@ -16,8 +16,10 @@ use crate::input::{Input, MAX_STEPS, Packet};
 use crate::peer::Peer;
 use crate::version;
 
+/// What a log of dirty pages may take besides, in MiB.
+const DIRTY_LOG: usize = 32;
 /// What the server can hold of a client, and this client: a message in, a message out, and more in buffers that grow.
-const LIMITS: Limits = Limits { total: 8 << 20, piece: 3 << 20, time: Duration::from_secs(10) };
+const LIMITS: Limits = Limits { total: (8 + DIRTY_LOG) << 20, piece: 3 << 20, time: Duration::from_secs(10) };
 
 /// An input: how to begin, then messages.
 pub fn run(data: &[u8]) {
@@ -50,7 +52,11 @@ fn session(data: &[u8]) {
         going = send(&Packet::decode(&mut input), id);
     }
     peer.shutdown(Shutdown::Write);
-    let result = serve(&mut FuzzDevice::new(false), theirs, &Options { deadline: Duration::from_millis(20), ..Options::default() });
+    let result = serve(
+        &mut FuzzDevice::new(false),
+        theirs,
+        &Options { deadline: Duration::from_millis(20), ..Options::default() },
+    );
     peer.receive();
     let to_answer = peer.sent.to_answer();
     let (mut answered, mut asked) = (Vec::new(), false);

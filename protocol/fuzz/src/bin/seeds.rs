@@ -16,6 +16,7 @@ use nix::sys::eventfd::EventFd;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use outrigger_protocol::client::{Client, ClientError, Options, RegionWrite};
 use outrigger_protocol::command::Command;
+use outrigger_protocol::migration::DeviceState;
 use outrigger_protocol::server::{Options as ServerOptions, serve};
 use outrigger_protocol::wire::{HEADER_SIZE, Header};
 use outrigger_protocol_fuzz::client_session::{self, Call, RAM, Ram};
@@ -150,13 +151,30 @@ const SERVER_SCENARIOS: &[(&str, Scenario)] = &[
         client.set_irq_eventfds(1, 0, &fds[..2]).expect("MSI");
     }),
     ("features", |client| {
-        client.probe_feature(1, true, false).expect("an answer");
         client.probe_feature(9, true, false).expect("an answer");
-        client.set_feature(2, &[7; 40]).expect("a change");
-        for index in 1..4 {
+        client.probe_feature(40, true, false).expect("an answer");
+        client.set_feature(10, &[7; 40]).expect("a change");
+        for index in 9..12 {
             client.get_feature(index, &[1, 2, 3]).expect("data");
         }
-        client.get_feature(5, &[]).expect_err("too much");
+        client.get_feature(13, &[]).expect_err("too much");
+    }),
+    ("migration", |client| {
+        client.migration().expect("an answer").expect("a device that migrates");
+        client.set_device_state(DeviceState::StopCopy).expect("a stop");
+        let mut state = vec![0; 8000];
+        let length = client.read_migration_data(&mut state).expect("data");
+        client.set_device_state(DeviceState::Resuming).expect("a stop");
+        client.write_migration_data(&state[..length]).expect("a new state");
+        client.set_device_state(DeviceState::Running).expect("a start");
+        client.device_state().expect("a state");
+    }),
+    ("logging", |client| {
+        client.dma_map(0, 0x10000, None).expect("memory");
+        client.can_log_dma().expect("an answer");
+        client.start_dma_logging(4096, &[(0, 0x10000)]).expect("a log");
+        client.dirty_pages(0, 0x10000, 4096).expect("a report");
+        client.stop_dma_logging().expect("an end");
     }),
 ];
 
@@ -172,7 +190,9 @@ const CLIENT_SCENARIOS: &[(&str, Calls)] = &[
     ("several-writes", &[(9, 0, 5), (9, 0, 19), (4, 0, 8)]),
     ("memory", &[(10, 0, 0), (11, 1, 0), (10, 2, 0), (12, 0, 0), (12, 1, 0), (10, 0, 0)]),
     ("interrupts", &[(13, 0, 4), (14, 2, 0), (13, 0, 11), (18, 0, 0)]),
-    ("features", &[(19, 0, 1), (16, 0, 1), (17, 40, 2), (16, 0, 2), (16, 3, 4), (16, 0, 3)]),
+    ("features", &[(19, 0, 9), (16, 0, 9), (17, 40, 10), (16, 0, 10), (16, 3, 12), (16, 0, 11)]),
+    ("migration", &[(20, 0, 0), (22, 3, 0), (23, 0, 8000), (22, 4, 0), (24, 9, 3000), (22, 2, 0), (21, 0, 0)]),
+    ("logging", &[(10, 0, 1), (25, 0, 16), (26, 0, 16), (27, 0, 0)]),
     // The device asks for client memory before it answers: these writes are orders.
     ("dma", &[(10, 0, 1), (6, 0, 0x1000), (6, 1, 0x1000), (6, 2, 0x1000), (4, 0, 8), (12, 0, 1)]),
 ];
@@ -183,7 +203,13 @@ fn exchange(twin_socket: bool, scenario: impl FnOnce(&Client)) -> Vec<Said> {
     let (theirs, server_end) = UnixStream::pair().expect("a socket pair");
     let log = Log::default();
     std::thread::scope(|scope| {
-        scope.spawn(|| serve(&mut FuzzDevice::new(true), server_end, &ServerOptions { deadline: DEADLINE, ..ServerOptions::default() }));
+        scope.spawn(|| {
+            serve(
+                &mut FuzzDevice::new(true),
+                server_end,
+                &ServerOptions { deadline: DEADLINE, ..ServerOptions::default() },
+            )
+        });
         scope.spawn(|| forward(&ours, &theirs, true, &log));
         scope.spawn(|| forward(&theirs, &ours, false, &log));
         let ram = Arc::new(Ram(Mutex::new(vec![0; RAM])));
