@@ -164,6 +164,20 @@ fn options_that_do_not_exist() {
     refused(with_payload("pci").args(["--device", "tcp=1"]), USAGE, &["--device", "tcp", "socket"]);
     refused(with_payload("pci").args(["--net", "bridge=br0"]), USAGE, &["--net", "bridge", "tap"]);
     refused(with_payload("pci").args(["--net", "tap=t0,mac=01:00:00:00:00:01"]), USAGE, &["--net", "mac"]);
+    let words = ["--device", "dma", "'copied'", "shared or messages"];
+    refused(with_payload("pci").args(["--device", "socket=/s,dma=copied"]), USAGE, &words);
+}
+
+#[test]
+fn arguments_that_a_device_program_cannot_use() {
+    let blk = |arguments: &[&str], words: &[&str]| {
+        refused(Command::new(binaries::path("outrigger-blk")).args(arguments), USAGE, words);
+    };
+    blk(&[], &["--disk", "--socket"]);
+    blk(&["--disk", "path=/x"], &["--socket", "--fd", "--help"]);
+    blk(&["--disk", "path=/x", "--socket", "/s", "--turbo"], &["--turbo"]);
+    blk(&["--disk", "path=/x", "--socket", "/s", "--max-data-xfer-size", "0"], &["--max-data-xfer-size", "1048576"]);
+    blk(&["--disk", "path=/nowhere/disk", "--socket", "/s"], &["/nowhere/disk"]);
 }
 
 #[test]
