@@ -128,6 +128,11 @@ impl Peer {
         Some(Arrived { header, payload })
     }
 
+    /// Whether what was received ends in the middle of a message.
+    pub fn has_part_of_a_message(&self) -> bool {
+        !self.received.is_empty()
+    }
+
     /// Waits until there is something.
     pub fn wait(&self, events: PollFlags, patience: Duration) {
         let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::ZERO);

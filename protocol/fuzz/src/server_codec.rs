@@ -68,7 +68,9 @@ fn session(data: &[u8]) {
         }
     }
     assert!(to_answer.starts_with(&answered), "{to_answer:?} was answered by {answered:?}");
-    if result.is_ok() && !asked && !peer.sent.whole.is_empty() {
+    // A reply that finds no room while the client has left is given up.
+    let cut_off = peer.has_part_of_a_message();
+    if result.is_ok() && !asked && !cut_off && !peer.sent.whole.is_empty() {
         assert_eq!(to_answer, answered, "the server took leave, but not everything is answered");
     }
 }
