@@ -39,7 +39,7 @@ const FEATURES: u64 =
 const WRITE_FEATURES: u64 =
     1 << spec::VIRTIO_BLK_F_FLUSH | 1 << spec::VIRTIO_BLK_F_DISCARD | 1 << spec::VIRTIO_BLK_F_WRITE_ZEROES;
 /// A chain is as long as the queue: these, a header and a status.
-const SEG_MAX: u32 = crate::transport::queue::MAX_QUEUE_SIZE as u32 - 2;
+const SEG_MAX: u32 = crate::transport::layout::MAX_QUEUE_SIZE as u32 - 2;
 /// The most sectors one discard or write-zeroes may cover: 2 GiB.
 const MAX_ZERO_SECTORS: u32 = 1 << 22;
 /// Bytes of a disk's serial.

@@ -14,7 +14,7 @@ use super::bounce::Bounce;
 use super::request::{Disk, Operation, Parsed, Request, Status};
 use crate::log_limit::LogLimit;
 use crate::transport::chain::MAX_SEGMENTS;
-use crate::transport::queue::MAX_QUEUE_SIZE;
+use crate::transport::layout::MAX_QUEUE_SIZE;
 use crate::transport::{ActiveQueue, Chain, WorkerError};
 
 /// Every request of the largest queue, and the doorbell. The completion queue has twice as many.

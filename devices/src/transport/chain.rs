@@ -3,7 +3,7 @@
 use outrigger_protocol::server::{Memory, MemoryError};
 
 /// The most descriptors a chain may have: the largest queue's size (virtio 1.2, section 2.7.5.3.1).
-pub const MAX_SEGMENTS: usize = super::queue::MAX_QUEUE_SIZE as usize;
+pub const MAX_SEGMENTS: usize = super::layout::MAX_QUEUE_SIZE as usize;
 
 /// A contiguous range of client memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

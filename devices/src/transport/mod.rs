@@ -7,13 +7,14 @@
 //! - [`pci_config`]: configuration space with the virtio, MSI-X and PCI Express capabilities.
 //! - [`registers`]: the common configuration structure as a state machine without side effects.
 //! - [`signals`]: interrupts, ISR status and "device needs reset", shared by all threads.
-//! - [`queue`]: split virtqueues; [`chain`]: descriptor chains; `shadow`: copies of rings that are not mapped.
+//! - [`layout`]: where a virtqueue is; [`queue`]: one in service; [`chain`]: descriptor chains; `shadow`: copies of rings that are not mapped.
 //! - [`worker`]: the threads, and how they are stopped so that no I/O refers to client memory any more.
 //! - [`function`]: the above, wired together.
 
 pub mod chain;
 pub mod device;
 pub mod function;
+pub mod layout;
 pub mod pci_config;
 pub mod queue;
 pub mod registers;
@@ -24,7 +25,8 @@ pub mod worker;
 pub use chain::{Chain, Segment};
 pub use device::{Identity, VirtioDevice};
 pub use function::PciFunction;
-pub use queue::{Queue, QueueError, QueueLayout, QueueState};
+pub use layout::QueueLayout;
+pub use queue::{Queue, QueueError, QueueState};
 pub use worker::{ActiveQueue, Work, WorkerError};
 
 /// The most virtqueues a device may have: with one vector each and one for configuration changes, the MSI-X table and

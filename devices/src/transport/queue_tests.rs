@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+use super::super::layout::LayoutError;
 use super::*;
 use crate::testing::{BUFFERS, RAM_START, device_memory, ram};
 

@@ -1,7 +1,7 @@
 //! The common configuration structure (virtio 1.2, section 4.1.4.3, "Common configuration structure layout") as a state
 //! machine without side effects: a write changes the registers and says what the transport has to do about it.
 
-use super::queue::{LayoutError, MAX_QUEUE_SIZE, QueueLayout};
+use super::layout::{LayoutError, MAX_QUEUE_SIZE, QueueLayout};
 
 /// Bytes of the structure, including `queue_reset`.
 pub const COMMON_SIZE: usize = 0x3c;

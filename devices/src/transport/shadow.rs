@@ -4,7 +4,7 @@
 use outrigger_protocol::server::{Memory, MemoryError};
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::queue::{Descriptor, QueueLayout, UsedElement};
+use super::layout::{Descriptor, QueueLayout, UsedElement};
 
 /// The copies. Entries of the available ring and their descriptors are current from when they were fetched until the
 /// chains are in the used ring, as the driver may not change them in between (virtio 1.2, section 2.7.13).
