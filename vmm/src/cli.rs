@@ -94,8 +94,8 @@ struct RunArgs {
     /// readonly  on: open it for reading only (default off)
     /// serial    serial number the guest sees, up to 20 ASCII characters
     /// queues    request queues, 1 to 64 (default: one per vCPU)
-    /// dma       shared: the process maps guest RAM; messages: it asks for every byte, for a process that is not trusted
-    ///           with guest RAM (default: shared)
+    /// dma       shared: the process maps guest RAM (default); messages: it asks for every byte, as is right for one
+    ///           that you don't trust with guest RAM
     #[arg(long, value_name = "path=FILE[,readonly=on][,serial=ID][,queues=N][,dma=messages]", verbatim_doc_comment)]
     disk: Vec<String>,
 
