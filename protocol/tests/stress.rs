@@ -106,9 +106,9 @@ impl Device for StressDevice {
         self.worker = Some(std::thread::spawn(move || {
             let address = (THREADS * LANE) as u64;
             while !stop.load(Ordering::SeqCst) {
-                let memory = memory.lock().unwrap();
+                // Not locked while it is used: this thread would take the lock again before the other one wakes up.
+                let memory = memory.lock().unwrap().clone();
                 if !memory.is_writable(address, LANE) {
-                    drop(memory);
                     std::thread::sleep(Duration::from_millis(1));
                     continue;
                 }
@@ -144,7 +144,7 @@ impl Device for StressDevice {
                 self.posted[thread] = number;
             }
             (thread, COPY) => {
-                let memory = self.memory.lock().unwrap();
+                let memory = self.memory.lock().unwrap().clone();
                 let source = (thread * LANE) as u64;
                 let expected = pattern(thread, number);
                 let mut found = vec![0; expected.len()];
