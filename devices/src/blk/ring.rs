@@ -277,6 +277,7 @@ impl Service<'_> {
         self.bounces[usize::from(head)] = None;
         let address = self.requests[usize::from(head)].status_address;
         active.queue.memory().write(address, &[status as u8])?;
-        active.queue.push(head, written.saturating_add(1))
+        active.queue.push(head, written.saturating_add(1));
+        Ok(())
     }
 }

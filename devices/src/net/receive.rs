@@ -195,7 +195,7 @@ impl Receiver {
         while rest > 0 {
             let Some(buffer) = self.buffers.pop_front() else { break };
             let used = rest.min(buffer.length);
-            active.queue.push(buffer.head, u32::try_from(used).unwrap_or(u32::MAX))?;
+            active.queue.push(buffer.head, u32::try_from(used).unwrap_or(u32::MAX));
             self.available -= buffer.length;
             let mapped = &self.mapped[self.first..][..buffer.segments];
             self.unmapped -= mapped.iter().filter(|buffer| buffer.iov_base.is_null()).count();

@@ -52,7 +52,7 @@ impl Transmitter {
         for _ in 0..active.queue.size() {
             let Some(head) = active.queue.pop(&mut self.chain)? else { return Ok(true) };
             self.send(active.queue.memory())?;
-            active.queue.push(head, 0)?;
+            active.queue.push(head, 0);
         }
         Ok(false)
     }
