@@ -43,6 +43,7 @@ both_ways! {
     resets_of_every_kind_leave_a_working_device
     many_requests_at_once_all_come_back
     large_requests_are_moved_whole
+    no_doorbell_is_lost_when_the_way_to_wait_for_it_changes
 }
 
 fn rig(options: &str) -> Rig {
@@ -81,7 +82,7 @@ fn request(driver: &mut Driver, kind: u32, sector: u64, data: &[Buffer]) -> (u8,
     driver.notify(0);
     let (used, written) = driver.used(0);
     assert_eq!(used, head);
-    driver.free(0, (0..buffers.len()).map(|n| head + u16::try_from(n).unwrap()));
+    driver.free(0, (0..buffers.len()).map(|n| (head + u16::try_from(n).unwrap()) % 64));
     (driver.get(STATUS, 1)[0], written)
 }
 
@@ -361,6 +362,19 @@ fn many_requests_at_once_all_come_back(dma: Dma) {
             assert_eq!(bytes, content(file.as_file(), sectors[position].1, 512));
         }
         driver.free(0, sectors.iter().flat_map(|&(head, _)| [head, (head + 1) % 64, (head + 2) % 64]));
+    }
+}
+
+/// A flush is always waited for, so the doorbell goes to the ring; it leaves it after some reads, which are done at once.
+fn no_doorbell_is_lost_when_the_way_to_wait_for_it_changes(dma: Dma) {
+    let Rig { mut driver, .. } = started_with("", dma);
+    for reads in [0, 1, 62, 63, 64, 65, 66, 140] {
+        for _ in 0..2 {
+            assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_FLUSH, 0, &[]), (OK, 1));
+        }
+        for sector in 0..reads {
+            assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_IN, sector, &[(DATA, 512, true)]), (OK, 513));
+        }
     }
 }
 
