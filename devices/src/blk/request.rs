@@ -238,12 +238,22 @@ impl Request {
         Ok(())
     }
 
+    /// Those of `buffers`, filled by [`Request::parse`], that have bytes that remain.
+    pub fn left<'b>(&self, buffers: &'b [libc::iovec]) -> &'b [libc::iovec] {
+        &buffers[usize::from(self.first_buffer)..usize::from(self.buffers)]
+    }
+
+    /// Whether nothing has been tried yet.
+    pub fn is_new(&self) -> bool {
+        self.remaining == self.length && self.retries == 0
+    }
+
     /// The submission for what remains. `buffers` are those that [`Request::parse`] filled; they and the memory they
     /// point to must stay until the kernel is done.
     pub fn submission(&self, disk: &Disk, buffers: &[libc::iovec]) -> squeue::Entry {
         let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         let zero = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
-        let buffers = &buffers[usize::from(self.first_buffer)..usize::from(self.buffers)];
+        let buffers = self.left(buffers);
         let sync = if disk.write_through { libc::RWF_DSYNC } else { 0 };
         let allocate =
             |mode| opcode::Fallocate::new(DISK_FILE, self.length.into()).offset(self.offset).mode(mode).build();

@@ -1,5 +1,7 @@
 //! A request queue on an io_uring.
 //!
+//! Reads and writes of a disk that is in memory are done without the ring.
+//!
 //! What is in the page cache is done when it is submitted: then nothing is ever under way while the worker waits, and it
 //! waits by reading the doorbell. Once something has to be waited for, the doorbell is part of the ring: one system call
 //! submits whatever the driver made available, and waits for the next completion or the doorbell, whichever comes first.
@@ -13,6 +15,7 @@ use std::os::fd::AsRawFd;
 use io_uring::{IoUring, Submitter, cqueue, opcode, squeue, types};
 use outrigger_protocol::server::MemoryError;
 
+use super::at_once;
 use super::bounce::Bounce;
 use super::request::{Disk, Operation, Parsed, Request, Status};
 use crate::log_limit::LogLimit;
@@ -199,6 +202,13 @@ impl Service<'_> {
             request.set_buffer(bounce.buffer(request.remaining), buffers);
             if let Err(error) = fetched {
                 return self.unreached(active, head, error);
+            }
+        } else if self.disk.backing.in_memory && request.is_new() {
+            // SAFETY: the buffers are client memory, mapped while `active.queue` is there, and open in the direction of
+            // the request, as `Request::parse` has checked.
+            if let Some(result) = unsafe { at_once::perform(&self.disk, request, buffers) } {
+                // What remains after that, if anything, takes the ring.
+                return self.finish(active, head, result);
             }
         }
         let entry = self.requests[index].submission(&self.disk, buffers).user_data(head.into());
