@@ -125,12 +125,21 @@ fn packets_leave_through_the_tap(dma: Dma) {
     let sent = frame(300, 7);
     driver.put(BUFFERS, &[0; HEADER]);
     driver.put(BUFFERS + 0x1000, &sent);
-    // Gathered from three places.
-    let buffers = [(BUFFERS, 12, false), (BUFFERS + 0x1000, 100, false), (BUFFERS + 0x1064, 200, false)];
-    let head = driver.add(TRANSMIT, &buffers);
-    driver.notify(TRANSMIT);
-    assert_eq!(driver.used(TRANSMIT), (head, 0));
-    assert_eq!(wire.receive(), sent);
+    driver.put(BUFFERS + 0x2000, &sent[200..]);
+    driver.put(BUFFERS + 0x4000, &[&[0; HEADER], &sent[..]].concat());
+    // Gathered from two places, from three, and from neighbours.
+    let header = (BUFFERS, 12, false);
+    for buffers in [
+        &[header, (BUFFERS + 0x1000, 100, false), (BUFFERS + 0x1064, 200, false)][..],
+        &[header, (BUFFERS + 0x1000, 200, false), (BUFFERS + 0x2000, 100, false)],
+        &[(BUFFERS + 0x4000, 12, false), (BUFFERS + 0x400c, 300, false)],
+        &[(BUFFERS + 0x4000, 312, false)],
+    ] {
+        let head = driver.add(TRANSMIT, buffers);
+        driver.notify(TRANSMIT);
+        assert_eq!(driver.used(TRANSMIT), (head, 0));
+        assert_eq!(wire.receive(), sent);
+    }
     driver.interrupted(TRANSMIT + 1);
 }
 
