@@ -91,9 +91,9 @@ impl Memory {
         Self { log, ..self }
     }
 
-    /// Says that the device has written a range by other means than [`Memory::write`] and [`Memory::store_u16`]: to a
-    /// slice, or by an address that it gave to the kernel. Only after the write is done, and only in a device that
-    /// has [`super::Device::logs_dma`].
+    /// Says that the device has written a range by other means than [`Memory::write`], [`Memory::write_array`] and
+    /// [`Memory::store_u16`]: to a slice, or by an address that it gave to the kernel. Only after the write is done, and
+    /// only in a device that has [`super::Device::logs_dma`].
     #[inline]
     pub fn mark_dirty(&self, address: u64, length: usize) {
         if let Some(log) = &self.log {
