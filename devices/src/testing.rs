@@ -80,6 +80,11 @@ fn serve_memory(client: &Client) {
 
 /// The memory as a device gets it.
 pub fn device_memory(file: &std::fs::File) -> Memory {
+    device_memory_in_pieces(file, &[RAM_SIZE])
+}
+
+/// The memory as a device gets it from a client that maps it in pieces of these sizes.
+pub fn device_memory_in_pieces(file: &std::fs::File, sizes: &[u64]) -> Memory {
     struct Capture(Sender<Memory>);
     impl Device for Capture {
         fn regions(&self) -> &[Region] {
@@ -105,11 +110,16 @@ pub fn device_memory(file: &std::fs::File) -> Memory {
     let (sender, receiver) = channel();
     let server = std::thread::spawn(move || serve(&mut Capture(sender), theirs, &Default::default()));
     let client = connect(ours, &GuestMemoryMmap::default());
-    client.dma_map(RAM_START, RAM_SIZE, Some((file.as_fd(), 0))).unwrap();
-    let memory = receiver.recv().unwrap();
+    let mut offset = 0;
+    let mut memory = None;
+    for &size in sizes {
+        client.dma_map(RAM_START + offset, size, Some((file.as_fd(), offset))).unwrap();
+        memory = receiver.recv().ok();
+        offset += size;
+    }
     client.close();
     server.join().unwrap().unwrap();
-    memory
+    memory.unwrap()
 }
 
 /// A device being served, for one client after the other.

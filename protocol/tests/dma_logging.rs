@@ -54,6 +54,16 @@ fn dirty(raw: &mut Raw) -> u64 {
 }
 
 #[test]
+fn arrays_are_noted_within_a_mapping_and_across_its_end() {
+    let (server, mut raw) = mapped();
+    raw.succeed(FEATURE, &start(PAGE, 0, &[]), &[]);
+    memory(&server).write_array(3 * PAGE - 2, [1; 4]).unwrap();
+    memory(&server).write_array(9 * PAGE, [1]).unwrap();
+    assert_eq!(dirty(&mut raw), 0b10_0000_1100);
+    assert!(memory(&server).read_array::<4>(5 * PAGE).is_ok() && dirty(&mut raw) == 0);
+}
+
+#[test]
 fn a_device_that_does_not_log_has_none_of_the_features() {
     let server = Server::start();
     let mut raw = Raw::client(server.connect());

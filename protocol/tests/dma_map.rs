@@ -166,3 +166,37 @@ fn without_a_reply_wanted_it_is_mapped_in_silence() {
     raw.alive();
     assert!(reads(&server, 0));
 }
+
+#[test]
+fn what_is_borrowed_or_copied_as_an_array_lies_within_one_mapping_of_its_direction() {
+    let server = Server::start();
+    let mut raw = Raw::client(server.connect());
+    let memory = memfd(4 * PAGE);
+    // Both ways, both ways, to be read, to be written; the last one at an odd address.
+    let odd = 0x10_0001;
+    for (flags, page, address) in [(3, 0, 0), (3, 1, PAGE), (1, 2, 2 * PAGE), (2, 3, odd)] {
+        raw.succeed(DMA_MAP, &request(flags, page * PAGE, address, PAGE), &[fd(&memory)]);
+    }
+    let memory = server.state.lock().unwrap().memory.clone();
+    let borrowed = |address, length| {
+        (memory.readable_slice(address, length).is_ok(), memory.writable_slice(address, length).is_ok())
+    };
+    assert_eq!(borrowed(0, 4096), (true, true));
+    assert_eq!(borrowed(1, 4096), (false, false), "across two mappings");
+    assert_eq!(borrowed(2 * PAGE, 4096), (true, false));
+    assert_eq!(borrowed(2 * PAGE - 1, 2), (false, false));
+    assert_eq!(borrowed(3 * PAGE - 1, 2), (false, false));
+    assert_eq!(borrowed(odd, 4096), (false, true));
+    for (address, length) in [(odd + PAGE, 1), (odd - 1, 1), (u64::MAX, 1), (u64::MAX, usize::MAX), (0, usize::MAX)] {
+        assert_eq!(borrowed(address, length), (false, false));
+    }
+    // A copy may go across, but in one direction only where the client has opened one.
+    memory.write_array(PAGE - 2, [1, 2, 3, 4]).unwrap();
+    assert_eq!(memory.read_array(PAGE - 2).unwrap(), [1, 2, 3, 4]);
+    assert_eq!(memory.read_array(PAGE).unwrap(), [3, 4]);
+    assert!(memory.write_array(2 * PAGE, [0]).is_err() && memory.write_array(2 * PAGE - 1, [0; 2]).is_err());
+    assert!(memory.read_array::<1>(odd).is_err());
+    memory.write_array(odd, [5; 16]).unwrap();
+    assert!(memory.write_array(odd + PAGE - 1, [5; 16]).is_err());
+    assert!(memory.read_array::<16>(u64::MAX - 8).is_err());
+}

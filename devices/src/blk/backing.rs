@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
+use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 
 /// How long a lock of a process that has just ended may linger.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
@@ -89,6 +90,8 @@ pub struct Backing {
     pub size: u64,
     /// Whether writes are refused.
     pub readonly: bool,
+    /// Whether there is no device behind the file (tmpfs, ramfs), so that nothing is to be waited for.
+    pub in_memory: bool,
     /// Block sizes.
     pub topology: Topology,
 }
@@ -125,7 +128,8 @@ impl Backing {
         if size == 0 || !size.is_multiple_of(SECTOR) {
             return Err(OpenError::Size(size));
         }
-        Ok(Self { file, size, readonly, topology })
+        let in_memory = metadata.is_file() && is_in_memory(&file);
+        Ok(Self { file, size, readonly, in_memory, topology })
     }
 
     /// The capacity in sectors of 512 bytes.
@@ -141,6 +145,16 @@ fn check_kind(metadata: &Metadata) -> Result<(), OpenError> {
         () if kind.is_file() || kind.is_block_device() => Ok(()),
         () => Err(OpenError::Kind),
     }
+}
+
+/// Files of a file system that has no device. They may be swapped out, which is as rare as it is for any memory.
+fn is_in_memory(file: &File) -> bool {
+    /// Linux, `include/uapi/linux/magic.h`.
+    const RAMFS_MAGIC: i64 = 0x8584_58f6;
+    fstatfs(file).is_ok_and(|found| {
+        let kind = found.filesystem_type();
+        kind == TMPFS_MAGIC || kind.0 == RAMFS_MAGIC
+    })
 }
 
 /// An open-file-description lock on the whole file, released by the kernel however the process ends. That may be a moment

@@ -1,5 +1,6 @@
 //! The block device (virtio 1.2, section 5.2, "Block Device"): a raw file or a host block device.
 
+mod at_once;
 mod backing;
 mod bounce;
 mod request;

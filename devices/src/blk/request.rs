@@ -130,8 +130,7 @@ impl Request {
         let (Some(last), true) = (chain.writable().last(), chain.readable_bytes() >= HEADER_SIZE) else {
             return Err(WorkerError::host("malformed request")(io::Error::other("no header or no status byte")));
         };
-        let mut header = [0; HEADER_SIZE as usize];
-        gather(memory, chain.readable().iter().copied(), &mut header).map_err(QueueError::from)?;
+        let header = header(memory, chain).map_err(QueueError::from)?;
         let mut request =
             Self { status_address: last.address.saturating_add(u64::from(last.length - 1)), ..Self::default() };
         let parsed = request.prepare(disk, memory, chain, &header, buffers, bounce);
@@ -239,12 +238,22 @@ impl Request {
         Ok(())
     }
 
+    /// Those of `buffers`, filled by [`Request::parse`], that have bytes that remain.
+    pub fn left<'b>(&self, buffers: &'b [libc::iovec]) -> &'b [libc::iovec] {
+        &buffers[usize::from(self.first_buffer)..usize::from(self.buffers)]
+    }
+
+    /// Whether nothing has been tried yet.
+    pub fn is_new(&self) -> bool {
+        self.remaining == self.length && self.retries == 0
+    }
+
     /// The submission for what remains. `buffers` are those that [`Request::parse`] filled; they and the memory they
     /// point to must stay until the kernel is done.
     pub fn submission(&self, disk: &Disk, buffers: &[libc::iovec]) -> squeue::Entry {
         let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         let zero = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
-        let buffers = &buffers[usize::from(self.first_buffer)..usize::from(self.buffers)];
+        let buffers = self.left(buffers);
         let sync = if disk.write_through { libc::RWF_DSYNC } else { 0 };
         let allocate =
             |mode| opcode::Fallocate::new(DISK_FILE, self.length.into()).offset(self.offset).mode(mode).build();
@@ -299,6 +308,18 @@ impl Request {
     }
 }
 
+/// The header, which drivers put at the start of a buffer, and may put across several.
+fn header(memory: &Memory, chain: &Chain) -> Result<[u8; HEADER_SIZE as usize], MemoryError> {
+    match chain.readable() {
+        [Segment { address, length: HEADER_SIZE.. }, ..] => memory.read_array(*address),
+        several => {
+            let mut header = [0; HEADER_SIZE as usize];
+            gather(memory, several.iter().copied(), &mut header)?;
+            Ok(header)
+        }
+    }
+}
+
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
 }
@@ -311,16 +332,22 @@ fn count(buffers: &[libc::iovec]) -> u32 {
     u32::try_from(buffers.len()).expect("a chain has at most MAX_SEGMENTS buffers")
 }
 
+/// Puts where the kernel finds `segments` to `buffers`, those that are neighbours as one; returns how many.
 fn collect<'m>(
     segments: impl Iterator<Item = Segment>,
     slice: impl Fn(Segment) -> Result<vm_memory::VolatileSlice<'m>, MemoryError>,
     buffers: &mut [libc::iovec],
 ) -> Result<u16, MemoryError> {
-    let mut count = 0;
-    for (segment, buffer) in segments.zip(buffers) {
-        let iov_base = slice(segment)?.ptr_guard_mut().as_ptr().cast();
-        *buffer = libc::iovec { iov_base, iov_len: segment.length as usize };
-        count += 1;
+    let mut count = 0u16;
+    for segment in segments {
+        let (iov_base, iov_len) = (slice(segment)?.ptr_guard_mut().as_ptr(), segment.length as usize);
+        match buffers[..usize::from(count)].last_mut() {
+            Some(last) if last.iov_base.wrapping_byte_add(last.iov_len) == iov_base.cast() => last.iov_len += iov_len,
+            _ => {
+                buffers[usize::from(count)] = libc::iovec { iov_base: iov_base.cast(), iov_len };
+                count += 1;
+            }
+        }
     }
     Ok(count)
 }
@@ -328,6 +355,30 @@ fn collect<'m>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn neighbours_in_memory_are_one_buffer() {
+        let mut memory = [0u8; 64];
+        // A place in `memory` for each address.
+        let whole = vm_memory::VolatileSlice::from(&mut memory[..]);
+        let slice =
+            |Segment { address, length }| match whole.subslice(usize::try_from(address).unwrap(), length as usize) {
+                Ok(slice) => Ok(slice),
+                Err(_) => Err(Memory::default().writable_slice(address, length as usize).unwrap_err()),
+            };
+        let mut buffers = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; 4];
+        let mut collect = |segments: &[(u64, u32)]| {
+            let segments = segments.iter().map(|&(address, length)| Segment { address, length });
+            let count = super::collect(segments, slice, &mut buffers)?;
+            let base = whole.ptr_guard().as_ptr();
+            let place = |buffer: &libc::iovec| (buffer.iov_base.addr() - base.addr(), buffer.iov_len);
+            Ok::<_, MemoryError>(buffers[..usize::from(count)].iter().map(place).collect::<Vec<_>>())
+        };
+        assert_eq!(collect(&[(0, 16), (16, 16), (32, 1), (40, 8), (48, 16)]).unwrap(), [(0, 33), (40, 24)]);
+        assert_eq!(collect(&[(16, 16), (0, 16), (0, 16)]).unwrap(), [(16, 16), (0, 16), (0, 16)]);
+        assert_eq!(collect(&[]).unwrap(), []);
+        assert!(collect(&[(0, 16), (16, 16), (32, 33)]).is_err(), "each is looked up by itself");
+    }
 
     #[test]
     fn a_short_transfer_goes_on_where_it_stopped() {

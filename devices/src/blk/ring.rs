@@ -1,8 +1,13 @@
 //! A request queue on an io_uring.
 //!
-//! One system call submits whatever the driver made available, and waits for the next completion or the doorbell,
-//! whichever comes first. The doorbell is a multishot poll, which is never read: each ring adds to the eventfd's
-//! counter and completes the poll once, and nothing looks at the counter.
+//! Reads and writes of a disk that is in memory are done without the ring.
+//!
+//! What is in the page cache is done when it is submitted: then nothing is ever under way while the worker waits, and it
+//! waits by reading the doorbell. Once something has to be waited for, the doorbell is part of the ring: one system call
+//! submits whatever the driver made available, and waits for the next completion or the doorbell, whichever comes first.
+//! The doorbell is a multishot poll then, which is never read: each ring adds to the eventfd's counter and completes the
+//! poll once, and nothing looks at the counter. Now and then it is taken out of the ring, to see if it is still needed
+//! there.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -10,6 +15,7 @@ use std::os::fd::AsRawFd;
 use io_uring::{IoUring, Submitter, cqueue, opcode, squeue, types};
 use outrigger_protocol::server::MemoryError;
 
+use super::at_once;
 use super::bounce::Bounce;
 use super::request::{Disk, Operation, Parsed, Request, Status};
 use crate::log_limit::LogLimit;
@@ -23,6 +29,10 @@ const ENTRIES: u32 = 2 * MAX_QUEUE_SIZE as u32;
 const DOORBELL_FILE: types::Fixed = types::Fixed(1);
 /// Completions carry the head of their chain; this is no head.
 const DOORBELL_TOKEN: u64 = u64::MAX;
+/// Nor is this: the poll for the doorbell was taken out of the ring.
+const DISARM_TOKEN: u64 = u64::MAX - 1;
+/// How many waits for nothing but the doorbell it stays in the ring.
+const MAX_IDLE_WAITS: u32 = 64;
 /// How often the kernel may ask to try again.
 const MAX_RETRIES: u8 = 16;
 
@@ -45,7 +55,9 @@ pub fn serve(disk: Disk, active: &mut ActiveQueue) -> Result<(), WorkerError> {
     let mut ring = build().map_err(WorkerError::host("cannot set up io_uring"))?;
     let files = [disk.backing.file.as_raw_fd(), active.doorbell().as_raw_fd()];
     ring.submitter().register_files(&files).map_err(WorkerError::host("cannot register files"))?;
-    let (submitter, submissions, completions) = ring.split();
+    let (mut submitter, submissions, completions) = ring.split();
+    // Spares the kernel a look-up for each call; before Linux 5.18 it goes without.
+    let _ = submitter.register_ring_fd();
     let size = usize::from(active.queue.size());
     let null = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
     let mut service = Service {
@@ -60,11 +72,14 @@ pub fn serve(disk: Disk, active: &mut ActiveQueue) -> Result<(), WorkerError> {
         chain: Chain::new(),
         in_flight: 0,
         doorbell_armed: false,
+        idle_waits: 0,
         log: LogLimit::default(),
     };
     let result = service.run(active);
     // Also after an error: the kernel is still at work on client memory.
     let drained = service.drain(active);
+    // Fails if there is none.
+    let _ = service.submitter.unregister_ring_fd();
     result.and(drained)
 }
 
@@ -81,25 +96,54 @@ struct Service<'r> {
     bounces: Vec<Option<Bounce>>,
     chain: Chain,
     in_flight: usize,
+    /// The doorbell is part of the ring.
     doorbell_armed: bool,
+    /// Waits for nothing else since then.
+    idle_waits: u32,
     log: LogLimit,
 }
 
 impl Service<'_> {
     fn run(&mut self, active: &mut ActiveQueue) -> Result<(), WorkerError> {
         while !active.stopping() {
-            let more = self.take(active)?;
+            let left = !self.submissions.is_empty();
+            let taken = self.take(active)?;
+            // With the doorbell in the ring, the call that waits submits as well, if there is nothing more to take.
+            if taken && (left || !self.doorbell_armed) {
+                self.enter(0)?;
+                self.complete(active)?;
+            }
             active.publish()?;
-            if !self.doorbell_armed {
+            // Until here the doorbell was not wanted, as the queue was about to be looked at.
+            if !taken && !active.queue.want_doorbell()? {
+                self.wait(active)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for the doorbell, or for a request that is under way, whichever comes first.
+    fn wait(&mut self, active: &mut ActiveQueue) -> Result<(), WorkerError> {
+        match (self.in_flight, self.doorbell_armed) {
+            (0, false) => return active.wait(),
+            (0, true) => {
+                self.idle_waits += 1;
+                if self.idle_waits == MAX_IDLE_WAITS {
+                    let disarm = opcode::PollRemove::new(DOORBELL_TOKEN).build().user_data(DISARM_TOKEN);
+                    // SAFETY: the entry refers to nothing.
+                    unsafe { self.submit(&disarm) }?;
+                }
+            }
+            (_, false) => {
                 let poll = opcode::PollAdd::new(DOORBELL_FILE, libc::POLLIN.cast_unsigned().into()).multi(true);
                 // SAFETY: the entry refers to nothing but a registered file.
                 unsafe { self.submit(&poll.build().user_data(DOORBELL_TOKEN)) }?;
-                self.doorbell_armed = true;
+                (self.doorbell_armed, self.idle_waits) = (true, 0);
             }
-            self.enter(usize::from(!more))?;
-            self.complete(active)?;
+            (_, true) => {}
         }
-        Ok(())
+        self.enter(1)?;
+        self.complete(active)
     }
 
     /// Waits for what the kernel is doing and tells the driver.
@@ -118,16 +162,11 @@ impl Service<'_> {
         result
     }
 
-    /// Takes what the driver made available, at most a queue full; returns whether there is more.
+    /// Takes what the driver made available, at most a queue full; returns whether there was anything.
     fn take(&mut self, active: &mut ActiveQueue) -> Result<bool, WorkerError> {
         active.queue.suppress_doorbell()?;
-        for _ in 0..active.queue.size() {
-            let Some(head) = active.queue.pop(&mut self.chain)? else {
-                if active.queue.want_doorbell()? {
-                    continue;
-                }
-                return Ok(false);
-            };
+        for count in 0..active.queue.size() {
+            let Some(head) = active.queue.pop(&mut self.chain)? else { return Ok(count > 0) };
             self.begin(active, head)?;
         }
         Ok(true)
@@ -164,6 +203,13 @@ impl Service<'_> {
             if let Err(error) = fetched {
                 return self.unreached(active, head, error);
             }
+        } else if self.disk.backing.in_memory && request.is_new() {
+            // SAFETY: the buffers are client memory, mapped while `active.queue` is there, and open in the direction of
+            // the request, as `Request::parse` has checked.
+            if let Some(result) = unsafe { at_once::perform(&self.disk, request, buffers) } {
+                // What remains after that, if anything, takes the ring.
+                return self.finish(active, head, result);
+            }
         }
         let entry = self.requests[index].submission(&self.disk, buffers).user_data(head.into());
         // SAFETY: the entry refers to `buffers` and to client memory or a bounce buffer. All stay until it completes:
@@ -192,6 +238,9 @@ impl Service<'_> {
 
     /// Submits what is queued and waits for `want` completions.
     fn enter(&mut self, want: usize) -> Result<(), WorkerError> {
+        if want == 0 && self.submissions.is_empty() {
+            return Ok(());
+        }
         self.submissions.sync();
         let result = self.submitter.submit_and_wait(want);
         self.submissions.sync();
@@ -207,9 +256,13 @@ impl Service<'_> {
     fn complete(&mut self, active: &mut ActiveQueue) -> Result<(), WorkerError> {
         let mut result = Ok(());
         while let Some(completion) = self.completions.next() {
-            if completion.user_data() == DOORBELL_TOKEN {
-                self.doorbell_armed &= cqueue::more(completion.flags());
-                continue;
+            match completion.user_data() {
+                DOORBELL_TOKEN => {
+                    self.doorbell_armed &= cqueue::more(completion.flags());
+                    continue;
+                }
+                DISARM_TOKEN => continue,
+                _ => {}
             }
             let head = u16::try_from(completion.user_data()).expect("a head, as submitted");
             self.in_flight -= 1;
@@ -276,7 +329,8 @@ impl Service<'_> {
     fn end(&mut self, active: &mut ActiveQueue, head: u16, status: Status, written: u32) -> Result<(), MemoryError> {
         self.bounces[usize::from(head)] = None;
         let address = self.requests[usize::from(head)].status_address;
-        active.queue.memory().write(address, &[status as u8])?;
-        active.queue.push(head, written.saturating_add(1))
+        active.queue.memory().write_array(address, [status as u8])?;
+        active.queue.push(head, written.saturating_add(1));
+        Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! The block device, driven through a real socket.
 
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
 
 use outrigger_protocol::pci::{BAR0_REGION, CONFIG_REGION, INTX_IRQ};
@@ -26,9 +26,13 @@ struct Rig {
 
 fn image() -> tempfile::NamedTempFile {
     let file = tempfile::NamedTempFile::new().unwrap();
-    let pattern: Vec<u8> = (0..SIZE).map(|at| (at / 512 + at % 251).to_le_bytes()[0]).collect();
-    file.as_file().write_all_at(&pattern, 0).unwrap();
+    fill(file.as_file());
     file
+}
+
+fn fill(file: &File) {
+    let pattern: Vec<u8> = (0..SIZE).map(|at| (at / 512 + at % 251).to_le_bytes()[0]).collect();
+    file.write_all_at(&pattern, 0).unwrap();
 }
 
 both_ways! {
@@ -43,6 +47,8 @@ both_ways! {
     resets_of_every_kind_leave_a_working_device
     many_requests_at_once_all_come_back
     large_requests_are_moved_whole
+    no_doorbell_is_lost_when_the_way_to_wait_for_it_changes
+    a_disk_in_memory_is_a_disk
 }
 
 fn rig(options: &str) -> Rig {
@@ -81,7 +87,7 @@ fn request(driver: &mut Driver, kind: u32, sector: u64, data: &[Buffer]) -> (u8,
     driver.notify(0);
     let (used, written) = driver.used(0);
     assert_eq!(used, head);
-    driver.free(0, (0..buffers.len()).map(|n| head + u16::try_from(n).unwrap()));
+    driver.free(0, (0..buffers.len()).map(|n| (head + u16::try_from(n).unwrap()) % 64));
     (driver.get(STATUS, 1)[0], written)
 }
 
@@ -361,6 +367,58 @@ fn many_requests_at_once_all_come_back(dma: Dma) {
             assert_eq!(bytes, content(file.as_file(), sectors[position].1, 512));
         }
         driver.free(0, sectors.iter().flat_map(|&(head, _)| [head, (head + 1) % 64, (head + 2) % 64]));
+    }
+}
+
+/// A flush is always waited for, so the doorbell goes to the ring; it leaves it after some reads, which are done at once.
+fn no_doorbell_is_lost_when_the_way_to_wait_for_it_changes(dma: Dma) {
+    let Rig { mut driver, .. } = started_with("", dma);
+    for reads in [0, 1, 62, 63, 64, 65, 66, 140] {
+        for _ in 0..2 {
+            assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_FLUSH, 0, &[]), (OK, 1));
+        }
+        for sector in 0..reads {
+            assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_IN, sector, &[(DATA, 512, true)]), (OK, 513));
+        }
+    }
+}
+
+fn a_disk_in_memory_is_a_disk(dma: Dma) {
+    for features in [FLUSH, 0] {
+        let file = File::from(nix::sys::memfd::memfd_create(c"disk", nix::sys::memfd::MFdFlags::empty()).unwrap());
+        fill(&file);
+        let blk = Blk::open(&format!("path=/proc/self/fd/{}", file.as_raw_fd())).unwrap();
+        assert!(blk.backing.in_memory);
+        let served = Served::new(blk);
+        let mut driver = served.attach_with(dma);
+        driver.start(features, 1, 64);
+        let place = |at: u32, length, writable| (DATA + u64::from(at), length, writable);
+        for pieces in [&[4096u32][..], &[512, 512], &[100, 412, 1024]] {
+            let total: u32 = pieces.iter().sum();
+            let spread = |writable| {
+                let gaps = (0u32..).step_by(0x2000);
+                pieces.iter().zip(gaps).map(move |(&length, at)| place(at, length, writable)).collect::<Vec<_>>()
+            };
+            assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_IN, 3, &spread(true)), (OK, total + 1));
+            let read: Vec<u8> =
+                spread(true).iter().flat_map(|&(at, length, _)| driver.get(at, length as usize)).collect();
+            assert_eq!(read, content(&file, 3, total as usize));
+            for (at, length, _) in spread(false) {
+                driver.put(at, &vec![0xa5; length as usize]);
+            }
+            assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_OUT, 100, &spread(false)), (OK, 1));
+            assert_eq!(content(&file, 100, total as usize), vec![0xa5; total as usize]);
+            assert_ne!(content(&file, 100 + u64::from(total / 512), 512), [0xa5; 512]);
+            file.write_all_at(&[0; 4096], 100 * 512).unwrap();
+        }
+        assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_FLUSH, 0, &[]), (OK, 1));
+        driver.put(DATA, &[&100u64.to_le_bytes()[..], &8u32.to_le_bytes(), &[0; 4]].concat());
+        assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_DISCARD, 0, &[place(0, 16, false)]), (OK, 1));
+        file.set_len(4096).unwrap();
+        assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_IN, 100, &[place(0, 512, true)]).0, IOERR);
+        // Short: the second half is missing.
+        assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_IN, 7, &[place(0, 1024, true)]).0, IOERR);
+        assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_IN, 7, &[place(0, 512, true)]).0, OK);
     }
 }
 

@@ -39,7 +39,7 @@ impl Control {
                 };
                 let answer = self.command(active.queue.memory(), &chain)?;
                 active.queue.memory().write(last.address.saturating_add(u64::from(last.length - 1)), &[answer])?;
-                active.queue.push(head, 1)?;
+                active.queue.push(head, 1);
                 active.publish()?;
                 if active.stopping() {
                     return Ok(());

@@ -1,7 +1,8 @@
 //! From the tap to the guest: packets are read straight into the driver's buffers where these are mapped.
 //!
-//! Buffers are taken from the queue ahead of need, as the size of a packet is known only after it was read. What is not
-//! used stays for the next packet, and is given back when the worker stops.
+//! Buffers are taken from the queue ahead of need, as the size of a packet is known only after it was read: enough for the
+//! packets that come these days, as the kernel looks at each buffer for each packet. The rest of a larger one is copied.
+//! What is not used stays for the next packet, and is given back when the worker stops.
 
 use std::collections::VecDeque;
 use std::io;
@@ -14,13 +15,17 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use outrigger_protocol::server::{Memory, MemoryError};
 
 use super::tap::{HEADER_SIZE, MAX_PACKET, Tap};
-use crate::transport::chain::scatter;
+use crate::transport::chain::{part, scatter};
 use crate::transport::{ActiveQueue, Chain, Segment, WorkerError};
 
 /// Packets handled before the driver is told.
 const BATCH: usize = 64;
 /// Buffers in one read, short of the kernel's limit (`UIO_MAXIOV`, 1,024) by one chain and the overflow.
 const MAX_BUFFERS: usize = 512;
+/// After so many packets that would have fit the interface's MTU, the next ones are expected to.
+const FEW_LARGE: u32 = 64;
+/// After a wake-up for a single packet, so many are expected to be alike.
+const ALONE: u32 = 7;
 /// Where the header counts the buffers that a packet takes.
 const NUM_BUFFERS_OFFSET: usize = 10;
 
@@ -41,8 +46,15 @@ pub struct Receiver {
     pair: u16,
     /// A packet may take more than one buffer.
     mergeable: bool,
-    /// Bytes of buffers to have before reading.
+    /// Bytes of the largest packet without segmentation offload, and of the largest that the driver takes.
+    normal: usize,
+    largest: usize,
+    /// Bytes of buffers to have before reading: one of these two.
     wanted: usize,
+    /// Packets in a row that were not larger than `normal`.
+    small: u32,
+    /// For so many wake-ups, one packet is all that is expected.
+    alone: u32,
     buffers: VecDeque<Buffer>,
     available: usize,
     /// The segments of `buffers` from `first` on, in order, and where the kernel finds them.
@@ -52,7 +64,7 @@ pub struct Receiver {
     /// How many of them are reached by messages only: with any, packets take the way through `overflow`.
     unmapped: usize,
     chain: Chain,
-    /// Takes the rest of a packet that is longer than the driver's buffers, so that it is noticed and dropped.
+    /// Takes the rest of a packet that is longer than `buffers`.
     overflow: Box<[u8]>,
 }
 
@@ -75,7 +87,11 @@ impl Receiver {
             tap,
             pair,
             mergeable,
-            wanted: if large { MAX_PACKET } else { normal },
+            normal,
+            largest: if large { MAX_PACKET } else { normal },
+            wanted: normal,
+            small: 0,
+            alone: 0,
             buffers: VecDeque::with_capacity(MAX_BUFFERS),
             available: 0,
             segments: Vec::with_capacity(4 * MAX_BUFFERS),
@@ -108,34 +124,52 @@ impl Receiver {
                     }
                     active.queue.suppress_doorbell()?;
                 }
-                Next::Tap => self.wait(active, self.tap.queue(self.pair))?,
-                Next::Detached => self.wait(active, borrow(self.tap.wake(self.pair)))?,
+                Next::Tap => {
+                    self.wait(active, self.tap.queue(self.pair))?;
+                }
+                Next::Detached => {
+                    if self.wait(active, borrow(self.tap.wake(self.pair)))? {
+                        // Readable, so this does not fail; nobody else reads it.
+                        let _ = self.tap.wake(self.pair).read();
+                    }
+                }
             }
         }
         Ok(())
     }
 
+    /// Moves packets until there are no more, or `BATCH` of them. Where packets come one by one, it does not look for a
+    /// second one: waiting tells as well.
     fn receive(&mut self, active: &mut ActiveQueue) -> Result<Next, WorkerError> {
-        for _ in 0..BATCH {
-            self.fill(active)?;
+        for count in 0..BATCH {
+            self.fill(active, self.wanted)?;
             if self.buffers.is_empty() {
                 return Ok(Next::Buffers);
             }
             match self.read() {
-                Ok(length) => self.deliver(active, length)?,
-                Err(Errno::EAGAIN) => return Ok(Next::Tap),
+                Ok((length, direct)) => self.deliver(active, length, direct)?,
+                Err(Errno::EAGAIN) => {
+                    if count > 0 {
+                        self.alone = if count == 1 { ALONE } else { 0 };
+                    }
+                    return Ok(Next::Tap);
+                }
                 // EIO: switched off; nothing comes until it is switched on, which poll notices.
                 Err(Errno::EIO | Errno::EINTR) => return Ok(Next::Tap),
                 Err(Errno::EBADFD) => return Ok(Next::Detached),
                 Err(errno) => return Err(WorkerError::host("cannot read from the tap")(errno.into())),
             }
+            if self.alone > 0 {
+                self.alone -= 1;
+                return Ok(Next::Tap);
+            }
         }
         Ok(Next::Continue)
     }
 
-    /// Takes buffers from the queue until the largest packet fits.
-    fn fill(&mut self, active: &mut ActiveQueue) -> Result<(), WorkerError> {
-        while self.buffers.is_empty() || (self.mergeable && self.available < self.wanted) {
+    /// Takes buffers from the queue until a packet of `wanted` bytes fits.
+    fn fill(&mut self, active: &mut ActiveQueue, wanted: usize) -> Result<(), WorkerError> {
+        while self.buffers.is_empty() || (self.mergeable && self.available < wanted) {
             if self.segments.len() - self.first > MAX_BUFFERS {
                 return Ok(());
             }
@@ -169,36 +203,48 @@ impl Receiver {
     }
 
     /// Reads one packet into the buffers, and what does not fit into `overflow`; all of it if not all buffers are mapped.
-    fn read(&mut self) -> Result<usize, Errno> {
-        let overflow = libc::iovec { iov_base: self.overflow.as_mut_ptr().cast(), iov_len: self.overflow.len() };
-        self.mapped.push(overflow);
-        let first = if self.unmapped == 0 { self.first } else { self.mapped.len() - 1 };
+    /// Returns its length, and how many bytes went to the buffers.
+    fn read(&mut self) -> Result<(usize, usize), Errno> {
+        let room = if self.unmapped == 0 { self.available } else { 0 };
+        let first = if self.unmapped == 0 { self.first } else { self.mapped.len() };
+        let buffers = self.mapped.len();
+        if room < MAX_PACKET {
+            let (iov_base, iov_len) = (self.overflow.as_mut_ptr().cast(), self.overflow.len());
+            self.mapped.push(libc::iovec { iov_base, iov_len });
+        }
         let targets = &self.mapped[first..];
         let count = libc::c_int::try_from(targets.len()).unwrap_or(libc::c_int::MAX);
         // SAFETY: each target is a range of client memory, which stays mapped while `active.queue` holds it, or
         // `overflow`, which nobody else refers to. Any content of shared memory is fine.
         let result = unsafe { libc::readv(self.tap.queue(self.pair).as_raw_fd(), targets.as_ptr(), count) };
-        self.mapped.pop();
-        Errno::result(result).map(|length| usize::try_from(length).unwrap_or(0))
+        self.mapped.truncate(buffers);
+        let length = usize::try_from(Errno::result(result)?).unwrap_or(0);
+        Ok((length, length.min(room)))
     }
 
     /// Hands the packet that was read to the driver, or drops it.
-    fn deliver(&mut self, active: &mut ActiveQueue, length: usize) -> Result<(), WorkerError> {
+    fn deliver(&mut self, active: &mut ActiveQueue, length: usize, direct: usize) -> Result<(), WorkerError> {
+        self.expect_like(length);
+        if length > self.available {
+            self.fill(active, length)?;
+        }
         if length < HEADER_SIZE || length > self.available {
             // The driver has given too little room; a packet lost is what networks do then.
             log::debug!("net: dropped a packet of {length} bytes, {} bytes of buffers", self.available);
             return Ok(());
         }
         // Before the driver sees the packet, which is when it is published.
-        self.place(active.queue.memory(), length)?;
+        self.place(active.queue.memory(), length, direct)?;
         let mut rest = length;
         while rest > 0 {
             let Some(buffer) = self.buffers.pop_front() else { break };
             let used = rest.min(buffer.length);
-            active.queue.push(buffer.head, u32::try_from(used).unwrap_or(u32::MAX))?;
+            active.queue.push(buffer.head, u32::try_from(used).unwrap_or(u32::MAX));
             self.available -= buffer.length;
-            let mapped = &self.mapped[self.first..][..buffer.segments];
-            self.unmapped -= mapped.iter().filter(|buffer| buffer.iov_base.is_null()).count();
+            if self.unmapped > 0 {
+                let mapped = &self.mapped[self.first..][..buffer.segments];
+                self.unmapped -= mapped.iter().filter(|buffer| buffer.iov_base.is_null()).count();
+            }
             self.first += buffer.segments;
             rest -= used;
         }
@@ -210,9 +256,19 @@ impl Receiver {
         Ok(())
     }
 
-    /// Completes the packet that was read in the driver's buffers: counts them in its header, and brings it there if it is
-    /// not there yet.
-    fn place(&mut self, memory: &Memory, length: usize) -> Result<(), MemoryError> {
+    /// The next packets may be like this one.
+    fn expect_like(&mut self, length: usize) {
+        self.small = if length > self.normal { 0 } else { self.small.saturating_add(1) };
+        self.wanted = match self.small {
+            0 => self.largest,
+            FEW_LARGE.. => self.normal,
+            _ => self.wanted,
+        };
+    }
+
+    /// Completes the packet that was read in the driver's buffers: counts them in its header, and brings there what is not
+    /// there yet, all but the first `direct` bytes.
+    fn place(&mut self, memory: &Memory, length: usize, direct: usize) -> Result<(), MemoryError> {
         let mut rest = length;
         let buffers = self.buffers.iter().take_while(|buffer| {
             let needed = rest > 0;
@@ -220,17 +276,22 @@ impl Receiver {
             needed
         });
         let count = u16::try_from(buffers.count()).unwrap_or(u16::MAX).to_le_bytes();
-        if self.unmapped > 0 {
+        if direct == 0 {
             self.overflow[NUM_BUFFERS_OFFSET..][..count.len()].copy_from_slice(&count);
-            let segments = self.segments[self.first..].iter().copied();
-            return scatter(memory, segments, &self.overflow[..length]);
+        } else {
+            let address = self.buffers.front().map_or(0, |buffer| buffer.address);
+            memory.write_array(address.saturating_add(NUM_BUFFERS_OFFSET as u64), count)?;
         }
-        let address = self.buffers.front().map_or(0, |buffer| buffer.address);
-        memory.write(address.saturating_add(NUM_BUFFERS_OFFSET as u64), &count)
+        if direct == length {
+            return Ok(());
+        }
+        let copied = &self.overflow[..length - direct];
+        let [skip, take] = [direct, copied.len()].map(|bytes| u32::try_from(bytes).unwrap_or(u32::MAX));
+        scatter(memory, part(&self.segments[self.first..], skip, take), copied)
     }
 
-    /// Waits until `source` is readable, or the doorbell rings.
-    fn wait(&self, active: &ActiveQueue, source: BorrowedFd<'_>) -> Result<(), WorkerError> {
+    /// Waits until `source` is readable, or the doorbell rings; returns whether it was `source`.
+    fn wait(&self, active: &ActiveQueue, source: BorrowedFd<'_>) -> Result<bool, WorkerError> {
         let mut fds =
             [PollFd::new(source, PollFlags::POLLIN), PollFd::new(borrow(active.doorbell()), PollFlags::POLLIN)];
         match poll(&mut fds, PollTimeout::NONE) {
@@ -245,9 +306,7 @@ impl Receiver {
             // A detached tap: the next read says so. One that went away for good says so as well.
             log::debug!("net: {} is detached", self.tap.name());
         }
-        // Readable only after an attachment, and then once.
-        let _ = self.tap.wake(self.pair).read();
-        Ok(())
+        Ok(source.contains(PollFlags::POLLIN))
     }
 }
 

@@ -1,5 +1,6 @@
 //! The network card, driven through a real socket, with a real tap. Needs root, as taps do.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use super::*;
@@ -18,7 +19,24 @@ struct Wire(OwnedFd);
 
 impl Wire {
     fn new(tap: &str) -> Self {
-        let protocol = ETHER_TYPE.to_be();
+        Self::for_protocol(tap, ETHER_TYPE)
+    }
+
+    /// One that sends IPv4 packets, a `virtio_net_hdr` before each, so that they can be larger than the MTU.
+    fn for_large_packets(tap: &str) -> Self {
+        const IPV4: u16 = 0x0800;
+        let wire = Self::for_protocol(tap, IPV4);
+        let on = 1i32;
+        // SAFETY: reads an integer.
+        let set = unsafe {
+            libc::setsockopt(wire.0.as_raw_fd(), libc::SOL_PACKET, libc::PACKET_VNET_HDR, (&raw const on).cast(), 4)
+        };
+        assert_eq!(set, 0);
+        wire
+    }
+
+    fn for_protocol(tap: &str, protocol: u16) -> Self {
+        let protocol = protocol.to_be();
         // SAFETY: plain system calls, on a socket that is owned from the start and a local address.
         let fd = unsafe {
             let fd = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, i32::from(protocol));
@@ -56,6 +74,23 @@ fn frame(length: usize, fill: u8) -> Vec<u8> {
     frame
 }
 
+/// A TCP segment over IPv4 that a driver with offloads gets whole.
+fn large_frame(length: usize, fill: u8) -> Vec<u8> {
+    let mut frame = frame(length, fill);
+    frame[12..14].copy_from_slice(&[8, 0]);
+    let total = u16::try_from(length - 14).unwrap().to_be_bytes();
+    let mut header = [0x45, 0, total[0], total[1], 0, 0, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
+    let words = header.chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
+    let sum: u32 = words.sum();
+    let checksum = !u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap();
+    header[10..12].copy_from_slice(&checksum.to_be_bytes());
+    frame[14..34].copy_from_slice(&header);
+    frame[34..54].fill(0);
+    // Twenty bytes of header.
+    frame[46] = 0x50;
+    frame
+}
+
 fn name(test: &str) -> String {
     format!("or{}{test}", std::process::id() % 100_000)
 }
@@ -64,6 +99,8 @@ both_ways! {
     packets_leave_through_the_tap
     packets_too_short_or_too_long_are_dropped_and_given_back
     packets_arrive_in_as_many_buffers_as_they_need
+    large_packets_arrive_whole_whatever_came_before
+    packets_arrive_one_by_one_and_many_at_a_time
     without_mergeable_buffers_a_packet_that_does_not_fit_is_dropped
     buffers_taken_ahead_of_need_survive_a_change_of_memory
     the_control_queue_sets_queue_pairs_and_refuses_what_it_does_not_know
@@ -88,12 +125,21 @@ fn packets_leave_through_the_tap(dma: Dma) {
     let sent = frame(300, 7);
     driver.put(BUFFERS, &[0; HEADER]);
     driver.put(BUFFERS + 0x1000, &sent);
-    // Gathered from three places.
-    let buffers = [(BUFFERS, 12, false), (BUFFERS + 0x1000, 100, false), (BUFFERS + 0x1064, 200, false)];
-    let head = driver.add(TRANSMIT, &buffers);
-    driver.notify(TRANSMIT);
-    assert_eq!(driver.used(TRANSMIT), (head, 0));
-    assert_eq!(wire.receive(), sent);
+    driver.put(BUFFERS + 0x2000, &sent[200..]);
+    driver.put(BUFFERS + 0x4000, &[&[0; HEADER], &sent[..]].concat());
+    // Gathered from two places, from three, and from neighbours.
+    let header = (BUFFERS, 12, false);
+    for buffers in [
+        &[header, (BUFFERS + 0x1000, 100, false), (BUFFERS + 0x1064, 200, false)][..],
+        &[header, (BUFFERS + 0x1000, 200, false), (BUFFERS + 0x2000, 100, false)],
+        &[(BUFFERS + 0x4000, 12, false), (BUFFERS + 0x400c, 300, false)],
+        &[(BUFFERS + 0x4000, 312, false)],
+    ] {
+        let head = driver.add(TRANSMIT, buffers);
+        driver.notify(TRANSMIT);
+        assert_eq!(driver.used(TRANSMIT), (head, 0));
+        assert_eq!(wire.receive(), sent);
+    }
     driver.interrupted(TRANSMIT + 1);
 }
 
@@ -138,6 +184,74 @@ fn packets_arrive_in_as_many_buffers_as_they_need(dma: Dma) {
         assert_eq!(received[HEADER..], frame[..]);
     }
     driver.interrupted(RECEIVE + 1);
+}
+
+fn large_packets_arrive_whole_whatever_came_before(dma: Dma) {
+    let (_served, mut driver, wire) = card_with("big", "", dma);
+    let tap = name(&format!("big{}", if dma == Dma::Mapped { "" } else { "m" }));
+    let large_wire = Wire::for_large_packets(&tap);
+    let offloads = bits(&[spec::VIRTIO_NET_F_GUEST_CSUM, spec::VIRTIO_NET_F_GUEST_TSO4]);
+    driver.start(FEATURE_EVENT_IDX | MERGEABLE | offloads, 3, 64);
+    // More than the worker waits for before it expects small packets again.
+    let smalls = [0, 1, 0, 70, 3];
+    let (size, slots) = (0x600, 64);
+    let mut next = 0;
+    let mut offer = |driver: &mut Driver| {
+        let head = driver.add(RECEIVE, &[(BUFFERS + 0x1000 * (next % slots), size, true)]);
+        next += 1;
+        head
+    };
+    let mut heads: VecDeque<u16> = (0..slots).map(|_| offer(&mut driver)).collect();
+    driver.notify(RECEIVE);
+    let mut check = |driver: &mut Driver, frame: &[u8]| {
+        let mut received = Vec::new();
+        let buffers = (frame.len() + HEADER).div_ceil(size as usize);
+        for n in 0..buffers {
+            let (head, length) = driver.used(RECEIVE);
+            assert_eq!(Some(head), heads.pop_front());
+            let at = BUFFERS + 0x1000 * u64::from(head);
+            received.extend(driver.get(at, length as usize));
+            if n == 0 {
+                assert_eq!(driver.get(at + 10, 2), u16::try_from(buffers).unwrap().to_le_bytes());
+            }
+            driver.free(RECEIVE, [head]);
+            heads.push_back(offer(driver));
+        }
+        driver.notify(RECEIVE);
+        // All but the checksum, which the host's kernel prepares.
+        assert!(received[HEADER..][..50] == frame[..50] && received[HEADER + 52..] == frame[52..]);
+    };
+    for (round, small) in (0u8..).zip(smalls) {
+        for n in 0..small {
+            let frame = frame(100, n);
+            wire.send(&frame);
+            check(&mut driver, &frame);
+        }
+        for length in [40_000, 65_000] {
+            let frame = large_frame(length, round);
+            // Partial checksum, TCP over IPv4, segments of 1,448 bytes behind 54 bytes of headers.
+            let header = [&[1, 1, 54, 0][..], &1448u16.to_le_bytes(), &[34, 0, 16, 0]].concat();
+            let sent = [&header, &frame[..]].concat();
+            assert_eq!(nix::unistd::write(&large_wire.0, &sent), Ok(sent.len()));
+            check(&mut driver, &frame);
+        }
+    }
+}
+
+fn packets_arrive_one_by_one_and_many_at_a_time(dma: Dma) {
+    let (_served, mut driver, wire) = card_with("few", "", dma);
+    driver.start(FEATURE_EVENT_IDX | MERGEABLE, 3, 64);
+    (0..64).for_each(|n| _ = driver.add(RECEIVE, &[(BUFFERS + n * 0x1000, 2048, true)]));
+    driver.notify(RECEIVE);
+    for (round, count) in [1, 1, 1, 10, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 9, 2].into_iter().enumerate() {
+        let frame = frame(80, u8::try_from(round).unwrap());
+        (0..count).for_each(|_| wire.send(&frame));
+        for _ in 0..count {
+            let (head, length) = driver.used(RECEIVE);
+            assert_eq!(length, 92);
+            assert_eq!(driver.get(BUFFERS + 0x1000 * u64::from(head) + 12, 80), frame);
+        }
+    }
 }
 
 fn without_mergeable_buffers_a_packet_that_does_not_fit_is_dropped(dma: Dma) {

@@ -52,7 +52,7 @@ impl Transmitter {
         for _ in 0..active.queue.size() {
             let Some(head) = active.queue.pop(&mut self.chain)? else { return Ok(true) };
             self.send(active.queue.memory())?;
-            active.queue.push(head, 0)?;
+            active.queue.push(head, 0);
         }
         Ok(false)
     }
@@ -88,7 +88,12 @@ impl Transmitter {
             let Ok(slice) = memory.readable_slice(segment.address, iov_len) else {
                 return self.fetch(memory, length);
             };
-            self.segments.push(libc::iovec { iov_base: slice.ptr_guard().as_ptr().cast_mut().cast(), iov_len });
+            let iov_base = slice.ptr_guard().as_ptr().cast_mut().cast();
+            match self.segments.last_mut() {
+                // Neighbours are one.
+                Some(last) if last.iov_base.wrapping_byte_add(last.iov_len) == iov_base => last.iov_len += iov_len,
+                _ => self.segments.push(libc::iovec { iov_base, iov_len }),
+            }
         }
         Ok(())
     }
@@ -103,10 +108,16 @@ impl Transmitter {
     }
 
     fn write(&self) -> Result<(), Errno> {
+        let tap = self.tap.queue(self.pair).as_raw_fd();
         let count = libc::c_int::try_from(self.segments.len()).unwrap_or(libc::c_int::MAX);
         // SAFETY: each segment is a range of client memory, which stays mapped while `active.queue` holds it, and which
         // is only read, or of `fetched`. The kernel checks the header, which the guest may change at any time.
-        let result = unsafe { libc::writev(self.tap.queue(self.pair).as_raw_fd(), self.segments.as_ptr(), count) };
+        let result = unsafe {
+            match self.segments[..] {
+                [libc::iovec { iov_base, iov_len }] => libc::write(tap, iov_base, iov_len),
+                _ => libc::writev(tap, self.segments.as_ptr(), count),
+            }
+        };
         Errno::result(result).map(drop)
     }
 }

@@ -72,14 +72,6 @@ impl QueueLayout {
             && memory.is_writable(self.device, 6 + 8 * entries)
     }
 
-    /// Whether all three parts are mapped.
-    pub(super) fn is_mapped(&self, memory: &Memory) -> bool {
-        let entries = usize::from(self.size);
-        memory.readable_slice(self.descriptors, 16 * entries).is_ok()
-            && memory.readable_slice(self.driver, 6 + 2 * entries).is_ok()
-            && memory.writable_slice(self.device, 6 + 8 * entries).is_ok()
-    }
-
     pub(super) fn descriptor(&self, index: u16) -> u64 {
         self.descriptors + DESCRIPTOR_SIZE * u64::from(index)
     }

@@ -7,7 +7,8 @@
 //! - [`pci_config`]: configuration space with the virtio, MSI-X and PCI Express capabilities.
 //! - [`registers`]: the common configuration structure as a state machine without side effects.
 //! - [`signals`]: interrupts, ISR status and "device needs reset", shared by all threads.
-//! - [`layout`]: where a virtqueue is; [`queue`]: one in service; [`chain`]: descriptor chains; `shadow`: copies of rings that are not mapped.
+//! - [`layout`]: where a virtqueue is; [`queue`]: one in service; [`chain`]: descriptor chains.
+//! - `rings`: a queue's memory, `mapped` or in `shadow` copies.
 //! - [`worker`]: the threads, and how they are stopped so that no I/O refers to client memory any more.
 //! - [`function`]: the above, wired together.
 
@@ -15,9 +16,11 @@ pub mod chain;
 pub mod device;
 pub mod function;
 pub mod layout;
+mod mapped;
 pub mod pci_config;
 pub mod queue;
 pub mod registers;
+mod rings;
 mod shadow;
 pub mod signals;
 pub mod worker;

@@ -1,7 +1,7 @@
 //! Split virtqueues (virtio 1.2, section 2.7, "Split Virtqueues"), device side.
 //!
-//! The driver's memory is reached through [`Memory`] and nothing else, so that a queue also works where client memory
-//! cannot be mapped. Everything that the driver wrote is checked before use; a ring that makes no sense is an error that
+//! The rings are reached in place where they are mapped, else by messages; buffers are for the device to reach, through
+//! the same [`Memory`]. Everything that the driver wrote is checked before use; a ring that makes no sense is an error that
 //! ends the queue's service until the driver resets the device.
 
 use std::sync::atomic::{Ordering, fence};
@@ -14,7 +14,7 @@ use super::layout::{
     DESCRIPTOR_INDIRECT, DESCRIPTOR_LENGTH, DESCRIPTOR_NEXT, DESCRIPTOR_WRITE, Descriptor, MAX_QUEUE_SIZE, QueueLayout,
     UsedElement,
 };
-use super::shadow::Shadow;
+use super::rings::Rings;
 
 const AVAIL_NO_INTERRUPT: u16 = 1;
 const USED_NO_NOTIFY: u16 = 1;
@@ -100,8 +100,7 @@ pub struct Queue {
     layout: QueueLayout,
     memory: Memory,
     state: QueueState,
-    /// Where the rings are not mapped.
-    shadow: Option<Shadow>,
+    rings: Rings,
     /// A copy of the indirect table being looked at.
     table: Box<[Descriptor]>,
     /// The available index as last read.
@@ -117,8 +116,8 @@ impl Queue {
     pub fn new(layout: QueueLayout, memory: Memory, state: QueueState) -> Self {
         let (available, published) = (state.next_available, state.next_used);
         let table = vec![Descriptor::new_zeroed(); MAX_QUEUE_SIZE.into()].into_boxed_slice();
-        let shadow = (!layout.is_mapped(&memory)).then(|| Shadow::new(layout.size));
-        Self { layout, memory, state, shadow, table, available, published, considered: None }
+        let rings = Rings::new(&layout, &memory);
+        Self { layout, memory, state, rings, table, available, published, considered: None }
     }
 
     /// The memory that the queue and its buffers are in.
@@ -141,26 +140,21 @@ impl Queue {
     /// # Errors
     /// The ring or the chain makes no sense; nothing was taken.
     pub fn pop(&mut self, chain: &mut Chain) -> Result<Option<u16>, QueueError> {
-        let (layout, next) = (&self.layout, self.state.next_available);
+        let (size, next) = (self.layout.size, self.state.next_available);
         if next == self.available {
-            let index = self.memory.load_u16(layout.available_index(), Ordering::Acquire)?;
-            if index.wrapping_sub(next) > layout.size {
-                return Err(QueueError::AvailableIndex { index, next, size: layout.size });
+            let index = self.rings.available_index()?;
+            if index.wrapping_sub(next) > size {
+                return Err(QueueError::AvailableIndex { index, next, size });
             }
             if next == index {
                 return Ok(None);
             }
-            if let Some(shadow) = &mut self.shadow {
-                shadow.fetch(layout, &self.memory, next, index)?;
-            }
+            self.rings.fetch(next, index)?;
             self.available = index;
         }
-        let head = match &self.shadow {
-            Some(shadow) => shadow.available(next),
-            None => self.memory.load_u16(layout.available_entry(next), Ordering::Relaxed)?,
-        };
-        if head >= layout.size {
-            return Err(QueueError::DescriptorIndex { index: head, entries: layout.size.into() });
+        let head = self.rings.available(next);
+        if head >= size {
+            return Err(QueueError::DescriptorIndex { index: head, entries: size.into() });
         }
         if self.state.is_in_flight(head) {
             return Err(QueueError::AlreadyInFlight(head));
@@ -183,7 +177,7 @@ impl Queue {
         chain.clear();
         let (entries, mut index) = (u32::from(self.layout.size), head);
         loop {
-            let descriptor = self.descriptor(index)?;
+            let descriptor = self.rings.descriptor(index);
             if descriptor.flags & DESCRIPTOR_INDIRECT != 0 {
                 return self.walk_indirect(head, index, descriptor, chain);
             }
@@ -191,15 +185,6 @@ impl Queue {
             let Some(next) = next(descriptor, entries)? else { return Ok(()) };
             index = next;
         }
-    }
-
-    fn descriptor(&self, index: u16) -> Result<Descriptor, MemoryError> {
-        if let Some(shadow) = &self.shadow {
-            return Ok(shadow.descriptor(index));
-        }
-        let mut bytes = [0; size_of::<Descriptor>()];
-        self.memory.read(self.layout.descriptor(index), &mut bytes)?;
-        Ok(zerocopy::transmute!(bytes))
     }
 
     /// The rest of a chain is in the table that `descriptor`, number `index`, refers to. It is read at once: where memory
@@ -234,16 +219,11 @@ impl Queue {
 
     /// Puts a chain that was taken into the used ring, `written` bytes of it written. The driver sees it after
     /// [`Queue::publish`].
-    pub fn push(&mut self, head: u16, written: u32) -> Result<(), MemoryError> {
+    pub fn push(&mut self, head: u16, written: u32) {
         debug_assert!(self.state.is_in_flight(head), "only a chain that was taken can be used");
-        let element = UsedElement { id: head.into(), length: written };
-        match &mut self.shadow {
-            Some(shadow) => shadow.set_used(self.state.next_used, element),
-            None => self.memory.write(self.layout.used_entry(self.state.next_used), element.as_bytes())?,
-        }
+        self.rings.set_used(self.state.next_used, UsedElement { id: head.into(), length: written });
         self.state.toggle(head);
         self.state.next_used = self.state.next_used.wrapping_add(1);
-        Ok(())
     }
 
     /// Shows the driver everything pushed so far; returns whether it wants an interrupt for it.
@@ -252,23 +232,19 @@ impl Queue {
         if used == self.published {
             return Ok(false);
         }
-        if let Some(shadow) = &self.shadow {
-            shadow.flush(&self.layout, &self.memory, self.published, used)?;
-        }
-        self.memory.store_u16(self.layout.used_index(), used, Ordering::Release)?;
+        self.rings.show_used(self.published, used)?;
         self.published = used;
         // The driver writes what it wants and then looks at the used index; we, the other way round
         // (virtio 1.2, section 2.7.7.1).
         fence(Ordering::SeqCst);
         let considered = self.considered.replace(used);
         if self.layout.event_idx {
-            let event = self.memory.load_u16(self.layout.used_event(), Ordering::Relaxed)?;
+            let event = self.rings.used_event()?;
             let Some(considered) = considered else { return Ok(true) };
             // Wanted if `event` is among the entries [considered, used).
             Ok(used.wrapping_sub(event).wrapping_sub(1) < used.wrapping_sub(considered))
         } else {
-            let flags = self.memory.load_u16(self.layout.driver, Ordering::Relaxed)?;
-            Ok(flags & AVAIL_NO_INTERRUPT == 0)
+            Ok(self.rings.available_flags()? & AVAIL_NO_INTERRUPT == 0)
         }
     }
 
@@ -278,7 +254,7 @@ impl Queue {
             // The event index stays in the past.
             return Ok(());
         }
-        self.memory.store_u16(self.layout.device, USED_NO_NOTIFY, Ordering::Relaxed)
+        self.rings.set_used_flags(USED_NO_NOTIFY)
     }
 
     /// Asks the driver to ring the doorbell for the next chain; returns whether one is there already, in which case it
@@ -286,13 +262,13 @@ impl Queue {
     pub fn want_doorbell(&mut self) -> Result<bool, MemoryError> {
         let next = self.state.next_available;
         if self.layout.event_idx {
-            self.memory.store_u16(self.layout.available_event(), next, Ordering::Relaxed)?;
+            self.rings.set_available_event(next)?;
         } else {
-            self.memory.store_u16(self.layout.device, 0, Ordering::Relaxed)?;
+            self.rings.set_used_flags(0)?;
         }
         // The driver writes the available index and then looks at what we want; we, the other way round.
         fence(Ordering::SeqCst);
-        Ok(self.memory.load_u16(self.layout.available_index(), Ordering::Acquire)? != next)
+        Ok(self.rings.available_index()? != next)
     }
 }
 

@@ -2,8 +2,9 @@ use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::super::layout::LayoutError;
+use super::super::mapped::Mapped;
 use super::*;
-use crate::testing::{BUFFERS, RAM_START, device_memory, ram};
+use crate::testing::{BUFFERS, RAM_SIZE, RAM_START, device_memory, device_memory_in_pieces, ram};
 
 const SIZE: u16 = 8;
 const DESCRIPTORS: u64 = RAM_START;
@@ -26,7 +27,9 @@ impl Rig {
     fn queue(&self, event_idx: bool) -> Queue {
         let layout = QueueLayout::new(SIZE, DESCRIPTORS, DRIVER, DEVICE).unwrap().with_features(event_idx, true);
         assert!(layout.is_reachable(&self.memory));
-        Queue::new(layout, self.memory.clone(), QueueState::default())
+        let queue = Queue::new(layout, self.memory.clone(), QueueState::default());
+        assert!(matches!(queue.rings, Rings::Mapped(_)));
+        queue
     }
 
     fn put<T: vm_memory::ByteValued>(&self, address: u64, value: T) {
@@ -65,7 +68,7 @@ fn a_chain_is_taken_and_used() {
     assert_eq!(chain.readable(), [Segment { address: BUFFERS, length: 16 }]);
     assert_eq!(chain.writable(), [Segment { address: BUFFERS + 64, length: 32 }]);
     assert!(queue.pop(&mut chain).unwrap().is_none());
-    queue.push(3, 32).unwrap();
+    queue.push(3, 32);
     assert_eq!(rig.used(), 0, "used before it was published");
     assert!(queue.publish().unwrap());
     assert_eq!(rig.used(), 1);
@@ -141,7 +144,7 @@ fn chains_given_back_are_taken_again() {
     }
     let heads: Vec<u16> = std::iter::from_fn(|| queue.pop(&mut chain).unwrap()).collect();
     assert_eq!(heads, [4, 1, 7]);
-    queue.push(4, 0).unwrap();
+    queue.push(4, 0);
     queue.publish().unwrap();
     queue.undo_pop(7);
     queue.undo_pop(1);
@@ -161,7 +164,7 @@ fn interrupts_come_when_the_event_index_is_passed_and_once_per_batch() {
             rig.descriptor(DESCRIPTORS, head, BUFFERS, 1, 0, 0);
             rig.offer(head);
             queue.pop(&mut chain).unwrap();
-            queue.push(head, 0).unwrap();
+            queue.push(head, 0);
         }
         queue.publish().unwrap()
     };
@@ -203,6 +206,53 @@ fn queues_that_cannot_be_are_refused() {
     assert!(!far.is_reachable(&Memory::default()));
 }
 
+#[test]
+fn a_ring_across_two_mappings_is_reached_all_the_same() {
+    let (ram, file) = ram();
+    let rig = Rig { memory: device_memory_in_pieces(&file, &[0x1000, RAM_SIZE - 0x1000]), ram, available: 0 };
+    for (descriptors, driver, device) in [
+        (RAM_START + 0x1000 - 64, DEVICE, INDIRECT),
+        (DESCRIPTORS, RAM_START + 0x1000 - 12, DEVICE),
+        (DESCRIPTORS, DEVICE, RAM_START + 0x1000 - 20),
+    ] {
+        let layout = QueueLayout::new(SIZE, descriptors, driver, device).unwrap();
+        let mut queue = Queue::new(layout, rig.memory.clone(), QueueState::default());
+        assert!(matches!(queue.rings, Rings::Shadow(_)));
+        rig.put(driver, 0u32);
+        rig.put(device, 0u32);
+        for head in 0..SIZE {
+            rig.descriptor(descriptors, head, BUFFERS, 16, DESCRIPTOR_WRITE, 0);
+            rig.put(driver + 4 + 2 * u64::from(head), head);
+        }
+        rig.put(driver + 2, SIZE);
+        for head in 0..SIZE {
+            assert_eq!(queue.pop(&mut Chain::new()).unwrap(), Some(head));
+            queue.push(head, 16);
+        }
+        assert!(queue.publish().unwrap());
+        assert_eq!(rig.ram.read_obj::<u16>(GuestAddress(device + 2)).unwrap(), SIZE);
+        let last = device + 4 + 8 * u64::from(SIZE - 1);
+        assert_eq!(rig.ram.read_obj::<u64>(GuestAddress(last)).unwrap(), 16 << 32 | u64::from(SIZE - 1));
+    }
+}
+
+#[test]
+fn rings_are_mapped_up_to_the_last_byte_of_a_mapping_and_no_further() {
+    let (_ram, file) = ram();
+    let memory = device_memory(&file);
+    let end = RAM_START + RAM_SIZE;
+    let is_mapped = |descriptors, driver, device| {
+        let layout = QueueLayout::new(SIZE, descriptors, driver, device).unwrap();
+        Mapped::new(&layout, &memory).is_some()
+    };
+    assert!(is_mapped(end - 128, end - 22, end - 72));
+    assert!(!is_mapped(end - 112, DRIVER, DEVICE));
+    assert!(!is_mapped(DESCRIPTORS, end - 20, DEVICE));
+    assert!(!is_mapped(DESCRIPTORS, DRIVER, end - 68));
+    assert!(!is_mapped(0u64.wrapping_sub(256), DRIVER, DEVICE));
+    assert!(Mapped::new(&QueueLayout::new(SIZE, 0, 0, 0).unwrap(), &Memory::default()).is_none());
+}
+
 /// Descriptors that are likely to refer to each other.
 fn descriptor() -> impl Strategy<Value = (u64, u32, u16, u16)> {
     let address = prop_oneof![Just(BUFFERS), Just(DESCRIPTORS), Just(INDIRECT), any::<u64>()];
@@ -236,7 +286,7 @@ fn hostile_rings_neither_panic_nor_loop() {
             match queue.pop(&mut chain) {
                 Ok(Some(head)) => {
                     prop_assert!(chain.readable().len() + chain.writable().len() <= MAX_QUEUE_SIZE.into());
-                    queue.push(head, 0).unwrap();
+                    queue.push(head, 0);
                 }
                 Ok(None) | Err(_) => break,
             }

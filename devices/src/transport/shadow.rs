@@ -1,6 +1,8 @@
 //! A queue whose rings are reached by messages: copies on this side, so that a message moves what a batch of chains needs
 //! and not one entry.
 
+use std::sync::atomic::Ordering;
+
 use outrigger_protocol::server::{Memory, MemoryError};
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -8,18 +10,24 @@ use super::layout::{Descriptor, QueueLayout, UsedElement};
 
 /// The copies. Entries of the available ring and their descriptors are current from when they were fetched until the
 /// chains are in the used ring, as the driver may not change them in between (virtio 1.2, section 2.7.13).
+///
+/// Indices, flags and event words have no copies: each access is a message.
 #[derive(Debug)]
 pub struct Shadow {
+    layout: QueueLayout,
+    memory: Memory,
     available: Box<[u16]>,
     descriptors: Box<[Descriptor]>,
     used: Box<[UsedElement]>,
 }
 
 impl Shadow {
-    /// Copies for a queue of `size` entries.
-    pub fn new(size: u16) -> Self {
-        let size = size.into();
+    /// Copies for the queue at `layout`.
+    pub fn new(layout: &QueueLayout, memory: &Memory) -> Self {
+        let size = layout.size.into();
         Self {
+            layout: *layout,
+            memory: memory.clone(),
             available: vec![0; size].into_boxed_slice(),
             descriptors: vec![Descriptor::new_zeroed(); size].into_boxed_slice(),
             used: vec![UsedElement::new_zeroed(); size].into_boxed_slice(),
@@ -27,11 +35,12 @@ impl Shadow {
     }
 
     /// Fetches the entries from `first` to before `end`, which the driver has made available, and all descriptors.
-    pub fn fetch(&mut self, layout: &QueueLayout, memory: &Memory, first: u16, end: u16) -> Result<(), MemoryError> {
+    pub fn fetch(&mut self, first: u16, end: u16) -> Result<(), MemoryError> {
+        let layout = &self.layout;
         for (at, count) in runs(self.available.len(), first, end) {
-            memory.read(layout.available_entry(first_of(at)), self.available[at..at + count].as_mut_bytes())?;
+            self.memory.read(layout.available_entry(first_of(at)), self.available[at..at + count].as_mut_bytes())?;
         }
-        memory.read(layout.descriptor(0), self.descriptors.as_mut_bytes())
+        self.memory.read(layout.descriptor(0), self.descriptors.as_mut_bytes())
     }
 
     /// An entry that was fetched.
@@ -44,18 +53,40 @@ impl Shadow {
         self.descriptors[usize::from(index)]
     }
 
-    /// Fills an entry of the used ring; the driver's copy follows with [`Shadow::flush`].
+    /// Fills an entry of the used ring; the driver's copy follows with [`Shadow::show_used`].
     pub fn set_used(&mut self, index: u16, element: UsedElement) {
         let at = usize::from(index) % self.used.len();
         self.used[at] = element;
     }
 
-    /// Writes the entries from `first` to before `end` to the driver's used ring.
-    pub fn flush(&self, layout: &QueueLayout, memory: &Memory, first: u16, end: u16) -> Result<(), MemoryError> {
+    /// Writes the entries from `first` to before `end` to the driver's used ring, and then the index.
+    pub fn show_used(&self, first: u16, end: u16) -> Result<(), MemoryError> {
+        let layout = &self.layout;
         for (at, count) in runs(self.used.len(), first, end) {
-            memory.write(layout.used_entry(first_of(at)), self.used[at..at + count].as_bytes())?;
+            self.memory.write(layout.used_entry(first_of(at)), self.used[at..at + count].as_bytes())?;
         }
-        Ok(())
+        self.memory.store_u16(layout.used_index(), end, Ordering::Release)
+    }
+
+    /// See [`super::rings::Rings::available_index`], and so on.
+    pub fn available_index(&self) -> Result<u16, MemoryError> {
+        self.memory.load_u16(self.layout.available_index(), Ordering::Acquire)
+    }
+
+    pub fn available_flags(&self) -> Result<u16, MemoryError> {
+        self.memory.load_u16(self.layout.driver, Ordering::Relaxed)
+    }
+
+    pub fn used_event(&self) -> Result<u16, MemoryError> {
+        self.memory.load_u16(self.layout.used_event(), Ordering::Relaxed)
+    }
+
+    pub fn set_used_flags(&self, flags: u16) -> Result<(), MemoryError> {
+        self.memory.store_u16(self.layout.device, flags, Ordering::Relaxed)
+    }
+
+    pub fn set_available_event(&self, index: u16) -> Result<(), MemoryError> {
+        self.memory.store_u16(self.layout.available_event(), index, Ordering::Relaxed)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwapOption;
 use nix::errno::Errno;
@@ -34,6 +34,8 @@ pub struct Interrupts {
 struct InterruptType {
     flags: u32,
     vectors: Vec<Vector>,
+    /// How many of them have an eventfd.
+    connected: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -47,6 +49,7 @@ impl Interrupts {
         let types = irqs.iter().map(|irq| InterruptType {
             flags: irq.flags,
             vectors: (0..irq.count).map(|_| Vector::default()).collect(),
+            connected: AtomicUsize::new(0),
         });
         Self { types: types.collect() }
     }
@@ -76,9 +79,7 @@ impl Interrupts {
 
     /// Whether the client has connected any vector of this interrupt type, so that it is the one in use.
     pub fn is_connected(&self, irq: u32) -> bool {
-        self.types
-            .get(irq as usize)
-            .is_some_and(|kind| kind.vectors.iter().any(|vector| vector.eventfd.load().is_some()))
+        self.types.get(irq as usize).is_some_and(|kind| kind.connected.load(Ordering::Acquire) > 0)
     }
 
     pub(super) fn set_masked(&self, irq: u32, vector: u32, masked: bool) {
@@ -88,15 +89,15 @@ impl Interrupts {
     }
 
     pub(super) fn connect(&self, irq: u32, vector: u32, eventfd: Option<EventFd>) {
-        if let Some(vector) = self.vector(irq, vector) {
-            vector.eventfd.store(eventfd.map(Arc::new));
-        }
+        let Some(kind) = self.types.get(irq as usize) else { return };
+        let Some(vector) = kind.vectors.get(vector as usize) else { return };
+        kind.replace(vector, eventfd);
     }
 
     pub(super) fn disconnect(&self, irq: u32) {
         let Some(kind) = self.types.get(irq as usize) else { return };
         for vector in &kind.vectors {
-            vector.eventfd.store(None);
+            kind.replace(vector, None);
             vector.masked.store(false, Ordering::SeqCst);
         }
     }
@@ -107,6 +108,18 @@ impl Interrupts {
 
     pub(super) fn disconnect_all(&self) {
         (0..).zip(&self.types).for_each(|(irq, _)| self.disconnect(irq));
+    }
+}
+
+impl InterruptType {
+    /// An eventfd is counted before it is there, and until it is gone: who finds that there are none will find none.
+    fn replace(&self, vector: &Vector, eventfd: Option<EventFd>) {
+        if eventfd.is_some() {
+            self.connected.fetch_add(1, Ordering::Release);
+        }
+        if vector.eventfd.swap(eventfd.map(Arc::new)).is_some() {
+            self.connected.fetch_sub(1, Ordering::Release);
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, Guest
 
 use super::connection::{Connection, Unreached};
 use super::dirty_log::DirtyLog;
+use super::mappings::Mappings;
 use crate::wire::{DMA_READABLE, DMA_WRITEABLE};
 
 /// What the client has made available for DMA at one moment: cheap to clone, safe to share between threads.
@@ -18,8 +19,8 @@ use crate::wire::{DMA_READABLE, DMA_WRITEABLE};
 /// [`super::Device`] runs. A message that is not answered within [`super::Options::deadline`] ends the connection.
 #[derive(Clone, Debug, Default)]
 pub struct Memory {
-    readable: Arc<GuestMemoryMmap>,
-    writable: Arc<GuestMemoryMmap>,
+    readable: Arc<Mappings>,
+    writable: Arc<Mappings>,
     by_message: Option<Arc<ByMessage>>,
     /// Notes what is written, while the client wants that.
     log: Option<Arc<DirtyLog>>,
@@ -82,16 +83,17 @@ impl Memory {
         connection: &Arc<Connection>,
     ) -> Self {
         let by_message = (!ranges.is_empty()).then(|| Arc::new(ByMessage { ranges, connection: connection.clone() }));
-        Self { readable: Arc::new(readable), writable: Arc::new(writable), by_message, log: None }
+        let [readable, writable] = [readable, writable].map(|memory| Arc::new(Mappings::new(memory)));
+        Self { readable, writable, by_message, log: None }
     }
 
     pub(super) fn with_log(self, log: Option<Arc<DirtyLog>>) -> Self {
         Self { log, ..self }
     }
 
-    /// Says that the device has written a range by other means than [`Memory::write`] and [`Memory::store_u16`]: to a
-    /// slice, or by an address that it gave to the kernel. Only after the write is done, and only in a device that
-    /// has [`super::Device::logs_dma`].
+    /// Says that the device has written a range by other means than [`Memory::write`], [`Memory::write_array`] and
+    /// [`Memory::store_u16`]: to a slice, or by an address that it gave to the kernel. Only after the write is done, and
+    /// only in a device that has [`super::Device::logs_dma`].
     #[inline]
     pub fn mark_dirty(&self, address: u64, length: usize) {
         if let Some(log) = &self.log {
@@ -102,16 +104,48 @@ impl Memory {
     /// Copies from client memory.
     pub fn read(&self, address: u64, data: &mut [u8]) -> Result<(), MemoryError> {
         let length = data.len();
-        match self.readable.read_slice(data, GuestAddress(address)) {
+        if let Some(slice) = self.readable.slice(address, length) {
+            slice.copy_to(data);
+            return Ok(());
+        }
+        match self.readable.memory().read_slice(data, GuestAddress(address)) {
             Ok(()) => Ok(()),
             Err(source) => self.read_by_message(address, data).unwrap_or(Err(error(address, length, source))),
+        }
+    }
+
+    /// Copies a few bytes from client memory, with little ado.
+    #[inline]
+    pub fn read_array<const N: usize>(&self, address: u64) -> Result<[u8; N], MemoryError> {
+        if let Some(bytes) = self.readable.load(address) {
+            return Ok(bytes);
+        }
+        let mut bytes = [0; N];
+        self.read(address, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Copies a few bytes to client memory, with little ado.
+    #[inline]
+    pub fn write_array<const N: usize>(&self, address: u64, bytes: [u8; N]) -> Result<(), MemoryError> {
+        match self.writable.store(address, bytes) {
+            Some(()) => {
+                self.mark_dirty(address, N);
+                Ok(())
+            }
+            None => self.write(address, &bytes),
         }
     }
 
     /// Copies to client memory.
     pub fn write(&self, address: u64, data: &[u8]) -> Result<(), MemoryError> {
         let length = data.len();
-        match self.writable.write_slice(data, GuestAddress(address)) {
+        if let Some(slice) = self.writable.slice(address, length) {
+            slice.copy_from(data);
+            self.mark_dirty(address, length);
+            return Ok(());
+        }
+        match self.writable.memory().write_slice(data, GuestAddress(address)) {
             Ok(()) => {
                 self.mark_dirty(address, length);
                 Ok(())
@@ -127,14 +161,22 @@ impl Memory {
 
     /// Borrows a range that the device will only read. The range must lie within one mapping, which may be read-only:
     /// storing through this slice can fault. What is reached by messages cannot be borrowed.
+    #[inline]
     pub fn readable_slice(&self, address: u64, length: usize) -> Result<VolatileSlice<'_>, MemoryError> {
-        self.readable.get_slice(GuestAddress(address), length).map_err(|source| error(address, length, source))
+        match self.readable.slice(address, length) {
+            Some(slice) => Ok(slice),
+            None => unmapped(self.readable.memory(), address, length),
+        }
     }
 
     /// Borrows a range that the device will write. The range must lie within one mapping. What is reached by messages
     /// cannot be borrowed.
+    #[inline]
     pub fn writable_slice(&self, address: u64, length: usize) -> Result<VolatileSlice<'_>, MemoryError> {
-        self.writable.get_slice(GuestAddress(address), length).map_err(|source| error(address, length, source))
+        match self.writable.slice(address, length) {
+            Some(slice) => Ok(slice),
+            None => unmapped(self.writable.memory(), address, length),
+        }
     }
 
     /// Whether a range lies within one mapping, so that it can be borrowed in each direction that it is open to.
@@ -144,19 +186,19 @@ impl Memory {
 
     /// Whether [`Memory::read`] of this range is open to the device, mapped or by messages.
     pub fn is_readable(&self, address: u64, length: usize) -> bool {
-        self.readable.check_range(GuestAddress(address), length)
-            || self.pieces(&self.readable, DMA_READABLE, address, length).is_some()
+        self.readable.memory().check_range(GuestAddress(address), length)
+            || self.pieces(self.readable.memory(), DMA_READABLE, address, length).is_some()
     }
 
     /// Whether [`Memory::write`] of this range is open to the device, mapped or by messages.
     pub fn is_writable(&self, address: u64, length: usize) -> bool {
-        self.writable.check_range(GuestAddress(address), length)
-            || self.pieces(&self.writable, DMA_WRITEABLE, address, length).is_some()
+        self.writable.memory().check_range(GuestAddress(address), length)
+            || self.pieces(self.writable.memory(), DMA_WRITEABLE, address, length).is_some()
     }
 
     /// Reads a little-endian 16-bit index of a virtqueue that the other side may be writing.
     pub fn load_u16(&self, address: u64, order: Ordering) -> Result<u16, MemoryError> {
-        self.readable.load(GuestAddress(address), order).or_else(|source| {
+        self.readable.memory().load(GuestAddress(address), order).or_else(|source| {
             let by_message = self.index_by_message(address, DMA_READABLE);
             let by_message = by_message.ok_or_else(|| error(address, 2, source))?;
             let mut bytes = [0; 2];
@@ -169,7 +211,7 @@ impl Memory {
 
     /// Writes a little-endian 16-bit index of a virtqueue that the other side may be reading.
     pub fn store_u16(&self, address: u64, value: u16, order: Ordering) -> Result<(), MemoryError> {
-        if let Err(source) = self.writable.store(value, GuestAddress(address), order) {
+        if let Err(source) = self.writable.memory().store(value, GuestAddress(address), order) {
             let by_message = self.index_by_message(address, DMA_WRITEABLE);
             let by_message = by_message.ok_or_else(|| error(address, 2, source))?;
             fence(Ordering::SeqCst);
@@ -188,14 +230,14 @@ impl Memory {
     /// `None`: not all of the range is available.
     #[cold]
     fn read_by_message(&self, address: u64, data: &mut [u8]) -> Option<Result<(), MemoryError>> {
-        let pieces = self.pieces(&self.readable, DMA_READABLE, address, data.len())?;
+        let pieces = self.pieces(self.readable.memory(), DMA_READABLE, address, data.len())?;
         let connection = &self.by_message.as_deref()?.connection;
         let mut rest = data;
         Some(pieces.into_iter().try_for_each(|Piece { address, length, mapped }| {
             let (part, after) = std::mem::take(&mut rest).split_at_mut(length);
             rest = after;
             if mapped {
-                let read = self.readable.read_slice(part, GuestAddress(address));
+                let read = self.readable.memory().read_slice(part, GuestAddress(address));
                 return read.map_err(|source| error(address, length, source));
             }
             connection.dma_read(address, part).map_err(|why| unreached(address, length, why))
@@ -205,14 +247,14 @@ impl Memory {
     /// `None`: not all of the range is available.
     #[cold]
     fn write_by_message(&self, address: u64, data: &[u8]) -> Option<Result<(), MemoryError>> {
-        let pieces = self.pieces(&self.writable, DMA_WRITEABLE, address, data.len())?;
+        let pieces = self.pieces(self.writable.memory(), DMA_WRITEABLE, address, data.len())?;
         let connection = &self.by_message.as_deref()?.connection;
         let mut rest = data;
         Some(pieces.into_iter().try_for_each(|Piece { address, length, mapped }| {
             let (part, after) = rest.split_at(length);
             rest = after;
             if mapped {
-                let written = self.writable.write_slice(part, GuestAddress(address));
+                let written = self.writable.memory().write_slice(part, GuestAddress(address));
                 return written.map_err(|source| error(address, length, source));
             }
             connection.dma_write(address, part).map_err(|why| unreached(address, length, why))
@@ -256,6 +298,12 @@ impl ByMessage {
         let range = self.ranges[..after].last().filter(|range| range.flags & flag != 0)?;
         (range.address + range.size).checked_sub(address).filter(|&remaining| remaining > 0)
     }
+}
+
+/// Why a range cannot be borrowed.
+#[cold]
+fn unmapped(memory: &GuestMemoryMmap, address: u64, length: usize) -> Result<VolatileSlice<'_>, MemoryError> {
+    memory.get_slice(GuestAddress(address), length).map_err(|source| error(address, length, source))
 }
 
 fn error(address: u64, length: usize, source: GuestMemoryError) -> MemoryError {

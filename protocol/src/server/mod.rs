@@ -28,6 +28,7 @@ mod features;
 mod function;
 mod interrupts;
 mod listener;
+mod mappings;
 mod memory;
 mod migration;
 mod reply;
