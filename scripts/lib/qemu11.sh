@@ -26,9 +26,9 @@ qemu11_root() (
   echo "$root"
 )
 
-# qemu11_command ROOT: sets the array qemu11_command to what starts it.
+# qemu11_command ROOT [PROGRAM]: sets the array qemu11_command to what starts it, or PROGRAM in its place.
 qemu11_command() {
   local usr=$1/usr
   qemu11_command=(env "QEMU_MODULE_DIR=$usr/lib/x86_64-linux-gnu/qemu" "$1/$loader" --inhibit-cache
-    --library-path "$(library_path "$1")" "$usr/bin/qemu-system-x86_64" -L "$usr/share/qemu" -L "$usr/share/seabios")
+    --library-path "$(library_path "$1")" "${2:-$usr/bin/qemu-system-x86_64}" -L "$usr/share/qemu" -L "$usr/share/seabios")
 }
