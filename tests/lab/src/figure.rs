@@ -1,0 +1,86 @@
+//! What is measured: each figure's name, unit and the project's aim for it.
+
+/// In what a figure is told. Time is that of the test bed's host, where one executed instruction is one nanosecond, so that each of
+/// these is a count of instructions of guest, host kernel, VMM and devices together; memory is not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// 10⁻³ s.
+    Milliseconds,
+    /// 10⁻⁶ s per operation.
+    Microseconds,
+    /// 10⁻⁹ s per byte.
+    NanosecondsPerByte,
+    /// 2²⁰ bytes.
+    Mebibytes,
+}
+
+impl Unit {
+    /// As tables show it.
+    pub fn symbol(self) -> &'static str {
+        match self {
+            Self::Milliseconds => "ms",
+            Self::Microseconds => "µs",
+            Self::NanosecondsPerByte => "ns/byte",
+            Self::Mebibytes => "MiB",
+        }
+    }
+
+    /// What a duration comes to: `count` operations or bytes took `nanoseconds`.
+    #[expect(clippy::cast_precision_loss, reason = "durations and counts are far below 2^52")]
+    pub fn per(self, nanoseconds: u64, count: u64) -> f64 {
+        let each = nanoseconds as f64 / count as f64;
+        match self {
+            Self::Milliseconds => each / 1e6,
+            Self::Microseconds => each / 1e3,
+            Self::NanosecondsPerByte => each,
+            Self::Mebibytes => each / f64::from(1 << 20),
+        }
+    }
+}
+
+/// One row of the report. Less is better in all of them.
+#[derive(Clone, Copy, Debug)]
+pub struct Figure {
+    /// How measurements refer to it.
+    pub name: &'static str,
+    /// What a person reads.
+    pub title: &'static str,
+    /// In what it is told.
+    pub unit: Unit,
+    /// At most this much is aimed at, on the test bed of docs/PERFORMANCE.md.
+    pub aim: Option<f64>,
+}
+
+const fn figure(name: &'static str, title: &'static str, unit: Unit, aim: Option<f64>) -> Figure {
+    Figure { name, title, unit, aim }
+}
+
+/// All figures, in the order of the report.
+pub const FIGURES: &[Figure] = &[
+    figure("boot", "boot, fork of the VMM to /init", Unit::Milliseconds, Some(1300.0)),
+    figure("read-4k-qd1", "4 KiB random read, depth 1", Unit::Microseconds, Some(38.0)),
+    figure("read-4k-qd32", "4 KiB random read, depth 32", Unit::Microseconds, Some(11.0)),
+    figure("write-4k-qd1", "4 KiB random write, depth 1", Unit::Microseconds, Some(42.0)),
+    figure("write-4k-qd32", "4 KiB random write, depth 32", Unit::Microseconds, Some(13.5)),
+    figure("read-128k-qd4", "128 KiB sequential read, depth 4", Unit::Microseconds, Some(78.0)),
+    figure("write-128k-qd4", "128 KiB sequential write, depth 4", Unit::Microseconds, None),
+    figure("write-flush", "4 KiB random write and flush", Unit::Microseconds, None),
+    figure("tcp-to-host", "TCP stream, guest to host", Unit::NanosecondsPerByte, Some(1.6)),
+    figure("tcp-to-guest", "TCP stream, host to guest", Unit::NanosecondsPerByte, Some(1.55)),
+    figure("tcp-rr", "TCP request and response, 64 bytes", Unit::Microseconds, Some(80.0)),
+    figure("udp-to-host", "UDP packet of 64 bytes, guest to host", Unit::Microseconds, None),
+    figure("register-read", "register read (virtio device_status)", Unit::Microseconds, None),
+    figure("memory-vmm", "private memory of the VMM", Unit::Mebibytes, Some(3.0)),
+    figure("memory-blk", "private memory of the disk's process", Unit::Mebibytes, Some(1.5)),
+    figure("memory-net", "private memory of the network card's process", Unit::Mebibytes, Some(1.5)),
+    figure("size-vmm", "size of the VMM's program", Unit::Mebibytes, Some(3.0)),
+    figure("size-blk", "size of the disk's program", Unit::Mebibytes, Some(1.5)),
+    figure("size-net", "size of the network card's program", Unit::Mebibytes, Some(1.5)),
+];
+
+impl Figure {
+    /// By its name.
+    pub fn named(name: &str) -> Option<&'static Self> {
+        FIGURES.iter().find(|figure| figure.name == name)
+    }
+}

@@ -1,0 +1,69 @@
+//! `lab-guest`: the first process of a measured guest. It tells when it starts, attaches the devices' drivers, puts the loads on them that
+//! the kernel command line names (`lab=FIGURE,FIGURE`), tells on the console what each came to, and powers off.
+//!
+//! Loads are plain: libaio with `O_DIRECT`, blocking sockets, nothing noted per operation, so that what is measured is the
+//! path to the device and not the load.
+
+mod aio;
+mod console;
+mod disk;
+mod network;
+mod register;
+mod setup;
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use crate::figure::Figure;
+
+pub use console::Line;
+
+/// How long the guest keeps quiet for the host to look at the processes' memory.
+const IDLE: Duration = Duration::from_millis(100);
+
+/// Nanoseconds, and how many operations or bytes they were spent on.
+#[derive(Clone, Copy, Debug)]
+struct Spent {
+    nanoseconds: u64,
+    count: u64,
+}
+
+impl Spent {
+    fn since(start: Instant, count: usize) -> Self {
+        Self { nanoseconds: u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX), count: count as u64 }
+    }
+}
+
+/// Runs as the first process: never returns.
+pub fn main() -> ! {
+    Line::Init.print();
+    if let Err(error) = run() {
+        Line::Problem(error.to_string()).print();
+    }
+    setup::power_off()
+}
+
+fn run() -> io::Result<()> {
+    setup::mount_all()?;
+    setup::load_modules()?;
+    let setup::Wanted { figures, part } = setup::wanted()?;
+    if figures.iter().any(|figure| network::measures(figure)) {
+        setup::network()?;
+    }
+    for figure in figures {
+        Line::Begin(figure).print();
+        let spent = measure(figure, part)?;
+        Line::Figure(figure, figure.unit.per(spent.nanoseconds, spent.count)).print();
+    }
+    Line::Idle.print();
+    std::thread::sleep(IDLE);
+    Ok(())
+}
+
+fn measure(figure: &Figure, part: usize) -> io::Result<Spent> {
+    match figure.name {
+        "register-read" => register::read(part),
+        _ if network::measures(figure) => network::measure(figure, part),
+        _ => disk::measure(figure, part),
+    }
+}

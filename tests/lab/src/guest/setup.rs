@@ -1,0 +1,86 @@
+//! What a first process does before and after its work.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::process::Command;
+use std::thread::sleep;
+use std::time::Duration;
+
+use nix::kmod::{ModuleInitFlags, finit_module};
+use nix::mount::{MsFlags, mount};
+use nix::sys::reboot::{RebootMode, reboot};
+
+use crate::figure::Figure;
+
+/// The guest's end of the network.
+const ADDRESS: &str = "192.168.78.2/24";
+/// How often, a millisecond apart, a device is looked for.
+const PATIENCE: u32 = 2000;
+
+/// Mounts /dev, /proc and /sys.
+pub fn mount_all() -> io::Result<()> {
+    for (kind, target) in [("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys")] {
+        mount(Some(kind), target, Some(kind), MsFlags::empty(), None::<&str>)?;
+    }
+    Ok(())
+}
+
+/// Loads all of /modules, in the order of the names.
+pub fn load_modules() -> io::Result<()> {
+    let mut modules: Vec<_> =
+        fs::read_dir("/modules")?.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>()?;
+    modules.sort();
+    for module in modules {
+        finit_module(fs::File::open(module)?, c"", ModuleInitFlags::empty())?;
+    }
+    Ok(())
+}
+
+/// What the kernel command line asks for.
+#[derive(Debug)]
+pub struct Wanted {
+    /// Which loads: `lab=FIGURE,FIGURE`.
+    pub figures: Vec<&'static Figure>,
+    /// Which part of each, for the slow: `lab.part=8` is an eighth.
+    pub part: usize,
+}
+
+/// Reads the kernel command line.
+pub fn wanted() -> io::Result<Wanted> {
+    let words = fs::read_to_string("/proc/cmdline")?;
+    let value = |key| words.split_whitespace().find_map(|word| word.strip_prefix(key));
+    let known = |name| Figure::named(name).ok_or_else(|| io::Error::other(format!("no figure is called {name}")));
+    let names = value("lab=").unwrap_or_default().split(',').filter(|name| !name.is_empty());
+    let part = value("lab.part=").map_or(Ok(1), str::parse).map_err(io::Error::other)?;
+    Ok(Wanted { figures: names.map(known).collect::<io::Result<_>>()?, part })
+}
+
+/// Gives the network card its address.
+pub fn network() -> io::Result<()> {
+    wait_for("/sys/class/net/eth0")?;
+    for arguments in [["addr", "add", ADDRESS, "dev", "eth0"].as_slice(), &["link", "set", "eth0", "up"]] {
+        if !Command::new("/bin/ip").args(arguments).status()?.success() {
+            return Err(io::Error::other(format!("ip {}", arguments.join(" "))));
+        }
+    }
+    Ok(())
+}
+
+/// Waits until a device shows up.
+pub fn wait_for(path: &str) -> io::Result<()> {
+    for _ in 0..PATIENCE {
+        if Path::new(path).exists() {
+            return Ok(());
+        }
+        sleep(Duration::from_millis(1));
+    }
+    Err(io::Error::other(format!("no {path}")))
+}
+
+/// Ends the guest.
+pub fn power_off() -> ! {
+    let Err(error) = reboot(RebootMode::RB_POWER_OFF);
+    // The first process must not return: the kernel panics, which ends the guest, too.
+    panic!("cannot power off: {error}")
+}
