@@ -59,15 +59,15 @@ pub fn serve(disk: Disk, active: &mut ActiveQueue) -> Result<(), WorkerError> {
     // Spares the kernel a look-up for each call; before Linux 5.18 it goes without.
     let _ = submitter.register_ring_fd();
     let size = usize::from(active.queue.size());
-    let null = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
     let mut service = Service {
         disk,
         submitter,
         submissions,
         completions,
         requests: vec![Request::default(); size],
-        // Zeroed and untouched, so that only what requests use takes up memory.
-        buffers: vec![null; size * MAX_SEGMENTS],
+        buffers: Vec::new(),
+        slots: vec![0; size],
+        free: Vec::with_capacity(size),
         bounces: std::iter::repeat_with(|| None).take(size).collect(),
         chain: Chain::new(),
         in_flight: 0,
@@ -90,8 +90,11 @@ struct Service<'r> {
     completions: cqueue::CompletionQueue<'r>,
     /// By head.
     requests: Vec<Request>,
-    /// By head, [`MAX_SEGMENTS`] each.
-    buffers: Vec<libc::iovec>,
+    /// By slot, [`MAX_SEGMENTS`] each: as many as requests were ever under way at once.
+    buffers: Vec<Box<[libc::iovec]>>,
+    /// By head.
+    slots: Vec<usize>,
+    free: Vec<usize>,
     /// By head; of requests whose data is not mapped.
     bounces: Vec<Option<Bounce>>,
     chain: Chain,
@@ -174,7 +177,12 @@ impl Service<'_> {
 
     fn begin(&mut self, active: &mut ActiveQueue, head: u16) -> Result<(), WorkerError> {
         let index = usize::from(head);
-        let buffers = &mut self.buffers[index * MAX_SEGMENTS..][..MAX_SEGMENTS];
+        self.slots[index] = self.free.pop().unwrap_or_else(|| {
+            let null = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+            self.buffers.push(vec![null; MAX_SEGMENTS].into_boxed_slice());
+            self.buffers.len() - 1
+        });
+        let buffers = &mut self.buffers[self.slots[index]];
         let (request, parsed) =
             Request::parse(&self.disk, active.queue.memory(), &self.chain, buffers, &mut self.bounces[index])?;
         self.requests[index] = request;
@@ -193,7 +201,7 @@ impl Service<'_> {
     fn resubmit(&mut self, active: &mut ActiveQueue, head: u16) -> Result<(), WorkerError> {
         let index = usize::from(head);
         let request = &mut self.requests[index];
-        let buffers = &mut self.buffers[index * MAX_SEGMENTS..][..MAX_SEGMENTS];
+        let buffers = &mut self.buffers[self.slots[index]];
         if let Some(bounce) = &mut self.bounces[index] {
             let fetched = match request.operation {
                 Operation::Write => bounce.fetch(active.queue.memory(), request.done(), request.remaining),
@@ -213,7 +221,7 @@ impl Service<'_> {
         }
         let entry = self.requests[index].submission(&self.disk, buffers).user_data(head.into());
         // SAFETY: the entry refers to `buffers` and to client memory or a bounce buffer. All stay until it completes:
-        // those of a head are left alone while its chain is in flight, neither they nor the mapping go away before
+        // those of a slot are left alone while its chain is in flight, neither they nor the mapping go away before
         // `drain` has waited for all requests, and the kernel accepts any content of shared memory.
         unsafe { self.submit(&entry) }?;
         self.in_flight += 1;
@@ -283,7 +291,7 @@ impl Service<'_> {
         }
         let status = match (request.operation, result) {
             (Operation::Read | Operation::Write, 1..) if moved < request.remaining => {
-                request.advance(moved, &mut self.buffers[index * MAX_SEGMENTS..][..MAX_SEGMENTS]);
+                request.advance(moved, &mut self.buffers[self.slots[index]]);
                 return self.resubmit(active, head);
             }
             (Operation::Read | Operation::Write, 0) => {
@@ -328,6 +336,7 @@ impl Service<'_> {
 
     fn end(&mut self, active: &mut ActiveQueue, head: u16, status: Status, written: u32) -> Result<(), MemoryError> {
         self.bounces[usize::from(head)] = None;
+        self.free.push(self.slots[usize::from(head)]);
         let address = self.requests[usize::from(head)].status_address;
         active.queue.memory().write_array(address, [status as u8])?;
         active.queue.push(head, written.saturating_add(1));

@@ -2,6 +2,7 @@
 
 mod control;
 mod mac;
+mod pace;
 mod receive;
 mod tap;
 mod transmit;

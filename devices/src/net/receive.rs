@@ -14,6 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use outrigger_protocol::server::{Memory, MemoryError};
 
+use super::pace::Pace;
 use super::tap::{HEADER_SIZE, MAX_PACKET, Tap};
 use crate::transport::chain::{part, scatter};
 use crate::transport::{ActiveQueue, Chain, Segment, WorkerError};
@@ -64,6 +65,7 @@ pub struct Receiver {
     /// How many of them are reached by messages only: with any, packets take the way through `overflow`.
     unmapped: usize,
     chain: Chain,
+    pace: Pace,
     /// Takes the rest of a packet that is longer than `buffers`.
     overflow: Box<[u8]>,
 }
@@ -99,6 +101,7 @@ impl Receiver {
             first: 0,
             unmapped: 0,
             chain: Chain::new(),
+            pace: Pace::default(),
             overflow: vec![0; MAX_PACKET].into_boxed_slice(),
         }
     }
@@ -125,6 +128,7 @@ impl Receiver {
                     active.queue.suppress_doorbell()?;
                 }
                 Next::Tap => {
+                    self.pace.settle();
                     self.wait(active, self.tap.queue(self.pair))?;
                 }
                 Next::Detached => {
@@ -147,7 +151,10 @@ impl Receiver {
                 return Ok(Next::Buffers);
             }
             match self.read() {
-                Ok((length, direct)) => self.deliver(active, length, direct)?,
+                Ok((length, direct)) => {
+                    self.pace.moved(length);
+                    self.deliver(active, length, direct)?;
+                }
                 Err(Errno::EAGAIN) => {
                     if count > 0 {
                         self.alone = if count == 1 { ALONE } else { 0 };

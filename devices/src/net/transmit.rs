@@ -7,6 +7,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use outrigger_protocol::server::{Memory, MemoryError};
 
+use super::pace::Pace;
 use super::tap::{HEADER_SIZE, MAX_PACKET, Tap};
 use crate::log_limit::LogLimit;
 use crate::transport::chain::{MAX_SEGMENTS, gather};
@@ -24,6 +25,7 @@ pub struct Transmitter {
     segments: Vec<libc::iovec>,
     /// A packet whose buffers are not mapped; empty until there is one.
     fetched: Vec<u8>,
+    pace: Pace,
     log: LogLimit,
 }
 
@@ -31,7 +33,15 @@ impl Transmitter {
     /// For one queue pair.
     pub fn new(tap: Arc<Tap>, pair: u16) -> Self {
         let segments = Vec::with_capacity(MAX_SEGMENTS);
-        Self { tap, pair, chain: Chain::new(), segments, fetched: Vec::new(), log: LogLimit::default() }
+        Self {
+            tap,
+            pair,
+            chain: Chain::new(),
+            segments,
+            fetched: Vec::new(),
+            pace: Pace::default(),
+            log: LogLimit::default(),
+        }
     }
 
     /// Moves packets until told to stop.
@@ -41,6 +51,7 @@ impl Transmitter {
             let sent = self.send_batch(active);
             active.publish()?;
             if sent? && !active.queue.want_doorbell()? {
+                self.pace.settle();
                 active.wait()?;
             }
         }
@@ -64,6 +75,7 @@ impl Transmitter {
             self.log.warn(format_args!("net: dropped a packet of {length} bytes"));
             return Ok(());
         }
+        self.pace.moved(length);
         self.collect(memory, length)?;
         let result = match self.write() {
             Err(Errno::EAGAIN) => {

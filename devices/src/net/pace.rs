@@ -1,0 +1,123 @@
+//! Whether a worker may interrupt whoever makes its work.
+//!
+//! On a processor that is shared with the guest, or with who sends to it, a worker that runs as soon as it is woken takes the processor away in the
+//! middle of what the other is sending. For a request that waits for its answer that is best; a stream is cut into small packets, each
+//! with its own exit of the guest, its own wake-up and its own interrupt. Scheduled as a batch (sched(7), `SCHED_BATCH`), a worker still
+//! runs at once where a processor is free, but does not interrupt: it finds more at once. So that is what it asks for while wake-ups bring much,
+//! and it tries now and then whether they would.
+
+use std::io;
+
+/// Wake-ups that bring at least as many bytes, or a second packet, bring much.
+const BULK: usize = 4096;
+/// Of so many wake-ups as a batch, half must bring much.
+const TRIAL: u8 = 8;
+/// After so many wake-ups that bring little, it is tried whether more comes at once.
+const PATIENCE: u8 = 128;
+
+/// One worker's way of being scheduled.
+#[derive(Debug, Default)]
+pub struct Pace {
+    batch: bool,
+    wakes: u8,
+    bulky: u8,
+    packets: usize,
+    bytes: usize,
+}
+
+impl Pace {
+    /// A packet was moved.
+    pub fn moved(&mut self, bytes: usize) {
+        self.packets += 1;
+        self.bytes += bytes;
+    }
+
+    /// To be called before sleeping: takes stock of what the last wake-up brought.
+    pub fn settle(&mut self) {
+        if let Some(batch) = self.decide() {
+            schedule(batch);
+        }
+    }
+
+    /// How to be scheduled from now on, if otherwise than before.
+    fn decide(&mut self) -> Option<bool> {
+        let (packets, bytes) = (std::mem::take(&mut self.packets), std::mem::take(&mut self.bytes));
+        if packets == 0 {
+            return None;
+        }
+        self.wakes += 1;
+        self.bulky += u8::from(packets > 1 || bytes >= BULK);
+        let batch = match self.batch {
+            true if self.wakes < TRIAL => return None,
+            true => self.bulky >= TRIAL / 2,
+            false if self.bulky < TRIAL / 2 && self.wakes < PATIENCE => return None,
+            false => true,
+        };
+        (self.wakes, self.bulky) = (0, 0);
+        (std::mem::replace(&mut self.batch, batch) != batch).then_some(batch)
+    }
+}
+
+/// For the calling thread. Takes no privilege.
+fn schedule(batch: bool) {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    let policy = if batch { libc::SCHED_BATCH } else { libc::SCHED_OTHER };
+    // SAFETY: reads the structure, and changes how this thread is scheduled.
+    if unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) } != 0 {
+        log::debug!("net: cannot change how a queue's thread is scheduled: {}", io::Error::last_os_error());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What was decided at each of some wake-ups that bring so many packets of so many bytes.
+    fn wakes(pace: &mut Pace, count: usize, packets: usize, bytes: usize) -> Vec<bool> {
+        let wake = |_| {
+            (0..packets).for_each(|_| pace.moved(bytes));
+            pace.decide()
+        };
+        (0..count).filter_map(wake).collect()
+    }
+
+    #[test]
+    fn a_stream_soon_makes_a_batch_and_leaves_it_so() {
+        assert_eq!(wakes(&mut Pace::default(), 4, 1, 65_000), [true]);
+        assert_eq!(wakes(&mut Pace::default(), 200, 1, 65_000), [true]);
+        assert_eq!(wakes(&mut Pace::default(), 200, 2, 64), [true]);
+    }
+
+    #[test]
+    fn single_small_packets_are_a_batch_for_one_trial_in_a_while() {
+        let decided = wakes(&mut Pace::default(), usize::from(PATIENCE + TRIAL), 1, 64);
+        assert_eq!(decided, [true, false]);
+        assert_eq!(wakes(&mut Pace::default(), usize::from(PATIENCE) - 1, 1, 64), [false; 0]);
+    }
+
+    #[test]
+    fn a_batch_ends_when_the_stream_does() {
+        let mut pace = Pace::default();
+        wakes(&mut pace, 100, 1, 65_000);
+        assert_eq!(wakes(&mut pace, 2 * usize::from(TRIAL), 1, 64), [false]);
+    }
+
+    #[test]
+    fn a_wake_up_for_nothing_tells_nothing() {
+        assert_eq!(wakes(&mut Pace::default(), 1000, 0, 0), [false; 0]);
+    }
+
+    #[test]
+    fn the_kernel_takes_both() {
+        std::thread::spawn(|| {
+            // SAFETY: asks for a number.
+            let policy = || unsafe { libc::sched_getscheduler(0) };
+            schedule(true);
+            assert_eq!(policy(), libc::SCHED_BATCH);
+            schedule(false);
+            assert_eq!(policy(), libc::SCHED_OTHER);
+        })
+        .join()
+        .unwrap();
+    }
+}
