@@ -169,6 +169,15 @@ fn options_that_do_not_exist() {
 }
 
 #[test]
+fn paths_that_cannot_be_used() {
+    let refuse = |paths: &str, words: &[&str]| refused(with_payload("pci").args(["--paths", paths]), USAGE, words);
+    refuse("mapped,ioeventfd", &["--paths", "message cannot be left out", "mapped,ioeventfd,message"]);
+    refuse("mapped,ioregion,message", &["--paths", "'ioregion'", "mapped, ioeventfd, ioregionfd and message"]);
+    refuse("message,", &["--paths", "''"]);
+    refuse("", &["--paths", "empty"]);
+}
+
+#[test]
 fn arguments_that_a_device_program_cannot_use() {
     let blk = |arguments: &[&str], words: &[&str]| {
         refused(Command::new(binaries::path("outrigger-blk")).args(arguments), USAGE, words);

@@ -194,6 +194,7 @@ impl Machine {
             routes: Routes::new(Arc::clone(&self.vm))?,
             mmio: Arc::clone(&self.mmio),
             io: Arc::clone(&self.io),
+            allowed: config.paths,
         };
         let mut windows = Windows::new(layout::PCI_MEMORY_32, self.pci_memory_64, layout::PCI_IO);
         let configs = &config.pci_devices;

@@ -9,8 +9,8 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::{
-    self, Config, ConsoleConfig, DEFAULT_CMDLINE, DiskConfig, MemoryConfig, NetConfig, PciDeviceConfig, Problem,
-    SocketConfig, UsageError,
+    self, AllowedPaths, Config, ConsoleConfig, DEFAULT_CMDLINE, DiskConfig, MemoryConfig, NetConfig, PciDeviceConfig,
+    Problem, SocketConfig, UsageError,
 };
 
 /// Exit statuses, in the help and nowhere else in words.
@@ -33,6 +33,7 @@ Examples:
   outrigger run --kernel bzImage --cpus 4 --disk path=root.img,serial=root --disk path=cd.iso,readonly=on
   outrigger run --kernel bzImage --initrd initramfs.img --net tap=tap0,mac=52:54:00:12:34:56
   outrigger run --kernel bzImage --initrd initramfs.img --device socket=/run/nvme.sock --show-devices
+  outrigger run --kernel bzImage --disk path=root.img --paths message --show-devices
 
 Disks, cards and devices get the PCI slots 00:01.0, 00:02.0 and so on in the order given, 31 at most.
 A comma inside a value is written twice: --disk path=a,,b.img opens 'a,b.img'.
@@ -115,6 +116,17 @@ struct RunArgs {
     #[arg(long, value_name = "socket=PATH[,dma=messages]", verbatim_doc_comment)]
     device: Vec<String>,
 
+    /// Ways from a guest access to a device that may be used, separated by commas [default: all]
+    ///
+    /// Each part of a device takes the first of these that its process offers for it:
+    /// mapped      the guest accesses the process's memory, without an exit
+    /// ioeventfd   KVM signals the process: writes to doorbells
+    /// ioregionfd  KVM asks the process; where KVM cannot, Outrigger does, by the same protocol
+    /// message     Outrigger asks the process; this one is always needed
+    /// Leave some out to compare or to debug, and see the result with --show-devices
+    #[arg(long, value_name = "PATH,…", verbatim_doc_comment)]
+    paths: Option<String>,
+
     /// Where the guest's serial port (ttyS0) leads
     ///
     /// stdio      standard input and output; a terminal is put into raw mode meanwhile
@@ -123,7 +135,7 @@ struct RunArgs {
     #[arg(long, value_name = "stdio|file=PATH|none", default_value = "stdio", verbatim_doc_comment)]
     console: String,
 
-    /// Print how each device is reached, register range by register range, before the guest starts
+    /// Print how each device is reached and why, register range by register range, before the guest starts
     #[arg(long)]
     show_devices: bool,
 }
@@ -181,6 +193,10 @@ where
         memory: match &args.memory {
             Some(text) => option("--memory", text, MemoryConfig::parse)?,
             None => MemoryConfig::default(),
+        },
+        paths: match &args.paths {
+            Some(text) => option("--paths", text, AllowedPaths::parse)?,
+            None => AllowedPaths::default(),
         },
         console: option("--console", &args.console, ConsoleConfig::parse)?,
         kernel: args.kernel,

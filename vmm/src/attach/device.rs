@@ -16,6 +16,7 @@ use super::message::{MsixOverlay, RegionMessages, note};
 use super::paths::{Path, RegionPaths};
 use super::placement::{Placeable, Placement};
 use super::{AttachError, Backplane};
+use crate::config::AllowedPaths;
 use crate::irq::IrqError;
 use crate::layout::intx_gsi;
 use crate::pci::bar::{Bars, Kind, ROM};
@@ -63,7 +64,7 @@ impl Device {
         let mut config = ConfigSpace::new(description, u8::try_from(gsi).unwrap_or(0));
         config.refresh_bars(&bars);
         let placeables = (0..description.regions.len())
-            .map(|index| placeable(&client, description, index, &interrupts))
+            .map(|index| placeable(&client, description, index, &interrupts, backplane.allowed))
             .collect::<Result<_, _>>()?;
         let state = State { config, bars, interrupts, placements: Default::default(), dead: false };
         Ok(Self {
@@ -141,9 +142,10 @@ impl Device {
                 Kind::Memory64 { prefetchable: true } => "64-bit prefetchable memory",
             };
             let _ = write!(text, "\n  {name}  {kind} at {:#x}, {:#x} bytes", bar.address, bar.size);
-            for part in self.placeables[index].paths.complete() {
+            let paths = &self.placeables[index].paths;
+            for part in paths.complete() {
                 let Range { start, end } = part.range;
-                let _ = write!(text, "\n    {start:#07x}-{:#07x}  {}", end - 1, part.path);
+                let _ = write!(text, "\n    {start:#07x}-{:#07x}  {}", end - 1, paths.explain(&part));
             }
         }
         text
@@ -277,9 +279,10 @@ fn placeable(
     description: &Description,
     index: usize,
     interrupts: &Interrupts,
+    allowed: AllowedPaths,
 ) -> Result<Placeable, AttachError> {
     let region = &description.regions[index];
-    let paths = RegionPaths::choose(description, index);
+    let paths = RegionPaths::choose(description, index, allowed);
     let mapped = paths.parts.iter().filter(|part| matches!(part.path, Path::Mapped));
     let areas = mapped.map(|part| MappedArea::new(region, part.range.clone()).map(Arc::new));
     let areas = areas.collect::<Result<_, _>>()?;

@@ -30,6 +30,7 @@ use std::sync::Arc;
 use outrigger_protocol::client::ClientError;
 
 use crate::bus::Bus;
+use crate::config::AllowedPaths;
 use crate::irq::{IrqError, Routes};
 use crate::memslots::Memslots;
 use crate::pci::bar::BarError;
@@ -49,6 +50,8 @@ pub struct Backplane {
     pub mmio: Arc<Bus>,
     /// I/O port accesses.
     pub io: Arc<Bus>,
+    /// How accesses may reach devices.
+    pub allowed: AllowedPaths,
 }
 
 /// A device that cannot be attached.

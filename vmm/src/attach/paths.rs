@@ -1,7 +1,8 @@
 //! The choice of a path for each part of each region, made once, as data that can be printed.
 //!
 //! Best first: *mapped* (no exit), *ioeventfd* (KVM signals the device process), *message* (the VMM asks it). The MSI-X
-//! table and pending bits are the VMM's own, whatever the server offers for their pages.
+//! table and pending bits are the VMM's own, whatever the server offers for their pages. What the user forbids
+//! (`--paths`), and what KVM could not do, leaves a range to the next path that is offered for it.
 
 use std::fmt;
 use std::ops::Range;
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use outrigger_protocol::client::{IoFdKind, RegionInfo};
 
 use super::discovery::{Description, MsixCapability};
+use crate::config::{AllowedPaths, PathName};
 
 const PAGE: u64 = 4096;
 
@@ -43,6 +45,26 @@ pub struct SubRange {
     pub path: Path,
 }
 
+/// Why a range does not take a path that is offered for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The user forbids it.
+    Forbidden,
+    /// The offer is not one that KVM could take.
+    Unfit,
+}
+
+/// A path that is offered for a range, and that the range does not take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PassedOver {
+    /// From the start of the region, in bytes.
+    pub range: Range<u64>,
+    /// What is offered.
+    pub path: PathName,
+    /// Why not.
+    pub reason: Reason,
+}
+
 /// The paths of one region. Where none is listed, accesses go by message.
 #[derive(Clone, Debug, Default)]
 pub struct RegionPaths {
@@ -50,48 +72,103 @@ pub struct RegionPaths {
     pub size: u64,
     /// Sorted by start; ioeventfds may share an address.
     pub parts: Vec<SubRange>,
+    /// What was offered in vain.
+    pub passed_over: Vec<PassedOver>,
 }
 
 impl RegionPaths {
     /// Chooses for region `index`.
     #[must_use]
-    pub fn choose(description: &Description, index: usize) -> Self {
+    pub fn choose(description: &Description, index: usize, allowed: AllowedPaths) -> Self {
         let region = &description.regions[index];
+        let mut paths = Self { size: region.size, ..Self::default() };
         let msix = description.msix.map(|msix| msix_ranges(&msix, region.index)).unwrap_or_default();
-        let mapped = mappable(region, &msix);
-        let overlaps = |ranges: &[Range<u64>], at: u64| ranges.iter().any(|range| range.contains(&at));
-        let ioeventfds = description.io_fds[index].iter().filter_map(|io_fd| {
-            let IoFdKind::Ioeventfd { datamatch } = io_fd.kind else { return None };
-            let fits_kvm = matches!(io_fd.size, 0 | 1 | 2 | 4 | 8) && (io_fd.size > 0 || datamatch.is_none());
-            let free = !overlaps(&mapped, io_fd.offset) && !overlaps(&msix, io_fd.offset);
-            let path = Path::Ioeventfd { size: io_fd.size, datamatch, fd: io_fd.fd.clone() };
+        for range in &msix {
+            paths.take(range.clone(), Path::Msix);
+        }
+        let io = description.bars.get(index).is_some_and(|bar| bar.kind.is_io());
+        for range in mappable(region, &msix).into_iter().filter(|_| !io) {
+            match allowed.allow(PathName::Mapped) {
+                true => paths.take(range, Path::Mapped),
+                false => paths.pass_over(range, PathName::Mapped, Reason::Forbidden),
+            }
+        }
+        for io_fd in &description.io_fds[index] {
+            let IoFdKind::Ioeventfd { datamatch } = io_fd.kind else { continue };
             let range = io_fd.offset..io_fd.offset + io_fd.size.max(1);
-            (fits_kvm && free).then_some(SubRange { range, path })
-        });
-        let mut parts: Vec<_> = ioeventfds.collect();
-        parts.extend(mapped.iter().cloned().map(|range| SubRange { range, path: Path::Mapped }));
-        parts.extend(msix.into_iter().map(|range| SubRange { range, path: Path::Msix }));
-        parts.sort_by_key(|part| part.range.start);
-        Self { size: region.size, parts }
+            let fits_kvm = matches!(io_fd.size, 0 | 1 | 2 | 4 | 8) && (io_fd.size > 0 || datamatch.is_none());
+            if !allowed.allow(PathName::Ioeventfd) {
+                paths.pass_over(range, PathName::Ioeventfd, Reason::Forbidden);
+            } else if !fits_kvm {
+                paths.pass_over(range, PathName::Ioeventfd, Reason::Unfit);
+            } else if !paths.has_better_than_ioeventfd(range.start) {
+                let path = Path::Ioeventfd { size: io_fd.size, datamatch, fd: io_fd.fd.clone() };
+                paths.take(range, path);
+            }
+        }
+        paths.parts.sort_by_key(|part| part.range.start);
+        paths
     }
 
-    /// The whole region, with what goes by message filled in, for people.
+    fn take(&mut self, range: Range<u64>, path: Path) {
+        self.parts.push(SubRange { range, path });
+    }
+
+    fn pass_over(&mut self, range: Range<u64>, path: PathName, reason: Reason) {
+        self.passed_over.push(PassedOver { range, path, reason });
+    }
+
+    fn has_better_than_ioeventfd(&self, at: u64) -> bool {
+        self.parts.iter().any(|part| matches!(part.path, Path::Mapped | Path::Msix) && part.range.contains(&at))
+    }
+
+    /// The whole region, with what goes by message filled in, for people. A range of messages ends where the reasons for
+    /// it change.
     #[must_use]
     pub fn complete(&self) -> Vec<SubRange> {
         let mut all = Vec::new();
         let mut at = 0;
-        let message = |range: Range<u64>| SubRange { range, path: Path::Message };
         for part in &self.parts {
             if part.range.start > at {
-                all.push(message(at..part.range.start));
+                all.extend(self.messages(at..part.range.start));
             }
             at = at.max(part.range.end);
             all.push(part.clone());
         }
         if at < self.size {
-            all.push(message(at..self.size));
+            all.extend(self.messages(at..self.size));
         }
         all
+    }
+
+    fn messages(&self, gap: Range<u64>) -> Vec<SubRange> {
+        let edges = self.passed_over.iter().flat_map(|other| [other.range.start, other.range.end]);
+        let mut edges: Vec<_> = edges.filter(|edge| gap.contains(edge)).chain([gap.start, gap.end]).collect();
+        edges.sort_unstable();
+        edges.dedup();
+        edges.windows(2).map(|pair| SubRange { range: pair[0]..pair[1], path: Path::Message }).collect()
+    }
+
+    /// Which path a part takes and why, for people.
+    #[must_use]
+    pub fn explain(&self, part: &SubRange) -> String {
+        let mut text = part.path.to_string();
+        let mut told = Vec::new();
+        let here = |other: &&PassedOver| other.range.start < part.range.end && part.range.start < other.range.end;
+        for PassedOver { path, reason, .. } in self.passed_over.iter().filter(here) {
+            if told.contains(&(*path, *reason)) {
+                continue;
+            }
+            told.push((*path, *reason));
+            text.push_str(&match reason {
+                Reason::Forbidden => format!("; {path} is forbidden by --paths"),
+                Reason::Unfit => format!("; KVM has no {path} like the one offered"),
+            });
+        }
+        if told.is_empty() && matches!(part.path, Path::Message) {
+            text.push_str(", which offers no other path");
+        }
+        text
     }
 }
 
@@ -170,7 +247,8 @@ mod tests {
     #[test]
     fn the_gaps_are_messages() {
         let part = |range| SubRange { range, path: Path::Msix };
-        let paths = RegionPaths { size: 0x100, parts: vec![part(0x10..0x20), part(0x40..0x100)] };
+        let parts = vec![part(0x10..0x20), part(0x40..0x100)];
+        let paths = RegionPaths { size: 0x100, parts, passed_over: Vec::new() };
         let ranges: Vec<_> = paths.complete().into_iter().map(|part| part.range).collect();
         assert_eq!(ranges, [0..0x10, 0x10..0x20, 0x20..0x40, 0x40..0x100]);
     }

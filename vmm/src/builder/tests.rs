@@ -10,7 +10,7 @@ use tempfile::NamedTempFile;
 
 use super::*;
 use crate::boot::images;
-use crate::config::{ConsoleConfig, MemoryConfig};
+use crate::config::{AllowedPaths, ConsoleConfig, MemoryConfig};
 
 /// What the guest wrote to COM1.
 #[derive(Clone, Default)]
@@ -33,6 +33,7 @@ fn config(kernel: &Path, cpus: u8) -> Config {
         cpus,
         memory: MemoryConfig { size: 64 << 20, hugepages: false },
         pci_devices: Vec::new(),
+        paths: AllowedPaths::default(),
         console: ConsoleConfig::None,
         show_devices: false,
     }

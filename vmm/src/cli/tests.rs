@@ -7,7 +7,7 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::*;
-use crate::config::{Dma, MacAddress};
+use crate::config::{Dma, MacAddress, PathName};
 
 fn parse_words(words: &str) -> Result<Request, UsageError> {
     parse(words.split_whitespace())
@@ -100,6 +100,10 @@ fn values_that_cannot_be_used_are_refused_in_one_exact_line() {
         ),
         ("--device", "socket=", "socket: is empty"),
         ("--device", "path=/x", "unknown key 'path'; it takes socket and dma"),
+        ("--paths", "", "is empty"),
+        ("--paths", "mapped", "message cannot be left out, for some accesses have no other path; write mapped,message"),
+        ("--paths", "messages", "'messages' is no path; they are mapped, ioeventfd, ioregionfd and message"),
+        ("--paths", "mapped,,message", "'' is no path; they are mapped, ioeventfd, ioregionfd and message"),
         ("--console", "tty", "must be stdio, file=PATH or none"),
         ("--console", "file", "must be stdio, file=PATH or none"),
         ("--console", "file=", "file: is empty"),
@@ -172,6 +176,7 @@ fn only_the_kernel_is_needed() {
         cpus: 1,
         memory: MemoryConfig { size: 512 << 20, hugepages: false },
         pci_devices: Vec::new(),
+        paths: AllowedPaths::default(),
         console: ConsoleConfig::Stdio,
         show_devices: false,
     };
@@ -180,12 +185,13 @@ fn only_the_kernel_is_needed() {
 
 #[test]
 fn every_option_is_understood() {
-    let words = "--initrd i --cmdline -quiet --cpus 64 --memory 2G,hugepages=on --console none --show-devices";
+    let words = "--initrd i --cmdline -quiet --cpus 64 --memory 2G,hugepages=on --console none --show-devices --paths message,mapped";
     let config = config(&words.split(' ').collect::<Vec<_>>());
     assert_eq!(config.initrd.as_deref(), Some(Path::new("i")));
     assert_eq!((config.cmdline.as_str(), config.cpus), ("-quiet", 64));
     assert_eq!(config.memory, MemoryConfig { size: 2 << 30, hugepages: true });
     assert_eq!((config.console, config.show_devices), (ConsoleConfig::None, true));
+    assert_eq!(config.paths, AllowedPaths::only(&[PathName::Mapped]));
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod files;
 pub mod memory;
 pub mod net;
 mod options;
+pub mod paths;
 mod problem;
 pub mod size;
 
@@ -22,6 +23,7 @@ pub use disk::DiskConfig;
 pub use dma::Dma;
 pub use memory::MemoryConfig;
 pub use net::{MacAddress, NetConfig};
+pub use paths::{AllowedPaths, PathName};
 pub use problem::{Problem, UsageError, one_line};
 
 /// Most virtual CPUs a guest can have.
@@ -56,6 +58,8 @@ pub struct Config {
     /// PCI devices in the order of the command line, which is the order of their slots from 1 up; at most
     /// [`MAX_PCI_DEVICES`].
     pub pci_devices: Vec<PciDeviceConfig>,
+    /// How guest accesses may reach the devices.
+    pub paths: AllowedPaths,
     /// Where the serial port leads.
     pub console: ConsoleConfig,
     /// Print how each device is attached before the guest starts.

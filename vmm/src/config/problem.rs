@@ -101,6 +101,18 @@ pub enum Problem {
         /// The value given.
         text: String,
     },
+    /// None of the ways to a device.
+    #[error("'{text}' is no path; they are mapped, ioeventfd, ioregionfd and message")]
+    NotPath {
+        /// The word given.
+        text: String,
+    },
+    /// The one path that cannot be forbidden is not there.
+    #[error("message cannot be left out, for some accesses have no other path; write {paths},message")]
+    WithoutMessages {
+        /// What was given.
+        paths: String,
+    },
     /// Not a number, or out of its range.
     #[error("must be between {min} and {max}")]
     NotBetween {
