@@ -23,8 +23,9 @@ use crate::pci::host_bridge::HostBridge;
 use crate::pci::windows::Windows;
 use crate::peripherals::{PeripheralError, Peripherals};
 use crate::serial::Serial;
+use crate::stats;
 use crate::vcpu::run::Surroundings;
-use crate::vcpu::{Topology, Vcpu, VcpuThreads, cpuid};
+use crate::vcpu::{ExitCounters, Topology, Vcpu, VcpuThreads, cpuid};
 use crate::vm::{Vm, VmError, call};
 
 /// How long vCPUs may take to leave the guest and their devices once the run is to end.
@@ -100,6 +101,8 @@ impl BuildError {
 pub struct Machine {
     running: VcpuThreads,
     vcpus: Vec<Vcpu>,
+    /// Of each vCPU; none where KVM does not count, or nobody asked.
+    exit_counters: Vec<Option<ExitCounters>>,
     /// PCI devices.
     pub peripherals: Peripherals,
     stop: Stop,
@@ -136,6 +139,9 @@ impl Machine {
         let rsdp = platform.write_tables(machine.ram.mmap())?;
         let entry = payload.load(&machine.ram, rsdp)?;
         machine.add_vcpus(config.cpus)?;
+        if config.stats {
+            machine.exit_counters = machine.vcpus.iter().map(Vcpu::exit_counters).collect();
+        }
         if let Some(first) = machine.vcpus.first() {
             first.set_entry(entry)?;
         }
@@ -161,6 +167,7 @@ impl Machine {
         Ok(Self {
             running: VcpuThreads::default(),
             vcpus: Vec::new(),
+            exit_counters: Vec::new(),
             peripherals: Peripherals::default(),
             stop,
             mmio: Arc::new(Bus::new()),
@@ -226,6 +233,14 @@ impl Machine {
             self.running.push(thread);
         }
         Ok(())
+    }
+
+    /// Who answered the guest's accesses to devices, for people; KVM's part only if the configuration asked for it.
+    #[must_use]
+    pub fn stats(&self) -> String {
+        let read = |counters: &Option<ExitCounters>| counters.as_ref().and_then(|counters| counters.read().ok());
+        let exits: Vec<_> = self.exit_counters.iter().map(read).collect();
+        stats::report(&self.peripherals.served(), &exits)
     }
 
     /// Wait for the vCPUs' end, which must have been requested; a few seconds at most. After a reboot the devices are reset.

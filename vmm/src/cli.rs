@@ -138,6 +138,12 @@ struct RunArgs {
     /// Print how each device is reached and why, register range by register range, before the guest starts
     #[arg(long)]
     show_devices: bool,
+
+    /// Print how many accesses to devices came to Outrigger, and KVM's count of exits, when the guest has ended
+    ///
+    /// Accesses that were mapped, or taken by KVM for an ioeventfd or ioregionfd, never come to Outrigger
+    #[arg(long)]
+    stats: bool,
 }
 
 fn help_end() -> String {
@@ -203,6 +209,7 @@ where
         initrd: args.initrd,
         pci_devices,
         show_devices: args.show_devices,
+        stats: args.stats,
     })))
 }
 

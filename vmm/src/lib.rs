@@ -21,6 +21,7 @@ pub mod peripherals;
 pub mod run;
 pub mod serial;
 pub mod signals;
+pub mod stats;
 pub mod supervisor;
 pub mod terminal;
 pub mod vcpu;

@@ -26,6 +26,7 @@ use crate::outcome::{STATUS_FAILED, STATUS_HOST, STATUS_USAGE, Stop};
 use crate::pci::Slot;
 use crate::pci::bus::PciBus;
 use crate::pci::windows::Windows;
+use crate::stats::DeviceLine;
 use crate::supervisor::{DeviceProcess, SpawnError, ending};
 
 /// How long a process that closed its socket may take to be gone, so that its status can be told.
@@ -174,6 +175,12 @@ impl Peripherals {
         self.all.iter().map(line).collect()
     }
 
+    /// How many accesses the VMM answered, for people.
+    #[must_use]
+    pub fn served(&self) -> Vec<DeviceLine> {
+        self.all.iter().flat_map(|peripheral| peripheral.device.served()).collect()
+    }
+
     /// The machine was reset: every device forgets what it knew, also those whose process stays for the next guest.
     pub fn reset(&self) {
         self.all.iter().for_each(|peripheral| peripheral.device.reset());
@@ -181,7 +188,7 @@ impl Peripherals {
 
     /// Ends all connections, and with them every wait for an answer.
     pub fn disconnect(&self) {
-        self.all.iter().for_each(|peripheral| peripheral.device.client().close());
+        self.all.iter().for_each(|peripheral| peripheral.device.disconnect());
     }
 }
 

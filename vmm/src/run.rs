@@ -100,6 +100,10 @@ pub fn run(config: &Config) -> Result<Outcome, RunError> {
     stop.request(failed());
     machine.peripherals.notice_deaths(&stop);
     machine.stop();
+    if config.stats {
+        // As above.
+        let _ = write!(io::stderr(), "{}", machine.stats());
+    }
     console.finish();
     ran.map(|()| stop.outcome().unwrap_or_else(failed))
 }

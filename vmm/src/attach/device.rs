@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use outrigger_protocol::client::{Client, ClientError};
@@ -9,19 +10,19 @@ use outrigger_protocol::pci::CONFIG_REGION;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::config_space::{ConfigSpace, touches};
-use super::discovery::{Description, MsixCapability};
+use super::discovery::Description;
+use super::exits::Served;
 use super::interrupts::{Interrupts, Wanted};
-use super::mapped::MappedArea;
-use super::message::{MsixOverlay, RegionMessages, note};
-use super::paths::{Path, RegionPaths};
-use super::placement::{Placeable, Placement};
+use super::message::note;
+use super::placement::Placement;
+use super::regions::Regions;
 use super::{AttachError, Backplane};
-use crate::config::AllowedPaths;
 use crate::irq::IrqError;
 use crate::layout::intx_gsi;
 use crate::pci::bar::{Bars, Kind, ROM};
 use crate::pci::windows::Windows;
 use crate::pci::{Function, Slot, capabilities, command, register};
+use crate::stats::DeviceLine;
 
 /// A device process, attached.
 pub struct Device {
@@ -32,8 +33,10 @@ pub struct Device {
     identity: u32,
     resettable: bool,
     flr: Option<(u16, u8)>,
-    placeables: Vec<Placeable>,
+    regions: Regions,
     state: Mutex<State>,
+    /// Accesses to configuration space.
+    config_accesses: AtomicU64,
 }
 
 struct State {
@@ -63,9 +66,7 @@ impl Device {
         windows.place(&mut bars)?;
         let mut config = ConfigSpace::new(description, u8::try_from(gsi).unwrap_or(0));
         config.refresh_bars(&bars);
-        let placeables = (0..description.regions.len())
-            .map(|index| placeable(&client, description, index, &interrupts, backplane.allowed))
-            .collect::<Result<_, _>>()?;
+        let regions = Regions::new(&client, description, &interrupts, backplane)?;
         let state = State { config, bars, interrupts, placements: Default::default(), dead: false };
         Ok(Self {
             slot,
@@ -74,8 +75,9 @@ impl Device {
             identity: capabilities::read_u32(&description.config, 0),
             resettable: description.resettable,
             flr: description.flr,
-            placeables,
+            regions,
             state: Mutex::new(state),
+            config_accesses: AtomicU64::new(0),
         })
     }
 
@@ -115,11 +117,28 @@ impl Device {
         self.reset_locked(&mut self.lock());
     }
 
+    /// Ends the connection, and with it every wait for the server.
+    pub fn disconnect(&self) {
+        self.client.close();
+        self.regions.ioregionfds.close();
+    }
+
+    /// How many accesses to each part the VMM answered, where it answered any.
+    #[must_use]
+    pub fn served(&self) -> Vec<DeviceLine> {
+        let line = |part: String, served| DeviceLine { what: format!("{} {part}", self.slot), served };
+        let message = self.config_accesses.load(Ordering::Relaxed);
+        let config = line("configuration".into(), Served { message, ..Served::default() });
+        let regions = self.regions.placeables.iter().enumerate();
+        let regions = regions.map(|(index, placeable)| line(region_name(index), placeable.exits.served()));
+        std::iter::once(config).chain(regions).filter(|line| line.served != Served::default()).collect()
+    }
+
     /// The server is gone: from now on everything reads as all-ones, and writes vanish. False: that was so already.
     #[must_use]
     pub fn withdraw_once(&self) -> bool {
         // Whoever waits for the server holds the state; this ends the wait.
-        self.client.close();
+        self.disconnect();
         let mut state = self.lock();
         state.placements = Default::default();
         !std::mem::replace(&mut state.dead, true)
@@ -133,7 +152,7 @@ impl Device {
         let (vendor, device) = (self.identity & 0xffff, self.identity >> 16);
         let _ = write!(text, "{}  {vendor:04x}:{device:04x}", self.slot);
         for (index, bar) in state.bars.iter() {
-            let name = if index == ROM { "ROM".into() } else { format!("BAR{index}") };
+            let name = region_name(index);
             let kind = match bar.kind {
                 Kind::Io => "I/O ports",
                 Kind::Rom | Kind::Memory32 { prefetchable: false } => "32-bit memory",
@@ -142,7 +161,7 @@ impl Device {
                 Kind::Memory64 { prefetchable: true } => "64-bit prefetchable memory",
             };
             let _ = write!(text, "\n  {name}  {kind} at {:#x}, {:#x} bytes", bar.address, bar.size);
-            let paths = &self.placeables[index].paths;
+            let paths = &self.regions.placeables[index].paths;
             for part in paths.complete() {
                 let Range { start, end } = part.range;
                 let _ = write!(text, "\n    {start:#07x}-{:#07x}  {}", end - 1, paths.explain(&part));
@@ -182,7 +201,7 @@ impl Device {
         }
         for index in 0..=ROM {
             if let (None, Some(address), Some(bar)) = (&state.placements[index], wanted(index), state.bars.get(index)) {
-                state.placements[index] = self.placeables[index].place(&self.backplane, bar, address);
+                state.placements[index] = self.regions.placeables[index].place(&self.backplane, bar, address);
             }
         }
     }
@@ -225,6 +244,7 @@ impl Device {
 impl Function for Device {
     fn config_read(&self, offset: u16, data: &mut [u8]) {
         let range = register_range(offset, data);
+        self.config_accesses.fetch_add(1, Ordering::Relaxed);
         let state = self.lock();
         if state.dead {
             return data.fill(0xff);
@@ -248,6 +268,7 @@ impl Function for Device {
 
     fn config_write(&self, offset: u16, data: &[u8]) {
         let range = register_range(offset, data);
+        self.config_accesses.fetch_add(1, Ordering::Relaxed);
         let mut state = self.lock();
         let state = &mut *state;
         if state.dead {
@@ -270,32 +291,10 @@ impl Function for Device {
     }
 }
 
+fn region_name(index: usize) -> String {
+    if index == ROM { "ROM".into() } else { format!("BAR{index}") }
+}
+
 fn register_range(offset: u16, data: &[u8]) -> Range<u16> {
     offset..offset + u16::try_from(data.len()).expect("the bus passes on at most four bytes")
-}
-
-fn placeable(
-    client: &Arc<Client>,
-    description: &Description,
-    index: usize,
-    interrupts: &Interrupts,
-    allowed: AllowedPaths,
-) -> Result<Placeable, AttachError> {
-    let region = &description.regions[index];
-    let paths = RegionPaths::choose(description, index, allowed);
-    let mapped = paths.parts.iter().filter(|part| matches!(part.path, Path::Mapped));
-    let areas = mapped.map(|part| MappedArea::new(region, part.range.clone()).map(Arc::new));
-    let areas = areas.collect::<Result<_, _>>()?;
-    let overlay = description.msix.zip(interrupts.msix.clone()).map(|(capability, msix)| {
-        let (table, pba) = overlay_ranges(&capability, region.index);
-        MsixOverlay { msix, table, pba }
-    });
-    let posted = !description.bars.get(index).is_some_and(|bar| bar.kind.is_io());
-    let messages = RegionMessages::new(client.clone(), region.index, region.size, posted, overlay);
-    Ok(Placeable { paths, areas, messages: Arc::new(messages) })
-}
-
-fn overlay_ranges(msix: &MsixCapability, region: u32) -> (Range<u64>, Range<u64>) {
-    let here = |(bar, offset): (u32, u64), size| if bar == region { offset..offset + size } else { 0..0 };
-    (here(msix.table, msix.table_size()), here(msix.pba, msix.pba_size()))
 }

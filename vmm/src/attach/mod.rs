@@ -8,6 +8,10 @@
 //! | `message` | the path through the VMM |
 //! | `mapped` | the path without any exit |
 //! | `ioeventfd` | the path from KVM straight to the device process |
+//! | `ioregionfd` | the path from KVM straight to the device process, for any access |
+//! | `stand_in` | the same where KVM has it not, and what its breaking means |
+//! | `exits` | who answers what comes to the VMM |
+//! | `regions` | the regions of a device, ready to be placed |
 //! | `placement` | all paths of one BAR, at the address where the guest put it |
 //! | `config_space` | which bytes of configuration space are the VMM's |
 //! | `interrupts` | INTx, MSI and MSI-X of one device |
@@ -17,12 +21,16 @@
 mod config_space;
 pub mod device;
 pub mod discovery;
+pub mod exits;
 mod interrupts;
 mod ioeventfd;
+mod ioregionfd;
 mod mapped;
 mod message;
 pub mod paths;
 mod placement;
+mod regions;
+mod stand_in;
 pub mod watch;
 
 use std::sync::Arc;

@@ -1,15 +1,22 @@
 //! The choice of a path for each part of each region, made once, as data that can be printed.
 //!
-//! Best first: *mapped* (no exit), *ioeventfd* (KVM signals the device process), *message* (the VMM asks it). The MSI-X
-//! table and pending bits are the VMM's own, whatever the server offers for their pages. What the user forbids
-//! (`--paths`), and what KVM could not do, leaves a range to the next path that is offered for it.
+//! Best first: *mapped* (no exit), *ioeventfd* (KVM signals the device process), *ioregionfd* (KVM asks it, or the VMM in
+//! its stead), *message* (the VMM asks it). The MSI-X table and pending bits are the VMM's own, whatever the server
+//! offers for their pages. What the user forbids (`--paths`), and what KVM could not do, leaves a range to the next path
+//! that is offered for it.
+//!
+//! A mapped area or a doorbell may lie within an ioregionfd's sub-region, and takes what it takes. The MSI-X table, and
+//! another sub-region, may not: the sub-region ends before it. What lies behind goes by message, since the protocol
+//! counts offsets from the start of what KVM was told, and a server from the start of what it offered.
 
 use std::fmt;
 use std::ops::Range;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use outrigger_protocol::client::{IoFdKind, RegionInfo};
+use outrigger_protocol::client::{IoFd, IoFdKind, RegionInfo};
+use outrigger_protocol::ioregionfd::SocketType;
+use outrigger_protocol::wire;
 
 use super::discovery::{Description, MsixCapability};
 use crate::config::{AllowedPaths, PathName};
@@ -30,10 +37,39 @@ pub enum Path {
         /// The server's eventfd.
         fd: Arc<OwnedFd>,
     },
+    /// Every access of 1, 2, 4 or 8 bytes is a command on the server's socket.
+    Ioregionfd {
+        /// Who sends it.
+        asked_by: AskedBy,
+        /// Writes go unanswered.
+        posted: bool,
+    },
     /// The VMM answers.
     Msix,
     /// The VMM asks the server.
     Message,
+}
+
+/// Who sends the commands of an ioregionfd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AskedBy {
+    /// KVM, without an exit to user space.
+    Kvm,
+    /// The VMM, since this host's KVM does not have `KVM_CAP_IOREGIONFD`.
+    Vmm,
+}
+
+/// A sub-region for which a server takes commands.
+#[derive(Clone, Debug)]
+pub struct Ioregion {
+    /// From the start of the region, in bytes.
+    pub range: Range<u64>,
+    /// What the server wants to be told with each access.
+    pub user_data: u64,
+    /// Writes go unanswered.
+    pub posted: bool,
+    /// The server's socket.
+    pub fd: Arc<OwnedFd>,
 }
 
 /// One part of a region.
@@ -52,6 +88,8 @@ pub enum Reason {
     Forbidden,
     /// The offer is not one that KVM could take.
     Unfit,
+    /// Something that has priority is in the way.
+    Overlapped,
 }
 
 /// A path that is offered for a range, and that the range does not take.
@@ -66,12 +104,16 @@ pub struct PassedOver {
 }
 
 /// The paths of one region. Where none is listed, accesses go by message.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct RegionPaths {
     /// Bytes.
     pub size: u64,
     /// Sorted by start; ioeventfds may share an address.
     pub parts: Vec<SubRange>,
+    /// Without overlap among themselves. What `parts` has for a range comes first.
+    pub ioregions: Vec<Ioregion>,
+    /// Who sends their commands.
+    pub asked_by: AskedBy,
     /// What was offered in vain.
     pub passed_over: Vec<PassedOver>,
 }
@@ -79,9 +121,10 @@ pub struct RegionPaths {
 impl RegionPaths {
     /// Chooses for region `index`.
     #[must_use]
-    pub fn choose(description: &Description, index: usize, allowed: AllowedPaths) -> Self {
+    pub fn choose(description: &Description, index: usize, allowed: AllowedPaths, asked_by: AskedBy) -> Self {
         let region = &description.regions[index];
-        let mut paths = Self { size: region.size, ..Self::default() };
+        let mut paths =
+            Self { size: region.size, parts: Vec::new(), ioregions: Vec::new(), asked_by, passed_over: Vec::new() };
         let msix = description.msix.map(|msix| msix_ranges(&msix, region.index)).unwrap_or_default();
         for range in &msix {
             paths.take(range.clone(), Path::Msix);
@@ -106,8 +149,34 @@ impl RegionPaths {
                 paths.take(range, path);
             }
         }
+        for io_fd in &description.io_fds[index] {
+            paths.choose_ioregionfd(io_fd, &msix, allowed);
+        }
         paths.parts.sort_by_key(|part| part.range.start);
         paths
+    }
+
+    fn choose_ioregionfd(&mut self, io_fd: &IoFd, msix: &[Range<u64>], allowed: AllowedPaths) {
+        let IoFdKind::Ioregionfd { user_data, flags } = io_fd.kind else { return };
+        let mut range = io_fd.offset..io_fd.offset + io_fd.size;
+        let known = flags & !(wire::IOREGION_POSTED_WRITES | wire::IOREGION_PIO) == 0;
+        if !allowed.allow(PathName::Ioregionfd) {
+            return self.pass_over(range, PathName::Ioregionfd, Reason::Forbidden);
+        }
+        if range.is_empty() || !known || SocketType::of(io_fd.fd.as_fd()).is_err() {
+            range.end = range.end.max(range.start + 1);
+            return self.pass_over(range, PathName::Ioregionfd, Reason::Unfit);
+        }
+        let others = self.ioregions.iter().map(|other| &other.range).chain(msix);
+        let in_the_way = others.filter(|other| other.start < range.end && range.start < other.end);
+        let end = in_the_way.map(|other| other.start.max(range.start)).min().unwrap_or(range.end);
+        if end < range.end {
+            self.pass_over(end..range.end, PathName::Ioregionfd, Reason::Overlapped);
+        }
+        if range.start < end {
+            let posted = flags & wire::IOREGION_POSTED_WRITES != 0;
+            self.ioregions.push(Ioregion { range: range.start..end, user_data, posted, fd: io_fd.fd.clone() });
+        }
     }
 
     fn take(&mut self, range: Range<u64>, path: Path) {
@@ -122,31 +191,37 @@ impl RegionPaths {
         self.parts.iter().any(|part| matches!(part.path, Path::Mapped | Path::Msix) && part.range.contains(&at))
     }
 
-    /// The whole region, with what goes by message filled in, for people. A range of messages ends where the reasons for
-    /// it change.
+    /// The whole region, gaps between its parts filled in, for people. A range of messages ends where the reasons for it
+    /// change.
     #[must_use]
     pub fn complete(&self) -> Vec<SubRange> {
         let mut all = Vec::new();
         let mut at = 0;
         for part in &self.parts {
             if part.range.start > at {
-                all.extend(self.messages(at..part.range.start));
+                all.extend(self.between(at..part.range.start));
             }
             at = at.max(part.range.end);
             all.push(part.clone());
         }
         if at < self.size {
-            all.extend(self.messages(at..self.size));
+            all.extend(self.between(at..self.size));
         }
         all
     }
 
-    fn messages(&self, gap: Range<u64>) -> Vec<SubRange> {
-        let edges = self.passed_over.iter().flat_map(|other| [other.range.start, other.range.end]);
+    fn between(&self, gap: Range<u64>) -> Vec<SubRange> {
+        let ranges = self.ioregions.iter().map(|ioregion| &ioregion.range);
+        let ranges = ranges.chain(self.passed_over.iter().map(|other| &other.range));
+        let edges = ranges.flat_map(|range| [range.start, range.end]);
         let mut edges: Vec<_> = edges.filter(|edge| gap.contains(edge)).chain([gap.start, gap.end]).collect();
         edges.sort_unstable();
         edges.dedup();
-        edges.windows(2).map(|pair| SubRange { range: pair[0]..pair[1], path: Path::Message }).collect()
+        let path = |at| {
+            let here = self.ioregions.iter().find(|ioregion| ioregion.range.contains(&at));
+            here.map_or(Path::Message, |here| Path::Ioregionfd { asked_by: self.asked_by, posted: here.posted })
+        };
+        edges.windows(2).map(|pair| SubRange { range: pair[0]..pair[1], path: path(pair[0]) }).collect()
     }
 
     /// Which path a part takes and why, for people.
@@ -163,6 +238,7 @@ impl RegionPaths {
             text.push_str(&match reason {
                 Reason::Forbidden => format!("; {path} is forbidden by --paths"),
                 Reason::Unfit => format!("; KVM has no {path} like the one offered"),
+                Reason::Overlapped => format!("; something else is in the way of {path}"),
             });
         }
         if told.is_empty() && matches!(part.path, Path::Message) {
@@ -215,6 +291,15 @@ impl fmt::Display for Path {
                 }
                 datamatch.map_or(Ok(()), |value| write!(f, " of {value:#x}"))
             }
+            Self::Ioregionfd { asked_by, posted } => {
+                f.write_str(match asked_by {
+                    AskedBy::Kvm => "ioregionfd   KVM asks the device process",
+                    AskedBy::Vmm => {
+                        "ioregionfd   the VMM asks the device process in the stead of KVM, which lacks ioregionfd"
+                    }
+                })?;
+                if *posted { f.write_str("; writes are posted") } else { Ok(()) }
+            }
             Self::Msix => f.write_str("vmm          MSI-X table and pending bits"),
             Self::Message => f.write_str("message      the VMM asks the device process"),
         }
@@ -222,34 +307,4 @@ impl fmt::Display for Path {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn region(size: u64, areas: &[(u64, u64)]) -> RegionInfo {
-        let fd = Some(std::fs::File::open("/dev/null").unwrap().into());
-        RegionInfo { index: 2, flags: 0, size, offset: 0, fd, areas: areas.to_vec(), region_type: None }
-    }
-
-    #[test]
-    fn pages_with_something_of_the_vmms_are_not_mapped() {
-        let msix = [0x1800..0x1840, 0x3000..0x3008];
-        assert_eq!(mappable(&region(0x8000, &[(0, 0x8000)]), &msix), [0..0x1000, 0x2000..0x3000, 0x4000..0x8000]);
-    }
-
-    #[test]
-    fn overlapping_areas_become_one_and_partial_pages_stay_out() {
-        let areas = [(0x2000, 0x2000), (0, 0x3000), (0x6000, 0x800)];
-        let mapped = mappable(&region(0x6800, &areas), &[]);
-        assert_eq!(mapped.iter().map(|area| (area.start, area.end)).collect::<Vec<_>>(), [(0, 0x4000)]);
-        assert!(mappable(&RegionInfo { fd: None, ..region(0x1000, &[(0, 0x1000)]) }, &[]).is_empty());
-    }
-
-    #[test]
-    fn the_gaps_are_messages() {
-        let part = |range| SubRange { range, path: Path::Msix };
-        let parts = vec![part(0x10..0x20), part(0x40..0x100)];
-        let paths = RegionPaths { size: 0x100, parts, passed_over: Vec::new() };
-        let ranges: Vec<_> = paths.complete().into_iter().map(|part| part.range).collect();
-        assert_eq!(ranges, [0..0x10, 0x10..0x20, 0x20..0x40, 0x40..0x100]);
-    }
-}
+mod tests;

@@ -1,12 +1,14 @@
 //! All paths of one region at the address where the guest put it. Dropping a [`Placement`] takes every one of them away,
 //! so moving a BAR is dropping one and making another.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::Backplane;
+use super::exits::RegionExits;
 use super::ioeventfd::{Doorbell, Ioeventfd};
+use super::ioregionfd::{Ioregionfd, Window};
 use super::mapped::MappedArea;
-use super::message::RegionMessages;
 use super::paths::{Path, RegionPaths};
 use crate::bus::Bus;
 use crate::memslots::Memslot;
@@ -16,7 +18,7 @@ use crate::pci::bar::Bar;
 pub(super) struct Placeable {
     pub(super) paths: RegionPaths,
     pub(super) areas: Vec<Arc<MappedArea>>,
-    pub(super) messages: Arc<RegionMessages>,
+    pub(super) exits: Arc<RegionExits>,
 }
 
 /// A region at an address.
@@ -27,6 +29,7 @@ pub(super) struct Placement {
     _memslots: Vec<Memslot>,
     _areas: Vec<Arc<MappedArea>>,
     _ioeventfds: Vec<Ioeventfd>,
+    _ioregionfds: Vec<Ioregionfd>,
 }
 
 impl Placeable {
@@ -35,7 +38,7 @@ impl Placeable {
     pub(super) fn place(&self, backplane: &Backplane, bar: &Bar, address: u64) -> Option<Placement> {
         let io = bar.kind.is_io();
         let bus = if io { &backplane.io } else { &backplane.mmio };
-        if let Err(error) = bus.insert(address, bar.size, self.messages.clone()) {
+        if let Err(error) = bus.insert(address, bar.size, self.exits.clone()) {
             log::warn!("the guest put a BAR where it cannot be: {error}");
             return None;
         }
@@ -51,12 +54,25 @@ impl Placeable {
             let registered = Ioeventfd::register(&backplane.vm, fd, doorbell);
             registered.inspect_err(|error| log::warn!("{doorbell:x?} goes by message instead: {error}")).ok()
         });
+        let ioregionfds = self.exits.for_kvm().filter_map(|ioregion| {
+            let Range { start, end } = ioregion.range;
+            let window = Window {
+                address: address + start,
+                size: end - start,
+                user_data: ioregion.user_data,
+                posted: ioregion.posted,
+                io,
+            };
+            let registered = Ioregionfd::register(&backplane.vm, ioregion.channel.fd(), window);
+            registered.inspect_err(|error| log::warn!("{window:x?} goes by message instead: {error}")).ok()
+        });
         Some(Placement {
             address,
             bus: bus.clone(),
             _memslots: mapped.collect(),
             _areas: self.areas.clone(),
             _ioeventfds: ioeventfds.collect(),
+            _ioregionfds: ioregionfds.collect(),
         })
     }
 }

@@ -36,6 +36,7 @@ fn config(kernel: &Path, cpus: u8) -> Config {
         paths: AllowedPaths::default(),
         console: ConsoleConfig::None,
         show_devices: false,
+        stats: false,
     }
 }
 

@@ -179,18 +179,19 @@ fn only_the_kernel_is_needed() {
         paths: AllowedPaths::default(),
         console: ConsoleConfig::Stdio,
         show_devices: false,
+        stats: false,
     };
     assert_eq!(config(&[]), expected);
 }
 
 #[test]
 fn every_option_is_understood() {
-    let words = "--initrd i --cmdline -quiet --cpus 64 --memory 2G,hugepages=on --console none --show-devices --paths message,mapped";
+    let words = "--initrd i --cmdline -quiet --cpus 64 --memory 2G,hugepages=on --console none --show-devices --stats --paths message,mapped";
     let config = config(&words.split(' ').collect::<Vec<_>>());
     assert_eq!(config.initrd.as_deref(), Some(Path::new("i")));
     assert_eq!((config.cmdline.as_str(), config.cpus), ("-quiet", 64));
     assert_eq!(config.memory, MemoryConfig { size: 2 << 30, hugepages: true });
-    assert_eq!((config.console, config.show_devices), (ConsoleConfig::None, true));
+    assert_eq!((config.console, config.show_devices, config.stats), (ConsoleConfig::None, true, true));
     assert_eq!(config.paths, AllowedPaths::only(&[PathName::Mapped]));
 }
 

@@ -64,6 +64,8 @@ pub struct Config {
     pub console: ConsoleConfig,
     /// Print how each device is attached before the guest starts.
     pub show_devices: bool,
+    /// Print who answered the guest's accesses to devices after it has ended.
+    pub stats: bool,
 }
 
 /// One PCI device: who serves it.

@@ -1,6 +1,7 @@
-//! A vCPU: what it tells the guest about itself ([`cpuid`]), the state it starts in ([`registers`]), and the thread that runs it
-//! ([`run`]).
+//! A vCPU: what it tells the guest about itself ([`cpuid`]), the state it starts in ([`registers`]), the thread that runs it
+//! ([`run`]), and how often it left the guest ([`ExitCounters`]).
 
+mod counters;
 pub mod cpuid;
 mod exit;
 pub mod registers;
@@ -12,6 +13,7 @@ use kvm_ioctls::VcpuFd;
 
 use crate::vm::{Vm, VmError, call};
 
+pub use counters::{ExitCounters, Exits};
 pub use cpuid::Topology;
 pub use registers::Entry;
 pub use run::{VcpuThread, VcpuThreads};
@@ -50,6 +52,12 @@ impl Vcpu {
         registers::set_fpu(&self.fd)?;
         registers::set_msrs(&self.fd)?;
         registers::set_lapic(&self.fd)
+    }
+
+    /// Where KVM counts its exits, if this kernel does.
+    #[must_use]
+    pub fn exit_counters(&self) -> Option<ExitCounters> {
+        ExitCounters::open(&self.fd).inspect_err(|error| log::info!("KVM's statistics: {error}")).ok()
     }
 
     /// Let this vCPU be the one that starts the guest.

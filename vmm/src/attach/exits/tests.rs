@@ -1,0 +1,167 @@
+//! Accesses that came to the VMM, against a device with two ways to be asked: messages, and a socket.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use outrigger_protocol::client::{Client, ClientMemory, Options};
+use outrigger_protocol::ioregionfd::{Endpoint, Handler, SocketType};
+use outrigger_protocol::server::{self, ConfigSpace, Function, Registers};
+
+use super::*;
+use crate::attach::paths::AskedBy;
+use crate::attach::stand_in::Ioregionfds;
+use crate::vm::Vm;
+
+/// How an access arrived at the device: by message at an offset, or as a command with user data and an offset.
+#[derive(Debug, PartialEq, Eq)]
+enum Seen {
+    Message(usize, Vec<u8>),
+    Command(u64, u64, usize, u64),
+}
+
+/// Reads as 0x11 by message; every access is noted.
+struct Told(Sender<Seen>);
+
+impl Registers for Told {
+    fn read(&mut self, _: u32, offset: usize, data: &mut [u8]) {
+        data.fill(0x11);
+        self.0.send(Seen::Message(offset, data.to_vec())).unwrap();
+    }
+    fn write(&mut self, _: u32, offset: usize, data: &[u8], _: &mut server::Bus) {
+        self.0.send(Seen::Message(offset, data.to_vec())).unwrap();
+    }
+    fn reset(&mut self) {}
+}
+
+/// Reads as 0x22 by command, after a pause.
+struct Asked(Sender<Seen>, Duration);
+
+impl Handler for Asked {
+    fn read(&mut self, user_data: u64, offset: u64, size: Size) -> u64 {
+        self.0.send(Seen::Command(user_data, offset, size.bytes(), 0)).unwrap();
+        thread::sleep(self.1);
+        0x2222_2222_2222_2222
+    }
+    fn write(&mut self, user_data: u64, offset: u64, size: Size, data: u64) {
+        self.0.send(Seen::Command(user_data, offset, size.bytes(), data)).unwrap();
+    }
+}
+
+#[derive(Debug)]
+struct NoMemory;
+
+impl ClientMemory for NoMemory {
+    fn read(&self, _: u64, _: &mut [u8]) -> Result<(), nix::errno::Errno> {
+        Err(nix::errno::Errno::EFAULT)
+    }
+    fn write(&self, _: u64, _: &[u8]) -> Result<(), nix::errno::Errno> {
+        Err(nix::errno::Errno::EFAULT)
+    }
+}
+
+struct Fixture {
+    seen: Receiver<Seen>,
+    endpoint: Endpoint,
+    client: Arc<Client>,
+    ioregionfds: Ioregionfds,
+    exits: RegionExits,
+}
+
+/// A region of 0x1000 bytes; 0x100 to 0x1ff and 0x300 to 0x30f are offered with one socket, sent twice.
+fn fixture(pause: Duration) -> Fixture {
+    let (told, seen) = channel();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let registers = Told(told.clone());
+    thread::spawn(move || {
+        let config = ConfigSpace::new(0x1af4, 0x10f1, 0x08_80_00).with_bar(0, 0x1000);
+        server::serve(&mut Function::new(config, registers), theirs, &server::Options::default())
+    });
+    let client = Arc::new(Client::new(ours, Arc::new(NoMemory), &Options::default()).unwrap());
+    let endpoint = Endpoint::start("asked", SocketType::Seqpacket, Asked(told, pause)).unwrap();
+    let copy = || -> Arc<OwnedFd> { Arc::new(endpoint.as_fd().try_clone_to_owned().unwrap()) };
+    let mut ioregionfds = Ioregionfds::new(&Vm::new(1).unwrap(), &client, AskedBy::Vmm);
+    let mut ioregion = |range, user_data, posted| {
+        let channel = ioregionfds.channel(&copy()).unwrap();
+        Ioregion { range, user_data, posted, channel }
+    };
+    let ioregions = vec![ioregion(0x300..0x310, 3, true), ioregion(0x100..0x200, 1, false)];
+    assert!(Arc::ptr_eq(&ioregions[0].channel, &ioregions[1].channel), "one socket has one turn at a time");
+    let messages = RegionMessages { client: client.clone(), region: 0, posted: false };
+    let exits = RegionExits::new(0x1000, None, ioregions, messages);
+    Fixture { seen, endpoint, client, ioregionfds, exits }
+}
+
+impl Fixture {
+    fn read(&self, offset: u64, length: usize) -> Vec<u8> {
+        let mut data = vec![0; length];
+        self.exits.read(offset, &mut data);
+        data
+    }
+
+    fn next(&self) -> Seen {
+        self.seen.recv_timeout(Duration::from_secs(5)).unwrap()
+    }
+}
+
+#[test]
+fn an_access_takes_the_path_of_its_range() {
+    let fixture = fixture(Duration::ZERO);
+    for (offset, length, at) in [(0x100, 1, 0), (0x102, 2, 2), (0x1fc, 4, 0xfc), (0x1f8, 8, 0xf8)] {
+        assert_eq!(fixture.read(offset, length), vec![0x22; length]);
+        assert_eq!(fixture.next(), Seen::Command(1, at, length, 0));
+    }
+    fixture.exits.write(0x104, &[1, 2, 3, 4]);
+    assert_eq!(fixture.next(), Seen::Command(1, 4, 4, 0x0403_0201));
+    fixture.exits.write(0x30f, &[9]);
+    assert_eq!(fixture.next(), Seen::Command(3, 0xf, 1, 9));
+    fixture.exits.write(0x200, &[5, 6]);
+    assert_eq!(fixture.next(), Seen::Message(0x200, vec![5, 6]));
+    assert_eq!(fixture.exits.served(), Served { msix: 0, ioregionfd: 6, message: 1 });
+}
+
+#[test]
+fn what_the_protocol_cannot_say_goes_by_message() {
+    let fixture = fixture(Duration::ZERO);
+    // Of three bytes, across either end, and in between.
+    for (offset, length) in [(0x100, 3), (0xff, 2), (0x1fe, 4), (0x310, 1), (0x2ff, 2), (0, 8)] {
+        assert_eq!(fixture.read(offset, length), vec![0x11; length]);
+        assert!(matches!(fixture.next(), Seen::Message(..)));
+    }
+    assert_eq!(fixture.read(0xfff, 2), [0xff; 2], "beyond the region");
+    assert_eq!(fixture.exits.served(), Served { msix: 0, ioregionfd: 0, message: 6 });
+}
+
+#[test]
+fn a_socket_that_breaks_is_the_death_of_the_device() {
+    let Fixture { endpoint, exits, client, .. } = fixture(Duration::ZERO);
+    drop(endpoint);
+    let mut data = [0; 4];
+    exits.read(0x300, &mut data);
+    assert_eq!(data, [0xff; 4]);
+    assert!(client.region_read(0, 0, &mut data).is_err(), "the connection is closed");
+    exits.read(0x100, &mut data);
+    exits.write(0x100, &data);
+    exits.read(0, &mut data);
+    assert_eq!(data, [0xff; 4]);
+}
+
+#[test]
+fn closing_ends_the_wait_of_a_vcpu() {
+    let Fixture { seen, endpoint, exits, ioregionfds, .. } = fixture(Duration::from_secs(3));
+    let start = Instant::now();
+    thread::scope(|threads| {
+        let vcpu = threads.spawn(|| {
+            let mut data = [0; 4];
+            exits.read(0x100, &mut data);
+            data
+        });
+        seen.recv_timeout(Duration::from_secs(5)).unwrap();
+        ioregionfds.close();
+        assert_eq!(vcpu.join().unwrap(), [0xff; 4]);
+    });
+    assert!(start.elapsed() < Duration::from_secs(2));
+    drop(endpoint);
+}

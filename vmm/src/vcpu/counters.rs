@@ -1,0 +1,126 @@
+//! How often a vCPU left the guest, as KVM itself counts it (Linux `Documentation/virt/kvm/api.rst`, 4.133
+//! "KVM_GET_STATS_FD").
+
+use std::fs::File;
+use std::io;
+use std::os::fd::FromRawFd;
+use std::os::unix::fs::FileExt;
+
+use kvm_bindings::KVMIO;
+use kvm_ioctls::VcpuFd;
+use vmm_sys_util::ioctl::ioctl;
+use vmm_sys_util::ioctl_io_nr;
+use zerocopy::{FromBytes, IntoBytes};
+
+ioctl_io_nr!(KVM_GET_STATS_FD, KVMIO, 0xce);
+
+/// More than any kernel has, so that a strange answer allocates little.
+const MOST_STATISTICS: u32 = 1024;
+const LONGEST_NAME: u32 = 256;
+
+/// `struct kvm_stats_header`; the offsets are from the start of the file, in bytes.
+#[repr(C)]
+#[derive(FromBytes, IntoBytes)]
+struct Header {
+    flags: u32,
+    name_size: u32,
+    num_desc: u32,
+    id_offset: u32,
+    desc_offset: u32,
+    data_offset: u32,
+}
+
+/// `struct kvm_stats_desc`, less the name behind it.
+#[repr(C)]
+#[derive(FromBytes, IntoBytes)]
+struct Descriptor {
+    flags: u32,
+    exponent: i16,
+    /// How many values.
+    size: u16,
+    /// From the start of the values, in bytes.
+    offset: u32,
+    bucket_size: u32,
+}
+
+/// Where KVM counts one vCPU's exits; readable while the vCPU runs and after.
+#[derive(Debug)]
+pub struct ExitCounters {
+    file: File,
+    /// Where the values are in the file.
+    places: [u64; 3],
+}
+
+/// Exits of one vCPU since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Exits {
+    /// From the guest to KVM.
+    pub all: u64,
+    /// From KVM to the VMM, for a memory access.
+    pub mmio: u64,
+    /// From the guest to KVM, for an I/O port access.
+    pub io: u64,
+}
+
+impl ExitCounters {
+    /// The counters of a vCPU.
+    ///
+    /// # Errors
+    /// `Unsupported`: this kernel's KVM does not count in this way (older than Linux 5.14).
+    pub fn open(vcpu: &VcpuFd) -> io::Result<Self> {
+        // SAFETY: this ioctl takes nothing and makes a descriptor.
+        let fd = unsafe { ioctl(vcpu, KVM_GET_STATS_FD()) };
+        if fd < 0 {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        // SAFETY: the descriptor was just made, and nobody else knows it.
+        let file = unsafe { File::from_raw_fd(fd) };
+        let mut header = Header { flags: 0, name_size: 0, num_desc: 0, id_offset: 0, desc_offset: 0, data_offset: 0 };
+        file.read_exact_at(header.as_mut_bytes(), 0)?;
+        let places = find(&file, &header, ["exits", "mmio_exits", "io_exits"])?;
+        Ok(Self { file, places })
+    }
+
+    /// What they say now.
+    ///
+    /// # Errors
+    /// The system's answer.
+    pub fn read(&self) -> io::Result<Exits> {
+        let value = |place| {
+            let mut value = 0_u64;
+            self.file.read_exact_at(value.as_mut_bytes(), place).map(|()| value)
+        };
+        let [all, mmio, io] = self.places;
+        Ok(Exits { all: value(all)?, mmio: value(mmio)?, io: value(io)? })
+    }
+}
+
+fn find(file: &File, header: &Header, names: [&str; 3]) -> io::Result<[u64; 3]> {
+    let length = size_of::<Descriptor>() + header.name_size.min(LONGEST_NAME) as usize;
+    let mut places = [None; 3];
+    for index in 0..header.num_desc.min(MOST_STATISTICS) {
+        let mut bytes = vec![0; length];
+        file.read_exact_at(&mut bytes, u64::from(header.desc_offset) + u64::from(index) * length as u64)?;
+        let Ok((descriptor, name)) = Descriptor::read_from_prefix(&bytes) else { continue };
+        let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+        if let Some(found) = names.iter().position(|wanted| wanted.as_bytes() == name) {
+            places[found] = Some(u64::from(header.data_offset) + u64::from(descriptor.offset));
+        }
+    }
+    match places {
+        [Some(all), Some(mmio), Some(io)] => Ok([all, mmio, io]),
+        _ => Err(io::ErrorKind::Unsupported.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vm::Vm;
+
+    #[test]
+    fn a_vcpu_that_never_ran_has_no_exits() {
+        let vcpu = Vm::new(1).unwrap().create_vcpu(0).unwrap();
+        assert_eq!(ExitCounters::open(&vcpu).unwrap().read().unwrap(), Exits::default());
+    }
+}
