@@ -52,3 +52,7 @@ impl<D: VirtioDevice> Handler for Registers<D> {
         self.access(offset, size, |control, at| control.write(at, &data.to_le_bytes()[..size.bytes()]));
     }
 }
+
+#[cfg(test)]
+#[path = "register_fd_tests.rs"]
+mod tests;
