@@ -53,7 +53,7 @@ fn register_in(function: Function, bar: &Bar) -> Option<u64> {
 }
 
 /// A free, aligned place in the window that the firmware put this BAR in: above the highest BAR there, or below the lowest.
-fn other_place(machine: &Machine, bar: &Bar) -> Option<u64> {
+pub fn other_place(machine: &Machine, bar: &Bar) -> Option<u64> {
     let high = bar.address() >= FOUR_GIB;
     let (mut lowest, mut end) = (u64::MAX, 0);
     for other in machine.functions().flat_map(Function::bars).filter(|other| !other.io) {

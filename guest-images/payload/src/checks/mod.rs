@@ -5,6 +5,7 @@ mod blk;
 mod copier;
 mod end;
 mod msix;
+mod paths;
 mod pci;
 
 use crate::machine::Machine;
@@ -19,6 +20,8 @@ const CHECKS: &[(&[u8], Check)] = &[
     (b"blk", blk::check),
     (b"copier", copier::check),
     (b"shared-pin", copier::shared_pin),
+    (b"paths", paths::check),
+    (b"gone", paths::gone),
     (b"crash", end::crash),
     (b"reboot", end::reboot),
     (b"spin", end::spin),
