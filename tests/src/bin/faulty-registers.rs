@@ -1,0 +1,136 @@
+//! A device for the payload's check `gone` whose ioregionfd breaks while the guest reads by it: `faulty-registers SOCKET FAULT`.
+//! Messages it answers as ever.
+
+use std::error::Error;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv, send};
+use outrigger_protocol::ioregionfd::SocketType;
+use outrigger_protocol::pci::{BAR0_REGION, CONFIG_REGION};
+use outrigger_protocol::server::{
+    ConfigSpace, Device, Interrupts, IoFd, IoFdKind, Irq, Listener, Memory, Options, Region, serve,
+};
+
+const BAR_SIZE: u32 = 0x8000;
+/// The page that the check reads.
+const PAGE: u64 = 0x2000;
+const PAGE_SIZE: u64 = 0x1000;
+/// The guest sees this many answers first.
+const RIGHT: usize = 200;
+const MESSAGE: usize = 32;
+
+/// What happens instead of the next answer.
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    HangsUp,
+    AnswersTwice,
+    AnswersShort,
+    NeverAnswers,
+}
+
+impl Fault {
+    fn parse(text: &str) -> Option<Self> {
+        Some(match text {
+            "hangs-up" => Self::HangsUp,
+            "answers-twice" => Self::AnswersTwice,
+            "answers-short" => Self::AnswersShort,
+            "never-answers" => Self::NeverAnswers,
+            _ => return None,
+        })
+    }
+}
+
+struct Faulty {
+    config: ConfigSpace,
+    regions: [Region; 8],
+    fault: Fault,
+    offered: Option<OwnedFd>,
+}
+
+impl Device for Faulty {
+    fn regions(&self) -> &[Region] {
+        &self.regions
+    }
+    fn irqs(&self) -> &[Irq] {
+        self.config.irqs()
+    }
+    fn connected(&mut self, _: &Arc<Interrupts>) {
+        let Ok((offered, own)) = SocketType::Seqpacket.pair() else { return };
+        let fault = self.fault;
+        thread::spawn(move || answer(&own, fault));
+        self.offered = Some(offered);
+    }
+    fn memory_changed(&mut self, _: &Memory) {}
+    fn read(&mut self, region: u32, offset: u64, data: &mut [u8]) -> Result<(), Errno> {
+        data.fill(0);
+        if region == CONFIG_REGION {
+            self.config.read(usize::try_from(offset).unwrap_or(usize::MAX), data);
+        }
+        Ok(())
+    }
+    fn write(&mut self, region: u32, offset: u64, data: &[u8]) -> Result<(), Errno> {
+        if region == CONFIG_REGION {
+            self.config.write(usize::try_from(offset).unwrap_or(usize::MAX), data);
+        }
+        Ok(())
+    }
+    fn io_fds(&self, region: u32) -> Vec<IoFd<'_>> {
+        let kind = IoFdKind::Ioregionfd { user_data: 0, posted_writes: false };
+        let offered = self.offered.as_ref().filter(|_| region == BAR0_REGION);
+        let offered = offered.map(|fd| IoFd { offset: PAGE, size: PAGE_SIZE, kind, pio: false, fd: fd.as_fd() });
+        offered.into_iter().collect()
+    }
+    fn reset(&mut self) {
+        self.config.reset();
+    }
+    fn disconnected(&mut self) {}
+}
+
+/// Keeps one register, for a while.
+fn answer(socket: &OwnedFd, fault: Fault) {
+    let mut command = [0; MESSAGE];
+    let mut response = [0; MESSAGE];
+    let reply = |bytes: &[u8]| send(socket.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL).is_ok();
+    for _ in 0..RIGHT {
+        if recv(socket.as_raw_fd(), &mut command, MsgFlags::empty()) != Ok(MESSAGE) {
+            return;
+        }
+        // The least bit of the first byte tells writes from reads; the data are the last eight bytes.
+        if command[0] & 1 == 1 {
+            response[..8].copy_from_slice(&command[24..]);
+        }
+        if !reply(&response) {
+            return;
+        }
+    }
+    if recv(socket.as_raw_fd(), &mut command, MsgFlags::empty()) != Ok(MESSAGE) {
+        return;
+    }
+    match fault {
+        Fault::HangsUp => return,
+        Fault::AnswersTwice => _ = reply(&response) && reply(&response),
+        Fault::AnswersShort => _ = reply(&response[..8]),
+        Fault::NeverAnswers => {}
+    }
+    thread::sleep(Duration::from_secs(600));
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let mut arguments = std::env::args().skip(1);
+    let usage = "usage: faulty-registers SOCKET hangs-up|answers-twice|answers-short|never-answers";
+    let (path, fault) = arguments.next().zip(arguments.next()).ok_or(usage)?;
+    let fault = Fault::parse(&fault).ok_or(usage)?;
+    let mut regions: [Region; 8] = Default::default();
+    regions[BAR0_REGION as usize] = Region::messages(BAR_SIZE.into());
+    regions[CONFIG_REGION as usize] = Region::messages(256);
+    let config = ConfigSpace::new(0x1af4, 0x10f1, 0x08_80_00).with_bar(BAR0_REGION, BAR_SIZE);
+    let mut device = Faulty { config, regions, fault, offered: None };
+    let listener = Listener::bind(path.as_ref())?;
+    loop {
+        serve(&mut device, listener.accept()?, &Options::default())?;
+    }
+}
