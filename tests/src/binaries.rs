@@ -37,15 +37,23 @@ pub fn example(name: &str) -> PathBuf {
     path
 }
 
+/// Copies a program without its debug information.
+///
+/// # Panics
+/// When that fails.
+pub fn strip(program: &Path, copy: &Path) {
+    let status = Command::new("strip").arg("-o").args([copy, program]).status();
+    let status = status.unwrap_or_else(|error| panic!("strip: {error}; install it: apt-get install binutils"));
+    assert!(status.success(), "strip {}: {status}", program.display());
+}
+
 /// Copies all three to `destination` without debug information, readable for every user: small enough for the test bed's RAM,
 /// and usable by who cannot look into the target directory.
 pub fn copy_stripped(destination: &Path) {
     let source = directory();
     for name in NAMES {
         let copy = destination.join(name);
-        let status = Command::new("strip").arg("-o").args([&copy, &source.join(name)]).status();
-        let status = status.unwrap_or_else(|error| panic!("strip: {error}; install it: apt-get install binutils"));
-        assert!(status.success(), "strip {name}: {status}");
+        strip(&source.join(name), &copy);
         fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).expect("the copy is ours");
     }
 }

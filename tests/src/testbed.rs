@@ -10,12 +10,16 @@ use crate::lock::Lock;
 use crate::process::{Ended, run};
 use crate::{binaries, guest, repository};
 
+/// How long the first use of a kernel of our own may take, on two processors that are busy.
+const KERNEL_BUILD: Duration = Duration::from_secs(40 * 60);
+
 /// What is copied into the host, and what it runs. Outrigger's three programs are in /bin, the guest's files in /guest.
 pub struct Testbed {
     directory: TempDir,
     files: Vec<(PathBuf, String)>,
     disks: Vec<PathBuf>,
     minutes: u64,
+    kernel: Option<&'static str>,
     _one_at_a_time: Lock,
 }
 
@@ -31,7 +35,7 @@ impl Testbed {
         for name in ["vmlinuz", "initramfs.cpio.lz4"] {
             files.push((guest.join(name), format!("/guest/{name}")));
         }
-        Self { directory, files, disks: Vec::new(), minutes: 8, _one_at_a_time: lock }
+        Self { directory, files, disks: Vec::new(), minutes: 8, kernel: None, _one_at_a_time: lock }
     }
 
     /// A place for files of the test's own.
@@ -59,6 +63,12 @@ impl Testbed {
         self
     }
 
+    /// Boots the host with a kernel of our own (`scripts/testbed -K`), which is built when it is first needed.
+    pub fn kernel(mut self, name: &'static str) -> Self {
+        self.kernel = Some(name);
+        self
+    }
+
     /// How long the script may take on a busy machine; eight minutes unless told.
     pub fn minutes(mut self, minutes: u64) -> Self {
         self.minutes = minutes;
@@ -75,6 +85,9 @@ impl Testbed {
         // One processor: with several, QEMU's emulation of SVM (seen with 7.2, one thread for each) now and then loses a host or a
         // guest.
         command.args(["-c", "1", "-t", &limit.as_secs().to_string()]);
+        if let Some(kernel) = self.kernel {
+            command.args(["-K", kernel]);
+        }
         for (from, to) in &self.files {
             command.arg("-f").arg(format!("{}:{to}", from.display()));
         }
@@ -82,7 +95,8 @@ impl Testbed {
             command.arg("-b").arg(disk);
         }
         // The script has its own deadline; ours is for a test bed that hangs.
-        let ended = run(command.arg(script_file), limit + Duration::from_secs(120));
+        let build = if self.kernel.is_some() { KERNEL_BUILD } else { Duration::ZERO };
+        let ended = run(command.arg(script_file), limit + build + Duration::from_secs(120));
         ended.expect_code(0);
         ended
     }

@@ -101,8 +101,8 @@ impl BuildError {
 pub struct Machine {
     running: VcpuThreads,
     vcpus: Vec<Vcpu>,
-    /// Of each vCPU; none where KVM does not count, or nobody asked.
-    exit_counters: Vec<Option<ExitCounters>>,
+    /// Of each vCPU; none where nobody asked.
+    exit_counters: Vec<ExitCounters>,
     /// PCI devices.
     pub peripherals: Peripherals,
     stop: Stop,
@@ -235,12 +235,10 @@ impl Machine {
         Ok(())
     }
 
-    /// Who answered the guest's accesses to devices, for people; KVM's part only if the configuration asked for it.
+    /// Who answered the guest's accesses to devices, for people; exits only if the configuration asked for it.
     #[must_use]
     pub fn stats(&self) -> String {
-        let read = |counters: &Option<ExitCounters>| counters.as_ref().and_then(|counters| counters.read().ok());
-        let exits: Vec<_> = self.exit_counters.iter().map(read).collect();
-        stats::report(&self.peripherals.served(), &exits)
+        stats::report(&self.peripherals.served(), &self.exit_counters)
     }
 
     /// Wait for the vCPUs' end, which must have been requested; a few seconds at most. After a reboot the devices are reset.

@@ -1,10 +1,10 @@
-//! What `--stats` prints when the guest has ended: who answered its accesses to devices. An access that the VMM never saw
-//! (mapped, ioeventfd, ioregionfd in KVM) is in none of its counters, and no MMIO exit of KVM's either.
+//! What `--stats` prints when the guest has ended: who answered its accesses to devices. One that is mapped, or that KVM hands
+//! over by ioeventfd or ioregionfd, the VMM never sees: it is in no count but KVM's own.
 
-use std::fmt::Write;
+use std::fmt::{Display, Write};
 
 use crate::attach::exits::Served;
-use crate::vcpu::Exits;
+use crate::vcpu::{ExitCounters, Exits};
 
 /// Accesses to one part of one device.
 pub struct DeviceLine {
@@ -14,26 +14,35 @@ pub struct DeviceLine {
     pub served: Served,
 }
 
-/// Both tables.
+/// All tables.
 #[must_use]
-pub fn report(devices: &[DeviceLine], vcpus: &[Option<Exits>]) -> String {
-    let mut text = String::new();
-    let mut line = |what: &str, columns: [&dyn std::fmt::Display; 3]| {
-        let [first, second, third] = columns;
-        let _ = writeln!(text, "{what:40}{first:>12}{second:>12}{third:>12}");
-    };
-    line("accesses that the VMM answered", [&"message", &"ioregionfd", &"MSI-X"]);
+pub fn report(devices: &[DeviceLine], vcpus: &[ExitCounters]) -> String {
+    let mut text = row("accesses that the VMM answered", &["message", "ioregionfd", "MSI-X"]);
     for DeviceLine { what, served } in devices {
-        line(&format!("  {what}"), [&served.message, &served.ioregionfd, &served.msix]);
+        text.push_str(&row(&format!("  {what}"), &[served.message, served.ioregionfd, served.msix]));
     }
-    line("exits that KVM counted", [&"all", &"MMIO", &"I/O ports"]);
-    for (id, exits) in vcpus.iter().enumerate() {
-        let name = format!("  vCPU {id}");
-        match exits {
-            Some(exits) => line(&name, [&exits.all, &exits.mmio, &exits.io]),
-            None => line(&name, [&"not told", &"not told", &"not told"]),
+    text.push_str(&row("exits to KVM, and on to the VMM", &["all", "MMIO", "I/O ports"]));
+    for (id, counters) in vcpus.iter().enumerate() {
+        match counters.to_kvm() {
+            Some(exits) => text.push_str(&exits_row(&format!("  vCPU {id}, to KVM"), exits)),
+            None => text.push_str(&row(&format!("  vCPU {id}, to KVM"), &["not told"; 3])),
         }
+        text.push_str(&exits_row(&format!("  vCPU {id}, to the VMM"), counters.to_vmm()));
     }
+    text
+}
+
+fn exits_row(what: &str, exits: Exits) -> String {
+    row(what, &[exits.all, exits.mmio, exits.io])
+}
+
+fn row<T: Display>(what: &str, columns: &[T; 3]) -> String {
+    let mut text = format!("{what:40}");
+    for column in columns {
+        // Writing to a string does not fail.
+        let _ = write!(text, "{column:>12}");
+    }
+    text.push('\n');
     text
 }
 
@@ -44,11 +53,9 @@ mod tests {
     #[test]
     fn columns_are_aligned() {
         let served = Served { msix: 3, ioregionfd: 20, message: 1_000_000 };
-        let device = DeviceLine { what: "0000:00:01.0 BAR0".into(), served };
-        let text = report(&[device], &[Some(Exits { all: 5, mmio: 4, io: 1 }), None]);
+        let text = report(&[DeviceLine { what: "0000:00:01.0 BAR0".into(), served }], &[]);
         let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines[0], "accesses that the VMM answered               message  ioregionfd       MSI-X");
         assert_eq!(lines[1], "  0000:00:01.0 BAR0                          1000000          20           3");
-        assert_eq!(lines[3], "  vCPU 0                                           5           4           1");
-        assert_eq!(lines[4], "  vCPU 1                                    not told    not told    not told");
     }
 }

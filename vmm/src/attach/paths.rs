@@ -294,9 +294,7 @@ impl fmt::Display for Path {
             Self::Ioregionfd { asked_by, posted } => {
                 f.write_str(match asked_by {
                     AskedBy::Kvm => "ioregionfd   KVM asks the device process",
-                    AskedBy::Vmm => {
-                        "ioregionfd   the VMM asks the device process in the stead of KVM, which lacks ioregionfd"
-                    }
+                    AskedBy::Vmm => "ioregionfd   the VMM asks the device process in the place of KVM, which cannot",
                 })?;
                 if *posted { f.write_str("; writes are posted") } else { Ok(()) }
             }

@@ -1,10 +1,12 @@
-//! How often a vCPU left the guest, as KVM itself counts it (Linux `Documentation/virt/kvm/api.rst`, 4.133
+//! How often a vCPU left the guest: as KVM itself counts it, and how many of those came to the VMM (Linux `Documentation/virt/kvm/api.rst`, 4.133
 //! "KVM_GET_STATS_FD").
 
 use std::fs::File;
 use std::io;
 use std::os::fd::FromRawFd;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use kvm_bindings::KVMIO;
 use kvm_ioctls::VcpuFd;
@@ -43,9 +45,28 @@ struct Descriptor {
     bucket_size: u32,
 }
 
-/// Where KVM counts one vCPU's exits; readable while the vCPU runs and after.
+/// Returns of `KVM_RUN` for one vCPU, counted by its thread.
+#[derive(Debug, Default)]
+pub(super) struct Returns {
+    pub(super) all: AtomicU64,
+    pub(super) mmio: AtomicU64,
+    pub(super) io: AtomicU64,
+}
+
+pub(super) fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Where one vCPU's exits are counted; readable while the vCPU runs and after.
 #[derive(Debug)]
 pub struct ExitCounters {
+    returns: Arc<Returns>,
+    kvm: Option<KvmCounters>,
+}
+
+/// KVM's part.
+#[derive(Debug)]
+struct KvmCounters {
     file: File,
     /// Where the values are in the file.
     places: [u64; 3],
@@ -54,20 +75,38 @@ pub struct ExitCounters {
 /// Exits of one vCPU since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Exits {
-    /// From the guest to KVM.
+    /// For whatever reason.
     pub all: u64,
-    /// From KVM to the VMM, for a memory access.
+    /// For a memory access.
     pub mmio: u64,
-    /// From the guest to KVM, for an I/O port access.
+    /// For an I/O port access.
     pub io: u64,
 }
 
 impl ExitCounters {
-    /// The counters of a vCPU.
-    ///
-    /// # Errors
-    /// `Unsupported`: this kernel's KVM does not count in this way (older than Linux 5.14).
-    pub fn open(vcpu: &VcpuFd) -> io::Result<Self> {
+    pub(super) fn new(vcpu: &VcpuFd, returns: Arc<Returns>) -> Self {
+        let kvm = KvmCounters::open(vcpu).inspect_err(|error| log::info!("KVM's statistics: {error}"));
+        Self { returns, kvm: kvm.ok() }
+    }
+
+    /// Those from the guest to KVM, MMIO being what no device in KVM took. `None`: this kernel does not tell (it is older
+    /// than Linux 5.14).
+    #[must_use]
+    pub fn to_kvm(&self) -> Option<Exits> {
+        self.kvm.as_ref().and_then(|kvm| kvm.read().ok())
+    }
+
+    /// Those from KVM to the VMM.
+    #[must_use]
+    pub fn to_vmm(&self) -> Exits {
+        let Returns { all, mmio, io } = &*self.returns;
+        let [all, mmio, io] = [all, mmio, io].map(|counter| counter.load(Ordering::Relaxed));
+        Exits { all, mmio, io }
+    }
+}
+
+impl KvmCounters {
+    fn open(vcpu: &VcpuFd) -> io::Result<Self> {
         // SAFETY: this ioctl takes nothing and makes a descriptor.
         let fd = unsafe { ioctl(vcpu, KVM_GET_STATS_FD()) };
         if fd < 0 {
@@ -81,11 +120,7 @@ impl ExitCounters {
         Ok(Self { file, places })
     }
 
-    /// What they say now.
-    ///
-    /// # Errors
-    /// The system's answer.
-    pub fn read(&self) -> io::Result<Exits> {
+    fn read(&self) -> io::Result<Exits> {
         let value = |place| {
             let mut value = 0_u64;
             self.file.read_exact_at(value.as_mut_bytes(), place).map(|()| value)
@@ -121,6 +156,7 @@ mod tests {
     #[test]
     fn a_vcpu_that_never_ran_has_no_exits() {
         let vcpu = Vm::new(1).unwrap().create_vcpu(0).unwrap();
-        assert_eq!(ExitCounters::open(&vcpu).unwrap().read().unwrap(), Exits::default());
+        let counters = ExitCounters::new(&vcpu, Arc::default());
+        assert_eq!((counters.to_kvm(), counters.to_vmm()), (Some(Exits::default()), Exits::default()));
     }
 }

@@ -7,14 +7,18 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
+use super::counters::{Returns, count};
 use super::report::crash;
 use crate::bus::Bus;
 use crate::outcome::Outcome;
 
 /// Run the guest until its next exit and serve that. `Some` if this vCPU cannot or shall not go on.
-pub(super) fn serve_one(fd: &mut VcpuFd, mmio: &Bus, io: &Bus) -> Option<Outcome> {
-    let what = match fd.run() {
+pub(super) fn serve_one(fd: &mut VcpuFd, mmio: &Bus, io: &Bus, returns: &Returns) -> Option<Outcome> {
+    let exit = fd.run();
+    count(&returns.all);
+    let what = match exit {
         Ok(VcpuExit::IoOut(port, data)) => {
+            count(&returns.io);
             let (start, length) = (data.as_ptr(), data.len());
             // SAFETY: `start` and `length` are those of the slice just given by `run`, which lies in the vCPU's mapping beyond
             // `kvm_run` and stays as it is until the next `run`.
@@ -25,6 +29,7 @@ pub(super) fn serve_one(fd: &mut VcpuFd, mmio: &Bus, io: &Bus) -> Option<Outcome
             return None;
         }
         Ok(VcpuExit::IoIn(port, data)) => {
+            count(&returns.io);
             let (start, length) = (data.as_mut_ptr(), data.len());
             // SAFETY: as above; nobody else has a reference to that part of the mapping.
             let data = unsafe { std::slice::from_raw_parts_mut(start, length) };
@@ -34,10 +39,12 @@ pub(super) fn serve_one(fd: &mut VcpuFd, mmio: &Bus, io: &Bus) -> Option<Outcome
             return None;
         }
         Ok(VcpuExit::MmioRead(address, data)) => {
+            count(&returns.mmio);
             mmio.read(address, data);
             return None;
         }
         Ok(VcpuExit::MmioWrite(address, data)) => {
+            count(&returns.mmio);
             mmio.write(address, data);
             return None;
         }

@@ -8,10 +8,13 @@ pub mod registers;
 mod report;
 pub mod run;
 
+use std::sync::Arc;
+
 use kvm_bindings::CpuId;
 use kvm_ioctls::VcpuFd;
 
 use crate::vm::{Vm, VmError, call};
+use counters::Returns;
 
 pub use counters::{ExitCounters, Exits};
 pub use cpuid::Topology;
@@ -23,6 +26,7 @@ pub use run::{VcpuThread, VcpuThreads};
 pub struct Vcpu {
     id: u8,
     fd: VcpuFd,
+    returns: Arc<Returns>,
 }
 
 impl Vcpu {
@@ -32,7 +36,7 @@ impl Vcpu {
     /// # Errors
     /// If KVM refuses one of the calls.
     pub fn new(vm: &Vm, id: u8) -> Result<Self, VmError> {
-        Ok(Self { id, fd: vm.create_vcpu(id)? })
+        Ok(Self { id, fd: vm.create_vcpu(id)?, returns: Arc::default() })
     }
 
     /// Rate of the time-stamp counter in kHz.
@@ -54,10 +58,10 @@ impl Vcpu {
         registers::set_lapic(&self.fd)
     }
 
-    /// Where KVM counts its exits, if this kernel does.
+    /// Where its exits are counted.
     #[must_use]
-    pub fn exit_counters(&self) -> Option<ExitCounters> {
-        ExitCounters::open(&self.fd).inspect_err(|error| log::info!("KVM's statistics: {error}")).ok()
+    pub fn exit_counters(&self) -> ExitCounters {
+        ExitCounters::new(&self.fd, Arc::clone(&self.returns))
     }
 
     /// Let this vCPU be the one that starts the guest.

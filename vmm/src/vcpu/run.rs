@@ -56,7 +56,7 @@ impl Vcpu {
     fn run(&mut self, surroundings: &Surroundings) {
         let Surroundings { mmio, io, stop } = surroundings;
         while !stop.requested() {
-            if let Some(outcome) = serve_one(&mut self.fd, mmio, io) {
+            if let Some(outcome) = serve_one(&mut self.fd, mmio, io, &self.returns) {
                 stop.request(match outcome {
                     Outcome::Crash { report } => Outcome::Crash { report: format!("vCPU {}: {report}", self.id) },
                     outcome => outcome,

@@ -165,3 +165,44 @@ fn closing_ends_the_wait_of_a_vcpu() {
     assert!(start.elapsed() < Duration::from_secs(2));
     drop(endpoint);
 }
+
+/// Answers with what was asked for.
+struct Echo;
+
+impl Handler for Echo {
+    fn read(&mut self, user_data: u64, offset: u64, _: Size) -> u64 {
+        user_data << 16 | offset
+    }
+    fn write(&mut self, _: u64, _: u64, _: Size, _: u64) {}
+}
+
+/// One access at a time is on the socket, so each gets its own answer.
+#[test]
+fn vcpus_that_share_a_socket_get_their_own_answers() {
+    let Fixture { client, mut ioregionfds, .. } = fixture(Duration::ZERO);
+    let endpoint = Endpoint::start("echo", SocketType::Stream, Echo).unwrap();
+    let fd = Arc::new(endpoint.as_fd().try_clone_to_owned().unwrap());
+    let channel = ioregionfds.channel(&fd).unwrap();
+    let ioregion = |start: u64, posted| Ioregion {
+        range: start..start + 0x100,
+        user_data: start,
+        posted,
+        channel: channel.clone(),
+    };
+    let messages = RegionMessages { client, region: 0, posted: false };
+    let exits = RegionExits::new(0x1000, None, vec![ioregion(0x100, false), ioregion(0x200, true)], messages);
+    thread::scope(|threads| {
+        for start in [0x100, 0x200, 0x100, 0x200] {
+            let exits = &exits;
+            threads.spawn(move || {
+                for offset in (0..0x100).step_by(4).cycle().take(2000) {
+                    let mut data = [0; 4];
+                    exits.write(start + offset, &data);
+                    exits.read(start + offset, &mut data);
+                    assert_eq!(u64::from(u32::from_le_bytes(data)), start << 16 | offset);
+                }
+            });
+        }
+    });
+    assert_eq!(exits.served().ioregionfd, 4 * 2 * 2000);
+}
