@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, send, sendmsg};
 
 /// The most descriptors one message may carry here: a message with all doorbells of a 64-queue device fits. Linux's own
 /// bound is 253 (`SCM_MAX_FD`).
@@ -54,6 +54,14 @@ impl Socket {
         stream.set_nonblocking(false)?;
         stream.set_read_timeout(Some(tick))?;
         Ok(Self { stream, control: ControlBuffer([0; CONTROL_SIZE]), tick })
+    }
+
+    /// Wraps a connected socket that mostly waits for ever, which is cheaper without a timer; a deadline costs a poll.
+    pub fn patient(stream: impl Into<Arc<UnixStream>>) -> io::Result<Self> {
+        let stream = stream.into();
+        stream.set_nonblocking(false)?;
+        stream.set_read_timeout(None)?;
+        Ok(Self { stream, control: ControlBuffer([0; CONTROL_SIZE]), tick: Duration::MAX })
     }
 
     /// Receives what is there, at most `buffer.len()` bytes. `ErrorKind::WouldBlock` with [`Wait::No`],
@@ -153,6 +161,10 @@ unsafe fn take_fds(message: &libc::msghdr) -> Vec<OwnedFd> {
     fds
 }
 
+const SEND_FLAGS: MsgFlags = MsgFlags::MSG_NOSIGNAL.union(MsgFlags::MSG_DONTWAIT);
+/// Up to this many bytes are copied together.
+const SHORT: usize = 128;
+
 /// A message on its way out: at most three parts, sent whole or not at all before the deadline.
 #[derive(Debug)]
 pub struct Outgoing<'a> {
@@ -175,27 +187,48 @@ impl<'a> Outgoing<'a> {
     /// Sends as much as the socket takes without waiting; true when all is sent.
     pub fn try_send(&mut self, socket: BorrowedFd<'_>) -> io::Result<bool> {
         loop {
-            let mut skip = self.sent;
-            let parts = self.parts.map(|part| {
-                let skipped = skip.min(part.len());
-                skip -= skipped;
-                IoSlice::new(&part[skipped..])
-            });
-            if parts.iter().all(|part| part.is_empty()) {
+            let left = self.parts.iter().map(|part| part.len()).sum::<usize>() - self.sent;
+            if left == 0 {
                 return Ok(true);
             }
-            let raw: Vec<RawFd> =
-                if self.sent == 0 { self.fds.iter().map(AsRawFd::as_raw_fd).collect() } else { vec![] };
-            let rights = [ControlMessage::ScmRights(&raw)];
-            let control = if raw.is_empty() { &rights[..0] } else { &rights[..] };
-            let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
-            match sendmsg::<()>(socket.as_raw_fd(), &parts, control, flags, None) {
+            let result = match self.sent == 0 && !self.fds.is_empty() {
+                false if left <= SHORT => self.send_short(socket),
+                with_fds => self.send_parts(socket, with_fds),
+            };
+            match result {
                 Ok(bytes) => self.sent += bytes,
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => return Ok(false),
                 Err(errno) => return Err(errno.into()),
             }
         }
+    }
+
+    fn send_parts(&self, socket: BorrowedFd<'_>, with_fds: bool) -> nix::Result<usize> {
+        let parts = self.unsent().map(IoSlice::new);
+        let raw: Vec<RawFd> = if with_fds { self.fds.iter().map(AsRawFd::as_raw_fd).collect() } else { vec![] };
+        let rights = [ControlMessage::ScmRights(&raw)];
+        let control = if with_fds { &rights[..] } else { &rights[..0] };
+        sendmsg::<()>(socket.as_raw_fd(), &parts, control, SEND_FLAGS, None)
+    }
+
+    /// A register access is short: copied together, it is sent by a system call that has less to look at.
+    fn send_short(&self, socket: BorrowedFd<'_>) -> nix::Result<usize> {
+        let (mut bytes, mut length) = ([0; SHORT], 0);
+        for part in self.unsent() {
+            bytes[length..][..part.len()].copy_from_slice(part);
+            length += part.len();
+        }
+        send(socket.as_raw_fd(), &bytes[..length], SEND_FLAGS)
+    }
+
+    fn unsent(&self) -> [&'a [u8]; 3] {
+        let mut skip = self.sent;
+        self.parts.map(|part| {
+            let skipped = skip.min(part.len());
+            skip -= skipped;
+            &part[skipped..]
+        })
     }
 
     /// Sends everything, waiting for room until `deadline`.

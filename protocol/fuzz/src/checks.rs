@@ -20,6 +20,18 @@ fn held() -> Held {
     Held { fds: entries("/proc/self/fd"), threads: entries("/proc/self/task"), mappings }
 }
 
+/// What is held once it has stayed the same for a while: a thread that was joined is in procfs for another moment.
+fn settled() -> Held {
+    let mut last = held();
+    loop {
+        std::thread::sleep(Duration::from_millis(100));
+        match held() {
+            now if now == last => return now,
+            now => last = now,
+        }
+    }
+}
+
 thread_local! {
     static BASELINE: Cell<Option<Held>> = const { Cell::new(None) };
 }
@@ -40,7 +52,7 @@ pub fn checked(limits: Limits, input: impl Fn()) {
     if BASELINE.get().is_none() {
         // What is made once is made now.
         input();
-        BASELINE.set(Some(held()));
+        BASELINE.set(Some(settled()));
     }
     let (start, mark) = (Instant::now(), allocations::mark());
     input();

@@ -35,6 +35,8 @@ pub struct Arrived {
 pub struct Peer {
     stream: UnixStream,
     received: VecDeque<u8>,
+    /// How much came so far.
+    pub bytes_received: usize,
     /// The descriptors that came and that nobody has taken.
     pub fds: Vec<OwnedFd>,
     /// The other side has closed, or does not receive.
@@ -50,7 +52,7 @@ impl Peer {
     pub fn new(stream: UnixStream) -> Self {
         stream.set_nonblocking(true).expect("a socket");
         let sent = Framing::new(MAX_VERSION, MAX_MESSAGE);
-        Self { stream, received: VecDeque::new(), fds: Vec::new(), closed: false, deaf: false, sent }
+        Self { stream, received: VecDeque::new(), bytes_received: 0, fds: Vec::new(), closed: false, deaf: false, sent }
     }
 
     /// Sends what finds room within `patience`; false: not all of it, so that nothing more makes sense.
@@ -106,6 +108,7 @@ impl Peer {
             };
             self.closed = bytes == 0;
             self.received.extend(&buffer[..bytes]);
+            self.bytes_received += bytes;
         }
     }
 

@@ -31,7 +31,7 @@ pub(super) fn negotiate(
     options: &Options,
 ) -> Result<Option<Agreed>, ServeError> {
     let stream = Arc::new(stream);
-    let mut socket = Socket::new(stream.clone(), options.deadline).map_err(ServeError::Setup)?;
+    let mut socket = Socket::patient(stream.clone()).map_err(ServeError::Setup)?;
     let mut receiver = Receiver::new(HEADER_SIZE + size_of::<wire::Version>() + MAX_JSON, options.deadline);
     let (client, twin) = match receiver.receive(&mut socket, Wait::Until(Instant::now() + options.deadline)) {
         Err(ReceiveError::Closed) => return Ok(None),
