@@ -1,0 +1,43 @@
+//! One guest with more processors and queues: what each operation costs, all taking turns on the host's one processor.
+
+use std::io;
+
+use super::guest::{Guest, Machine};
+use super::{mebibytes, print};
+use crate::host::resources::{make_disk, make_tap, remove_tap};
+use crate::host::subject::{DISK, RAM, TAP};
+use crate::network::HOST;
+
+const LOADS: [&str; 5] = ["read-4k-qd1", "read-4k-qd32", "write-4k-qd32", "tcp-to-host", "tcp-to-guest"];
+
+/// Prints what was measured.
+pub fn measure() -> io::Result<()> {
+    make_disk(DISK, RAM)?;
+    for queues in [1, 2, 4] {
+        make_tap(TAP, Some(HOST), queues)?;
+        let result = with(queues.into());
+        remove_tap(TAP)?;
+        result?;
+    }
+    Ok(())
+}
+
+fn with(queues: usize) -> io::Result<()> {
+    let devices = vec![format!("--disk path={DISK},queues={queues}"), format!("--net tap={TAP},queues={queues}")];
+    let mut guest = Guest::boot(&Machine { cpus: queues, devices })?;
+    print("queues", queues, "boot", guest.boot);
+    for load in LOADS {
+        print("queues", queues, load, guest.load(load)?);
+    }
+    let processes = guest.processes()?;
+    for process in &processes {
+        print(
+            "queues",
+            queues,
+            &format!("memory-{}", process.name.strip_prefix("outrigger-").unwrap_or("vmm")),
+            mebibytes(process.private),
+        );
+    }
+    print("queues", queues, "threads", super::total(processes.iter().map(|process| process.threads)));
+    guest.end()
+}
