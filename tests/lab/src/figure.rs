@@ -64,6 +64,7 @@ const fn figure(name: &'static str, title: &'static str, unit: Unit, aim: Option
 /// All figures, in the order of the report.
 pub const FIGURES: &[Figure] = &[
     figure("boot", "boot, fork of the VMM to /init", Unit::Milliseconds, Some(1300.0)),
+    figure("ready", "fork of the VMM to drivers attached", Unit::Milliseconds, None),
     figure("read-4k-qd1", "4 KiB random read, depth 1", Unit::Microseconds, Some(38.0)),
     figure("read-4k-qd32", "4 KiB random read, depth 32", Unit::Microseconds, Some(11.0)),
     figure("write-4k-qd1", "4 KiB random write, depth 1", Unit::Microseconds, Some(42.0)),
@@ -83,7 +84,7 @@ pub const FIGURES: &[Figure] = &[
     figure("memory-kernel", "memory of the host's kernel", Unit::Mebibytes, None),
     figure("threads", "threads of the VMM and its device processes", Unit::Count, None),
     figure("descriptors", "descriptors of the VMM", Unit::Count, None),
-    figure("idle", "an idle guest, with host", Unit::MicrosecondsPerSecond, None),
+    figure("idle", "idle, all that the host's processor does", Unit::MicrosecondsPerSecond, None),
     figure("size-vmm", "size of the VMM's program", Unit::Mebibytes, Some(3.0)),
     figure("size-blk", "size of the disk's program", Unit::Mebibytes, Some(1.5)),
     figure("size-net", "size of the network card's program", Unit::Mebibytes, Some(1.5)),

@@ -54,7 +54,7 @@ pub fn measure(figure: &Figure, scale: Scale) -> io::Result<Spent> {
         depth.run(&offsets[..each / 10])?;
         Ok((depth, offsets))
     };
-    together::run(scale.threads, offsets.len(), prepare, |(mut depth, offsets)| depth.run(offsets))
+    together::run(scale.threads, offsets.len(), prepare, |(depth, offsets)| depth.run(offsets))
 }
 
 /// Each write on the disk for good before the next.

@@ -33,7 +33,11 @@ struct Spent {
 
 impl Spent {
     fn since(start: Instant, count: usize) -> Self {
-        Self { nanoseconds: u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX), count: count as u64 }
+        Self::between(start, Instant::now(), count)
+    }
+
+    fn between(start: Instant, end: Instant, count: usize) -> Self {
+        Self { nanoseconds: u64::try_from((end - start).as_nanos()).unwrap_or(u64::MAX), count: count as u64 }
     }
 }
 

@@ -38,9 +38,9 @@ fn to_host(bytes: usize, threads: usize) -> io::Result<Spent> {
         stream.write_all(&buffer)?;
         Ok((stream, buffer))
     };
-    together::run(threads, bytes, prepare, |(mut stream, buffer)| {
+    together::run(threads, bytes, prepare, |(stream, buffer)| {
         for _ in 0..bytes / threads / BUFFER {
-            stream.write_all(&buffer)?;
+            stream.write_all(buffer)?;
         }
         // Until the last byte is there, too.
         stream.shutdown(Shutdown::Write)?;
@@ -50,12 +50,12 @@ fn to_host(bytes: usize, threads: usize) -> io::Result<Spent> {
 
 fn to_guest(bytes: usize, threads: usize) -> io::Result<Spent> {
     let prepare = |_| Ok((TcpStream::connect((HOST, SOURCE))?, vec![0; BUFFER]));
-    together::run(threads, bytes, prepare, |(mut stream, mut buffer)| {
+    together::run(threads, bytes, prepare, |(stream, buffer)| {
         let bytes = bytes / threads;
         stream.write_all(&(bytes as u64).to_le_bytes())?;
         let mut received = 0;
         while received < bytes {
-            match stream.read(&mut buffer)? {
+            match stream.read(buffer)? {
                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
                 bytes => received += bytes,
             }

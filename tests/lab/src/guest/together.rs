@@ -11,35 +11,43 @@ use nix::unistd::Pid;
 use super::Spent;
 
 /// Has `threads` threads get ready, each on the processor of its number, and go when all of them are; `count` is what they do together.
+/// What they prepared is let go of when all have done: to end asynchronous I/O takes milliseconds.
 pub fn run<T>(
     threads: usize,
     count: usize,
     prepare: impl Fn(usize) -> io::Result<T> + Sync,
-    go: impl Fn(T) -> io::Result<()> + Sync,
+    go: impl Fn(&mut T) -> io::Result<()> + Sync,
 ) -> io::Result<Spent> {
     if threads == 1 {
-        let prepared = prepare(0)?;
+        let mut prepared = prepare(0)?;
         let start = Instant::now();
-        go(prepared)?;
+        go(&mut prepared)?;
         return Ok(Spent::since(start, count));
     }
-    let ready = Barrier::new(threads + 1);
-    let (ready, prepare, go) = (&ready, &prepare, &go);
+    let (ready, done) = (&Barrier::new(threads + 1), &Barrier::new(threads));
+    let (prepare, go) = (&prepare, &go);
     thread::scope(|scope| {
-        let start = |thread| {
+        let work = |thread| {
             move || {
-                let prepared = pin(thread).and_then(|()| prepare(thread));
+                let mut prepared = pin(thread).and_then(|()| prepare(thread));
                 ready.wait();
-                go(prepared?)
+                let gone = prepared.as_mut().map(go);
+                let end = Instant::now();
+                done.wait();
+                match gone {
+                    Ok(gone) => gone.map(|()| end),
+                    Err(_) => prepared.map(|_| end),
+                }
             }
         };
-        let running: Vec<_> = (0..threads).map(|thread| scope.spawn(start(thread))).collect();
+        let running: Vec<_> = (0..threads).map(|thread| scope.spawn(work(thread))).collect();
         ready.wait();
         let start = Instant::now();
+        let mut end = start;
         for thread in running {
-            thread.join().unwrap_or_else(|_| Err(io::Error::other("a load's thread panicked")))?;
+            end = end.max(thread.join().unwrap_or_else(|_| Err(io::Error::other("a load's thread panicked")))?);
         }
-        Ok(Spent::since(start, count))
+        Ok(Spent::between(start, end, count))
     })
 }
 
@@ -58,13 +66,13 @@ mod tests {
     #[test]
     fn each_thread_goes_once_and_what_one_meets_is_told() {
         let gone = AtomicUsize::new(0);
-        let go = |number| {
-            gone.fetch_add(number, Ordering::Relaxed);
+        let go = |number: &mut usize| {
+            gone.fetch_add(*number, Ordering::Relaxed);
             Ok(())
         };
         let spent = run(2, 10, |thread| Ok(thread + 1), go).unwrap();
         assert_eq!((spent.count, gone.into_inner()), (10, 3));
-        let refused = run(2, 10, |thread| if thread == 1 { Err(io::Error::other("no")) } else { Ok(()) }, Ok);
+        let refused = run(2, 10, |thread| if thread == 1 { Err(io::Error::other("no")) } else { Ok(()) }, |()| Ok(()));
         assert_eq!(refused.unwrap_err().to_string(), "no");
     }
 }

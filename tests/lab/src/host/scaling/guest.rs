@@ -32,6 +32,8 @@ pub struct Guest {
     console: Receiver<(io::Result<String>, Instant)>,
     /// From the VMM's fork to /init, in milliseconds.
     pub boot: f64,
+    /// From the VMM's fork until the guest has nothing left to do, in milliseconds.
+    pub ready: f64,
 }
 
 /// One of a guest's processes.
@@ -45,6 +47,8 @@ pub struct Process {
     pub threads: usize,
     /// How many.
     pub descriptors: usize,
+    /// How often one of its threads has begun to run.
+    pub runs: usize,
 }
 
 impl Guest {
@@ -65,10 +69,13 @@ impl Guest {
                 }
             }
         });
-        let mut guest = Self { vmm, input, console, boot: 0.0 };
-        let nanoseconds = (guest.wait(|line| matches!(line, Line::Init))?.1 - start).as_nanos();
-        guest.boot = Unit::Milliseconds.per(u64::try_from(nanoseconds).unwrap_or(u64::MAX), 1);
-        guest.wait(|line| matches!(line, Line::Idle))?;
+        let mut guest = Self { vmm, input, console, boot: 0.0, ready: 0.0 };
+        let since_start = |when: Instant| {
+            let nanoseconds = u64::try_from((when - start).as_nanos()).unwrap_or(u64::MAX);
+            Unit::Milliseconds.per(nanoseconds, 1)
+        };
+        guest.boot = since_start(guest.wait(|line| matches!(line, Line::Init))?.1);
+        guest.ready = since_start(guest.wait(|line| matches!(line, Line::Idle))?.1);
         Ok(guest)
     }
 
@@ -90,7 +97,7 @@ impl Guest {
         let count = |pid, what| fs::read_dir(format!("/proc/{pid}/{what}")).map(Iterator::count);
         let process = |(pid, name)| -> io::Result<Process> {
             let (threads, descriptors) = (count(pid, "task")?, count(pid, "fd")?);
-            Ok(Process { name, private: memory::private(pid)?, threads, descriptors })
+            Ok(Process { name, private: memory::private(pid)?, threads, descriptors, runs: runs(pid)? })
         };
         all.into_iter().map(process).collect()
     }
@@ -119,6 +126,17 @@ impl Guest {
             }
         }
     }
+}
+
+/// The third number of each thread's schedstat (Linux, Documentation/scheduler/sched-stats.rst).
+fn runs(pid: u32) -> io::Result<usize> {
+    let mut runs = 0;
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let text = fs::read_to_string(thread?.path().join("schedstat"))?;
+        let number = text.split_whitespace().nth(2).and_then(|number| number.parse::<usize>().ok());
+        runs += number.ok_or_else(|| io::Error::other(format!("schedstat says {text}")))?;
+    }
+    Ok(runs)
 }
 
 impl Drop for Guest {

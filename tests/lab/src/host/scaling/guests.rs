@@ -56,6 +56,7 @@ fn measure_all(guests: &mut [Guest], unoccupied: f64, kernel: u64) -> io::Result
     print("memory-all", mebibytes(private) * each);
     if let Some(last) = guests.last() {
         print("boot", last.boot);
+        print("ready", last.ready);
     }
     if let Some(first) = guests.first_mut() {
         for load in ["read-4k-qd1", "read-4k-qd32", "tcp-to-host", "tcp-rr"] {
