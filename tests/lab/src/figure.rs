@@ -12,6 +12,10 @@ pub enum Unit {
     NanosecondsPerByte,
     /// 2²⁰ bytes.
     Mebibytes,
+    /// 10⁻⁶ s in each second: what is spent on nothing being done.
+    MicrosecondsPerSecond,
+    /// How many there are.
+    Count,
 }
 
 impl Unit {
@@ -22,17 +26,19 @@ impl Unit {
             Self::Microseconds => "µs",
             Self::NanosecondsPerByte => "ns/byte",
             Self::Mebibytes => "MiB",
+            Self::MicrosecondsPerSecond => "µs/s",
+            Self::Count => "–",
         }
     }
 
-    /// What a duration comes to: `count` operations or bytes took `nanoseconds`.
+    /// What a duration comes to: `count` operations, bytes or seconds took `nanoseconds`.
     #[expect(clippy::cast_precision_loss, reason = "durations and counts are far below 2^52")]
     pub fn per(self, nanoseconds: u64, count: u64) -> f64 {
         let each = nanoseconds as f64 / count as f64;
         match self {
             Self::Milliseconds => each / 1e6,
-            Self::Microseconds => each / 1e3,
-            Self::NanosecondsPerByte => each,
+            Self::Microseconds | Self::MicrosecondsPerSecond => each / 1e3,
+            Self::NanosecondsPerByte | Self::Count => each,
             Self::Mebibytes => each / f64::from(1 << 20),
         }
     }
@@ -58,6 +64,7 @@ const fn figure(name: &'static str, title: &'static str, unit: Unit, aim: Option
 /// All figures, in the order of the report.
 pub const FIGURES: &[Figure] = &[
     figure("boot", "boot, fork of the VMM to /init", Unit::Milliseconds, Some(1300.0)),
+    figure("ready", "fork of the VMM to drivers attached", Unit::Milliseconds, None),
     figure("read-4k-qd1", "4 KiB random read, depth 1", Unit::Microseconds, Some(38.0)),
     figure("read-4k-qd32", "4 KiB random read, depth 32", Unit::Microseconds, Some(11.0)),
     figure("write-4k-qd1", "4 KiB random write, depth 1", Unit::Microseconds, Some(42.0)),
@@ -73,6 +80,11 @@ pub const FIGURES: &[Figure] = &[
     figure("memory-vmm", "private memory of the VMM", Unit::Mebibytes, Some(3.0)),
     figure("memory-blk", "private memory of the disk's process", Unit::Mebibytes, Some(1.5)),
     figure("memory-net", "private memory of the network card's process", Unit::Mebibytes, Some(1.5)),
+    figure("memory-all", "private memory of the VMM and its device processes", Unit::Mebibytes, None),
+    figure("memory-kernel", "memory of the host's kernel", Unit::Mebibytes, None),
+    figure("threads", "threads of the VMM and its device processes", Unit::Count, None),
+    figure("descriptors", "descriptors of the VMM", Unit::Count, None),
+    figure("idle", "idle, all that the host's processor does", Unit::MicrosecondsPerSecond, None),
     figure("size-vmm", "size of the VMM's program", Unit::Mebibytes, Some(3.0)),
     figure("size-blk", "size of the disk's program", Unit::Mebibytes, Some(1.5)),
     figure("size-net", "size of the network card's program", Unit::Mebibytes, Some(1.5)),

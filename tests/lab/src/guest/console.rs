@@ -17,6 +17,9 @@ pub enum Line {
     Problem(String),
 }
 
+/// What the host says when nothing more is to be done.
+pub const END: &str = "end";
+
 const INIT: &str = "@init";
 const BEGIN: &str = "@begin ";
 const FIGURE: &str = "@figure ";

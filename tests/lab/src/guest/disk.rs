@@ -6,7 +6,8 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::time::Instant;
 
 use super::aio::{Depth, Direction};
-use super::{Spent, setup};
+use super::setup::{self, Scale};
+use super::{Spent, together};
 use crate::figure::Figure;
 
 const DISK: &str = "/dev/vda";
@@ -37,21 +38,23 @@ fn load(figure: &Figure) -> Option<Load> {
 }
 
 /// Runs the load of a figure, after a tenth of it to warm up.
-pub fn measure(figure: &Figure, part: usize) -> io::Result<Spent> {
+pub fn measure(figure: &Figure, scale: Scale) -> io::Result<Spent> {
     setup::wait_for(DISK)?;
     let disk = OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(DISK)?;
     let size = nix::unistd::lseek(&disk, 0, nix::unistd::Whence::SeekEnd)?.cast_unsigned();
     if figure.name == "write-flush" {
-        return write_and_flush(&disk, size, FLUSHES / part);
+        return write_and_flush(&disk, size, FLUSHES / scale.part);
     }
     let load = load(figure).ok_or_else(|| io::Error::other(format!("no load is called {}", figure.name)))?;
-    let operations = load.operations / part;
-    let mut depth = Depth::new(&disk, load.direction, load.depth, load.block)?;
-    let offsets = offsets(size, load.block, load.random).take(operations).collect::<Vec<_>>();
-    depth.run(&offsets[..operations / 10])?;
-    let start = Instant::now();
-    depth.run(&offsets)?;
-    Ok(Spent::since(start, operations))
+    let each = load.operations / scale.part / scale.threads;
+    let offsets = offsets(size, load.block, load.random).take(each * scale.threads).collect::<Vec<_>>();
+    let prepare = |thread| {
+        let mut depth = Depth::new(&disk, load.direction, load.depth, load.block)?;
+        let offsets = &offsets[thread * each..][..each];
+        depth.run(&offsets[..each / 10])?;
+        Ok((depth, offsets))
+    };
+    together::run(scale.threads, offsets.len(), prepare, |(depth, offsets)| depth.run(offsets))
 }
 
 /// Each write on the disk for good before the next.

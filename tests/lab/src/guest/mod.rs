@@ -1,5 +1,6 @@
 //! `lab-guest`: the first process of a measured guest. It tells when it starts, attaches the devices' drivers, puts the loads on them that
-//! the kernel command line names (`lab=FIGURE,FIGURE`), tells on the console what each came to, and powers off.
+//! the kernel command line names (`lab=FIGURE,FIGURE`), tells on the console what each came to, and powers off, or with `lab.serve` takes
+//! more from the console.
 //!
 //! Loads are plain: libaio with `O_DIRECT`, blocking sockets, nothing noted per operation, so that what is measured is the
 //! path to the device and not the load.
@@ -10,13 +11,15 @@ mod disk;
 mod network;
 mod register;
 mod setup;
+mod together;
 
 use std::io;
 use std::time::{Duration, Instant};
 
 use crate::figure::Figure;
 
-pub use console::Line;
+pub use console::{END, Line};
+use setup::Scale;
 
 /// How long the guest keeps quiet for the host to look at the processes' memory.
 const IDLE: Duration = Duration::from_millis(100);
@@ -30,7 +33,11 @@ struct Spent {
 
 impl Spent {
     fn since(start: Instant, count: usize) -> Self {
-        Self { nanoseconds: u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX), count: count as u64 }
+        Self::between(start, Instant::now(), count)
+    }
+
+    fn between(start: Instant, end: Instant, count: usize) -> Self {
+        Self { nanoseconds: u64::try_from((end - start).as_nanos()).unwrap_or(u64::MAX), count: count as u64 }
     }
 }
 
@@ -46,24 +53,45 @@ pub fn main() -> ! {
 fn run() -> io::Result<()> {
     setup::mount_all()?;
     setup::load_modules()?;
-    let setup::Wanted { figures, part } = setup::wanted()?;
-    if figures.iter().any(|figure| network::measures(figure)) {
+    let setup::Wanted { figures, scale, serve } = setup::wanted()?;
+    if serve {
+        setup::all_networks()?;
+    } else if figures.iter().any(|figure| network::measures(figure)) {
         setup::network()?;
     }
     for figure in figures {
-        Line::Begin(figure).print();
-        let spent = measure(figure, part)?;
-        Line::Figure(figure, figure.unit.per(spent.nanoseconds, spent.count)).print();
+        work(figure, scale)?;
     }
     Line::Idle.print();
+    if serve {
+        return serve_console(scale);
+    }
     std::thread::sleep(IDLE);
     Ok(())
 }
 
-fn measure(figure: &Figure, part: usize) -> io::Result<Spent> {
-    match figure.name {
-        "register-read" => register::read(part),
-        _ if network::measures(figure) => network::measure(figure, part),
-        _ => disk::measure(figure, part),
+/// Loads as they are asked for, a line each, until [`END`].
+fn serve_console(scale: Scale) -> io::Result<()> {
+    for line in io::stdin().lines() {
+        match line?.trim() {
+            "" => {}
+            END => break,
+            name => {
+                let figure = Figure::named(name);
+                work(figure.ok_or_else(|| io::Error::other(format!("no figure is called {name}")))?, scale)?;
+            }
+        }
     }
+    Ok(())
+}
+
+fn work(figure: &'static Figure, scale: Scale) -> io::Result<()> {
+    Line::Begin(figure).print();
+    let spent = match figure.name {
+        "register-read" => register::read(scale.part)?,
+        _ if network::measures(figure) => network::measure(figure, scale)?,
+        _ => disk::measure(figure, scale)?,
+    };
+    Line::Figure(figure, figure.unit.per(spent.nanoseconds, spent.count)).print();
+    Ok(())
 }

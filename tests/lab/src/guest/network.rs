@@ -4,7 +4,8 @@ use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream, UdpSocket};
 use std::time::Instant;
 
-use super::Spent;
+use super::setup::Scale;
+use super::{Spent, together};
 use crate::figure::Figure;
 use crate::network::{ECHO, HOST, MESSAGE, SINK, SOURCE, UDP_COUNT, UDP_SINK};
 
@@ -20,43 +21,47 @@ pub fn measures(figure: &Figure) -> bool {
 }
 
 /// Runs the load of a figure.
-pub fn measure(figure: &Figure, part: usize) -> io::Result<Spent> {
+pub fn measure(figure: &Figure, Scale { part, threads }: Scale) -> io::Result<Spent> {
     match figure.name {
-        "tcp-to-host" => to_host(STREAM / part),
-        "tcp-to-guest" => to_guest(STREAM / part),
+        "tcp-to-host" => to_host(STREAM / part, threads),
+        "tcp-to-guest" => to_guest(STREAM / part, threads),
         "tcp-rr" => round_trips(ROUND_TRIPS / part),
         "udp-to-host" => packets(PACKETS / part),
         name => Err(io::Error::other(format!("no load is called {name}"))),
     }
 }
 
-fn to_host(bytes: usize) -> io::Result<Spent> {
-    let mut stream = TcpStream::connect((HOST, SINK))?;
-    let buffer = vec![1; BUFFER];
-    stream.write_all(&buffer)?;
-    let start = Instant::now();
-    for _ in 0..bytes / BUFFER {
+fn to_host(bytes: usize, threads: usize) -> io::Result<Spent> {
+    let prepare = |_| {
+        let mut stream = TcpStream::connect((HOST, SINK))?;
+        let buffer = vec![1; BUFFER];
         stream.write_all(&buffer)?;
-    }
-    // Until the last byte is there, too.
-    stream.shutdown(Shutdown::Write)?;
-    stream.read_exact(&mut [0])?;
-    Ok(Spent::since(start, bytes))
+        Ok((stream, buffer))
+    };
+    together::run(threads, bytes, prepare, |(stream, buffer)| {
+        for _ in 0..bytes / threads / BUFFER {
+            stream.write_all(buffer)?;
+        }
+        // Until the last byte is there, too.
+        stream.shutdown(Shutdown::Write)?;
+        stream.read_exact(&mut [0])
+    })
 }
 
-fn to_guest(bytes: usize) -> io::Result<Spent> {
-    let mut stream = TcpStream::connect((HOST, SOURCE))?;
-    let mut buffer = vec![0; BUFFER];
-    let start = Instant::now();
-    stream.write_all(&(bytes as u64).to_le_bytes())?;
-    let mut received = 0;
-    while received < bytes {
-        match stream.read(&mut buffer)? {
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            bytes => received += bytes,
+fn to_guest(bytes: usize, threads: usize) -> io::Result<Spent> {
+    let prepare = |_| Ok((TcpStream::connect((HOST, SOURCE))?, vec![0; BUFFER]));
+    together::run(threads, bytes, prepare, |(stream, buffer)| {
+        let bytes = bytes / threads;
+        stream.write_all(&(bytes as u64).to_le_bytes())?;
+        let mut received = 0;
+        while received < bytes {
+            match stream.read(buffer)? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                bytes => received += bytes,
+            }
         }
-    }
-    Ok(Spent::since(start, bytes))
+        Ok(())
+    })
 }
 
 fn round_trips(count: usize) -> io::Result<Spent> {

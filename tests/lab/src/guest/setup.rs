@@ -42,8 +42,19 @@ pub fn load_modules() -> io::Result<()> {
 pub struct Wanted {
     /// Which loads: `lab=FIGURE,FIGURE`.
     pub figures: Vec<&'static Figure>,
-    /// Which part of each, for the slow: `lab.part=8` is an eighth.
+    /// How much of each, and by how many.
+    pub scale: Scale,
+    /// `lab.serve`: stay for more, which the console's input names.
+    pub serve: bool,
+}
+
+/// How much of a load, and by how many.
+#[derive(Clone, Copy, Debug)]
+pub struct Scale {
+    /// Which part, for the slow: `lab.part=8` is an eighth.
     pub part: usize,
+    /// Which so many threads share, each on a processor of its own and, for disk and streams, with a queue of its own: `lab.threads=4`.
+    pub threads: usize,
 }
 
 /// Reads the kernel command line.
@@ -52,19 +63,35 @@ pub fn wanted() -> io::Result<Wanted> {
     let value = |key| words.split_whitespace().find_map(|word| word.strip_prefix(key));
     let known = |name| Figure::named(name).ok_or_else(|| io::Error::other(format!("no figure is called {name}")));
     let names = value("lab=").unwrap_or_default().split(',').filter(|name| !name.is_empty());
-    let part = value("lab.part=").map_or(Ok(1), str::parse).map_err(io::Error::other)?;
-    Ok(Wanted { figures: names.map(known).collect::<io::Result<_>>()?, part })
+    let number = |key| value(key).map_or(Ok(1), str::parse).map_err(io::Error::other);
+    let scale = Scale { part: number("lab.part=")?, threads: number("lab.threads=")? };
+    let serve = words.split_whitespace().any(|word| word == "lab.serve");
+    Ok(Wanted { figures: names.map(known).collect::<io::Result<_>>()?, scale, serve })
 }
 
 /// Gives the network card its address.
 pub fn network() -> io::Result<()> {
     wait_for("/sys/class/net/eth0")?;
-    for arguments in [["addr", "add", ADDRESS, "dev", "eth0"].as_slice(), &["link", "set", "eth0", "up"]] {
-        if !Command::new("/bin/ip").args(arguments).status()?.success() {
-            return Err(io::Error::other(format!("ip {}", arguments.join(" "))));
+    ip(&["addr", "add", ADDRESS, "dev", "eth0"])?;
+    ip(&["link", "set", "eth0", "up"])
+}
+
+/// Has every network card up that is there, the first with its address.
+pub fn all_networks() -> io::Result<()> {
+    for card in 0.. {
+        let name = format!("eth{card}");
+        match Path::new("/sys/class/net").join(&name).exists() {
+            true if card == 0 => network()?,
+            true => ip(&["link", "set", &name, "up"])?,
+            false => break,
         }
     }
     Ok(())
+}
+
+fn ip(arguments: &[&str]) -> io::Result<()> {
+    let status = Command::new("/bin/ip").args(arguments).status()?;
+    if status.success() { Ok(()) } else { Err(io::Error::other(format!("ip {}: {status}", arguments.join(" ")))) }
 }
 
 /// Waits until a device shows up.

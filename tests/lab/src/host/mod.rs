@@ -4,7 +4,9 @@
 mod memory;
 mod peers;
 mod profile;
+mod resources;
 mod run;
+mod scaling;
 mod subject;
 
 use std::fs;
@@ -13,6 +15,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+pub use scaling::SERIES;
 pub use subject::{SUBJECTS, Subject};
 
 use crate::figure::FIGURES;
@@ -22,14 +25,17 @@ use crate::figure::FIGURES;
 #[command(name = "lab-host")]
 struct Arguments {
     /// What to run, by name
-    #[arg(long, value_delimiter = ',', required = true)]
+    #[arg(long, value_delimiter = ',', required_unless_present = "scaling")]
     subjects: Vec<String>,
     /// Loads to put on each, by the figure's name; boot and memory come with any
-    #[arg(long, value_delimiter = ',', required = true)]
+    #[arg(long, value_delimiter = ',', required_unless_present = "scaling")]
     loads: Vec<String>,
     /// Also say where the time of each load went, by perf
     #[arg(long)]
     profile: bool,
+    /// Measure Outrigger alone, as queues, devices and guests become more
+    #[arg(long, conflicts_with_all = ["subjects", "loads", "profile"])]
+    scaling: bool,
 }
 
 /// Runs what the command line says.
@@ -55,6 +61,9 @@ fn run(arguments: &Arguments) -> io::Result<bool> {
     // Where a program lies decides how many pages of it are touched.
     fs::write("/proc/sys/kernel/randomize_va_space", "0")?;
     peers::start()?;
+    if arguments.scaling {
+        return Ok(scaling::run());
+    }
     let mut well = true;
     for subject in subjects {
         println!("lab: {}", subject.name);

@@ -1,4 +1,4 @@
-//! The far end of the guest's network: plain blocking sockets, a thread for each service.
+//! The far end of the guest's network: plain blocking sockets, a thread for each service and each connection.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
@@ -27,12 +27,13 @@ pub fn start() -> io::Result<()> {
     serve(UDP_COUNT, move |stream| count(stream, &packets))
 }
 
-fn serve(port: u16, service: impl Fn(TcpStream) -> io::Result<()> + Send + 'static) -> io::Result<()> {
+fn serve(port: u16, service: impl Fn(TcpStream) -> io::Result<()> + Clone + Send + 'static) -> io::Result<()> {
     let listener = TcpListener::bind(("0.0.0.0", port))?;
     thread::spawn(move || {
         for stream in listener.incoming() {
+            let service = service.clone();
             // A guest that ends in the middle is noticed by what it did not print.
-            let _ = stream.and_then(&service);
+            thread::spawn(move || stream.and_then(service));
         }
     });
     Ok(())

@@ -1,7 +1,7 @@
 //! One VMM from start to end.
 
-use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Write};
+use std::fs;
+use std::io::{self, BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::memory;
 use super::profile::Profile;
+use super::resources::{make_disk, make_tap, remove_tap};
 use super::subject::{DISK, RAM, SOCKET, Subject, TAP};
 use crate::figure::{Figure, Unit};
 use crate::guest::Line;
@@ -23,8 +24,8 @@ const TAIL: usize = 20;
 
 /// Boots the guest, prints what it measures, and leaves nothing behind.
 pub fn run(subject: &Subject, loads: &str, profile: bool) -> io::Result<()> {
-    make_disk()?;
-    make_tap()?;
+    make_disk(DISK, RAM)?;
+    make_tap(TAP, Some(HOST), 1)?;
     let server = subject.server.map(start_server).transpose()?;
     let mut profile = profile.then(Profile::start).transpose()?;
     let result = boot(subject, loads, server.as_ref(), &mut profile);
@@ -33,28 +34,8 @@ pub fn run(subject: &Subject, loads: &str, profile: bool) -> io::Result<()> {
         end(&mut server)?;
         let _ = fs::remove_file(SOCKET);
     }
-    ip(&["link", "del", TAP])?;
+    remove_tap(TAP)?;
     result.and(profiled)
-}
-
-/// As large as guest RAM, and all of it there: no holes.
-fn make_disk() -> io::Result<()> {
-    let mut disk = File::create(DISK)?;
-    let part = vec![0x5a; 1 << 20];
-    (0..RAM >> 20).try_for_each(|_| disk.write_all(&part))
-}
-
-fn make_tap() -> io::Result<()> {
-    ip(&["tuntap", "add", "dev", TAP, "mode", "tap"])?;
-    // What IPv6 sends of its own accord is nobody's load.
-    fs::write(format!("/proc/sys/net/ipv6/conf/{TAP}/disable_ipv6"), "1")?;
-    ip(&["addr", "add", &format!("{HOST}/24"), "dev", TAP])?;
-    ip(&["link", "set", TAP, "up"])
-}
-
-fn ip(arguments: &[&str]) -> io::Result<()> {
-    let status = Command::new("ip").args(arguments).status()?;
-    if status.success() { Ok(()) } else { Err(io::Error::other(format!("ip {}: {status}", arguments.join(" ")))) }
 }
 
 fn start_server(command: fn() -> Command) -> io::Result<Child> {

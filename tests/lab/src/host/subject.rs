@@ -33,12 +33,17 @@ pub struct Subject {
 
 /// All of them.
 pub const SUBJECTS: &[Subject] = &[
-    Subject { name: "outrigger", part: 1, server: None, vmm: |cmdline| outrigger(cmdline, "", "") },
+    Subject {
+        name: "outrigger",
+        part: 1,
+        server: None,
+        vmm: |cmdline| outrigger(1, "--disk path=/tmp/disk --net tap=lab0", cmdline),
+    },
     Subject {
         name: "outrigger-messages",
         part: 8,
         server: None,
-        vmm: |cmdline| outrigger(cmdline, ",dma=messages", ",dma=messages"),
+        vmm: |cmdline| outrigger(1, "--disk path=/tmp/disk,dma=messages --net tap=lab0,dma=messages", cmdline),
     },
     Subject { name: "qemu-q35", part: 1, server: None, vmm: |cmdline| qemu("q35", IN_PROCESS_DISK, cmdline) },
     Subject {
@@ -68,9 +73,10 @@ fn command(program: &str, arguments: &str) -> Command {
     command
 }
 
-fn outrigger(cmdline: &str, disk: &str, net: &str) -> Command {
+/// Outrigger with so many processors and these devices.
+pub fn outrigger(cpus: usize, devices: &str, cmdline: &str) -> Command {
     let arguments = format!(
-        "run --kernel {KERNEL} --initrd {INITRD} --cpus 1 --memory 256M --disk path={DISK}{disk} --net tap={TAP}{net} --console stdio --cmdline"
+        "run --kernel {KERNEL} --initrd {INITRD} --cpus {cpus} --memory 256M {devices} --console stdio --cmdline"
     );
     let mut command = command("outrigger", &arguments);
     command.arg(cmdline);

@@ -17,6 +17,7 @@ Files in --out:
   lab.json  the measurements with their units, sorted, to be another run's --baseline
   lab.svg   bars, one group for each figure, relative to the best peer
   lab.md    the tables, for docs/PERFORMANCE.md
+Of series such as queues-1 and queues-2 there are scaling.json and scaling.md.
 
 Exit status:
   0  reported, whatever moved

@@ -8,6 +8,7 @@ pub mod json;
 pub mod number;
 pub mod plot;
 pub mod results;
+pub mod series;
 pub mod table;
 
 use std::fs;
@@ -118,11 +119,11 @@ fn read(path: &Path) -> Result<Record, ReportError> {
 }
 
 fn write_files(directory: &Path, results: &Results) -> Result<(), ReportError> {
-    let files = [
-        ("lab.json", Record::of(results).to_json()),
-        ("lab.svg", plot::svg(results)?),
-        ("lab.md", table::markdown(results)),
-    ];
+    let (json, tables) = (Record::of(results).to_json(), table::markdown(results));
+    let files = match series::are_all(results) {
+        true => vec![("scaling.json", json), ("scaling.md", tables)],
+        false => vec![("lab.json", json), ("lab.svg", plot::svg(results)?), ("lab.md", tables)],
+    };
     for (name, content) in files {
         let path = directory.join(name);
         fs::write(&path, content).map_err(|source| write_error(&path.display().to_string(), source))?;
@@ -179,6 +180,15 @@ mod tests {
         assert_eq!(Record::read(&directory.path().join("lab.json")).unwrap(), Record::of(&results));
         assert_eq!(fs::read_to_string(directory.path().join("lab.md")).unwrap(), table::markdown(&results));
         assert!(fs::read_to_string(directory.path().join("lab.svg")).unwrap().starts_with("<svg "));
+    }
+
+    #[test]
+    fn series_have_files_of_their_own() {
+        let directory = tempfile::tempdir().unwrap();
+        write_files(directory.path(), &results::tests::results(&[("guests-1", "boot", 1500.0)])).unwrap();
+        let mut names: Vec<_> = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["scaling.json", "scaling.md"]);
     }
 
     #[test]

@@ -1,14 +1,15 @@
-//! The report's two tables: ours against the best peer and the aims; then all subjects.
+//! The report's two tables: ours against the best peer and the aims; then all subjects. Of series, see [`series`].
 
 use super::grid::{Content, Grid};
 use super::number::four_digits;
 use super::results::{OURS, Results};
+use super::series;
 use crate::figure::Figure;
 
 /// Of subjects side by side; with more there are more tables.
 const MAX_SUBJECTS: usize = 8;
 /// Where there is no value.
-const NONE: &str = "–";
+pub(super) const NONE: &str = "–";
 
 /// For a terminal of 130 columns.
 pub fn text(results: &Results) -> String {
@@ -21,7 +22,10 @@ pub fn markdown(results: &Results) -> String {
 }
 
 fn joined(results: &Results, form: fn(&Grid) -> String) -> String {
-    let grids: Vec<_> = std::iter::once(against_best_peer(results)).chain(all_subjects(results)).collect();
+    let grids: Vec<_> = match series::are_all(results) {
+        true => series::grids(results),
+        false => std::iter::once(against_best_peer(results)).chain(all_subjects(results)).collect(),
+    };
     grids.iter().map(form).collect::<Vec<_>>().join("\n")
 }
 
