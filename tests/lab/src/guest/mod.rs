@@ -5,6 +5,7 @@
 //! Loads are plain: libaio with `O_DIRECT`, blocking sockets, nothing noted per operation, so that what is measured is the
 //! path to the device and not the load.
 
+mod access;
 mod aio;
 mod console;
 mod disk;
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use crate::figure::Figure;
 
+use access::Target;
 pub use console::{END, Line};
 use setup::Scale;
 
@@ -53,42 +55,43 @@ pub fn main() -> ! {
 fn run() -> io::Result<()> {
     setup::mount_all()?;
     setup::load_modules()?;
-    let setup::Wanted { figures, scale, serve } = setup::wanted()?;
+    let setup::Wanted { figures, scale, target, serve } = setup::wanted()?;
     if serve {
         setup::all_networks()?;
     } else if figures.iter().any(|figure| network::measures(figure)) {
         setup::network()?;
     }
     for figure in figures {
-        work(figure, scale)?;
+        work(figure, scale, target)?;
     }
     Line::Idle.print();
     if serve {
-        return serve_console(scale);
+        return serve_console(scale, target);
     }
     std::thread::sleep(IDLE);
     Ok(())
 }
 
 /// Loads as they are asked for, a line each, until [`END`].
-fn serve_console(scale: Scale) -> io::Result<()> {
+fn serve_console(scale: Scale, target: Target) -> io::Result<()> {
     for line in io::stdin().lines() {
         match line?.trim() {
             "" => {}
             END => break,
             name => {
                 let figure = Figure::named(name);
-                work(figure.ok_or_else(|| io::Error::other(format!("no figure is called {name}")))?, scale)?;
+                work(figure.ok_or_else(|| io::Error::other(format!("no figure is called {name}")))?, scale, target)?;
             }
         }
     }
     Ok(())
 }
 
-fn work(figure: &'static Figure, scale: Scale) -> io::Result<()> {
+fn work(figure: &'static Figure, scale: Scale, target: Target) -> io::Result<()> {
     Line::Begin(figure).print();
     let spent = match figure.name {
         "register-read" => register::read(scale.part)?,
+        name if access::measures(name) => access::measure(name, target)?,
         _ if network::measures(figure) => network::measure(figure, scale)?,
         _ => disk::measure(figure, scale)?,
     };

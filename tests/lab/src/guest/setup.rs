@@ -11,6 +11,7 @@ use nix::kmod::{ModuleInitFlags, finit_module};
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
 
+use super::access::Target;
 use crate::figure::Figure;
 
 /// The guest's end of the network.
@@ -44,6 +45,8 @@ pub struct Wanted {
     pub figures: Vec<&'static Figure>,
     /// How much of each, and by how many.
     pub scale: Scale,
+    /// What register accesses go to: `lab.target=1`, a page, or `nobody`.
+    pub target: Target,
     /// `lab.serve`: stay for more, which the console's input names.
     pub serve: bool,
 }
@@ -65,8 +68,10 @@ pub fn wanted() -> io::Result<Wanted> {
     let names = value("lab=").unwrap_or_default().split(',').filter(|name| !name.is_empty());
     let number = |key| value(key).map_or(Ok(1), str::parse).map_err(io::Error::other);
     let scale = Scale { part: number("lab.part=")?, threads: number("lab.threads=")? };
+    let target = value("lab.target=").map_or(Some(Target::Nobody), Target::parse);
+    let target = target.ok_or_else(|| io::Error::other("lab.target is neither a page nor nobody"))?;
     let serve = words.split_whitespace().any(|word| word == "lab.serve");
-    Ok(Wanted { figures: names.map(known).collect::<io::Result<_>>()?, scale, serve })
+    Ok(Wanted { figures: names.map(known).collect::<io::Result<_>>()?, scale, target, serve })
 }
 
 /// Gives the network card its address.

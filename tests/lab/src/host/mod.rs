@@ -1,6 +1,7 @@
 //! `lab-host`: runs on the test bed's host. It starts the VMMs under comparison one after the other, each with the same kernel, disk, tap and
 //! guest, is the far end of the guest's network, looks at the processes' memory, and prints what was measured.
 
+mod access;
 mod memory;
 mod peers;
 mod profile;
@@ -15,6 +16,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+pub use access::is_path;
 pub use scaling::SERIES;
 pub use subject::{SUBJECTS, Subject};
 
@@ -25,10 +27,10 @@ use crate::figure::FIGURES;
 #[command(name = "lab-host")]
 struct Arguments {
     /// What to run, by name
-    #[arg(long, value_delimiter = ',', required_unless_present = "scaling")]
+    #[arg(long, value_delimiter = ',', required_unless_present_any = ["scaling", "access"])]
     subjects: Vec<String>,
     /// Loads to put on each, by the figure's name; boot and memory come with any
-    #[arg(long, value_delimiter = ',', required_unless_present = "scaling")]
+    #[arg(long, value_delimiter = ',', required_unless_present_any = ["scaling", "access"])]
     loads: Vec<String>,
     /// Also say where the time of each load went, by perf
     #[arg(long)]
@@ -36,6 +38,9 @@ struct Arguments {
     /// Measure Outrigger alone, as queues, devices and guests become more
     #[arg(long, conflicts_with_all = ["subjects", "loads", "profile"])]
     scaling: bool,
+    /// Measure register accesses by each path; the host's KVM has to have ioregionfd
+    #[arg(long, conflicts_with_all = ["subjects", "loads", "profile", "scaling"])]
+    access: bool,
 }
 
 /// Runs what the command line says.
@@ -60,6 +65,9 @@ fn run(arguments: &Arguments) -> io::Result<bool> {
     }
     // Where a program lies decides how many pages of it are touched.
     fs::write("/proc/sys/kernel/randomize_va_space", "0")?;
+    if arguments.access {
+        return access::measure().map(|()| true);
+    }
     peers::start()?;
     if arguments.scaling {
         return Ok(scaling::run());

@@ -5,6 +5,7 @@ pub mod baseline;
 pub mod console;
 pub mod grid;
 pub mod json;
+pub mod kind;
 pub mod number;
 pub mod plot;
 pub mod results;
@@ -19,6 +20,7 @@ use std::process::ExitCode;
 use self::arguments::Arguments;
 use self::console::ConsoleError;
 use self::json::{Record, RecordError};
+use self::kind::Kind;
 use self::plot::PlotError;
 use self::results::Results;
 
@@ -120,9 +122,10 @@ fn read(path: &Path) -> Result<Record, ReportError> {
 
 fn write_files(directory: &Path, results: &Results) -> Result<(), ReportError> {
     let (json, tables) = (Record::of(results).to_json(), table::markdown(results));
-    let files = match series::are_all(results) {
-        true => vec![("scaling.json", json), ("scaling.md", tables)],
-        false => vec![("lab.json", json), ("lab.svg", plot::svg(results)?), ("lab.md", tables)],
+    let files = match Kind::of(results) {
+        Kind::Comparison => vec![("lab.json", json), ("lab.svg", plot::svg(results)?), ("lab.md", tables)],
+        Kind::Series => vec![("scaling.json", json), ("scaling.md", tables)],
+        Kind::Paths => vec![("paths.json", json), ("paths.md", tables)],
     };
     for (name, content) in files {
         let path = directory.join(name);

@@ -1,6 +1,7 @@
 //! The report's two tables: ours against the best peer and the aims; then all subjects. Of series, see [`series`].
 
 use super::grid::{Content, Grid};
+use super::kind::Kind;
 use super::number::four_digits;
 use super::results::{OURS, Results};
 use super::series;
@@ -22,9 +23,10 @@ pub fn markdown(results: &Results) -> String {
 }
 
 fn joined(results: &Results, form: fn(&Grid) -> String) -> String {
-    let grids: Vec<_> = match series::are_all(results) {
-        true => series::grids(results),
-        false => std::iter::once(against_best_peer(results)).chain(all_subjects(results)).collect(),
+    let grids: Vec<_> = match Kind::of(results) {
+        Kind::Comparison => std::iter::once(against_best_peer(results)).chain(all_subjects(results)).collect(),
+        Kind::Series => series::grids(results),
+        Kind::Paths => all_subjects(results).collect(),
     };
     grids.iter().map(form).collect::<Vec<_>>().join("\n")
 }

@@ -30,7 +30,7 @@ fn disk(number: usize) -> String {
 }
 
 fn with(devices: usize, unoccupied: f64) -> io::Result<()> {
-    let mut machine = Machine { cpus: 1, devices: vec![format!("--disk path={}", disk(0))] };
+    let mut machine = Machine { cpus: 1, devices: vec![format!("--disk path={}", disk(0))], ..Machine::default() };
     for number in 1..devices {
         machine.devices.push(if number % 2 == 1 {
             format!("--net tap=lab{}", number / 2)

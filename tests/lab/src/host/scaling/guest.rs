@@ -22,6 +22,8 @@ pub struct Machine {
     pub cpus: usize,
     /// `--disk` and `--net` with their values, in the order of the slots.
     pub devices: Vec<String>,
+    /// More for the kernel command line.
+    pub cmdline: String,
 }
 
 /// A running guest. Dropped, it is gone at once.
@@ -54,7 +56,8 @@ pub struct Process {
 impl Guest {
     /// Boots one and waits until it has nothing left to do.
     pub fn boot(machine: &Machine) -> io::Result<Self> {
-        let cmdline = format!("console=ttyS0 quiet panic=-1 ipv6.disable=1 lab.serve lab.threads={}", machine.cpus);
+        let Machine { cpus, cmdline, .. } = machine;
+        let cmdline = format!("console=ttyS0 quiet panic=-1 ipv6.disable=1 lab.serve lab.threads={cpus} {cmdline}");
         let mut command: Command = outrigger(machine.cpus, &machine.devices.join(" "), &cmdline);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let start = Instant::now();

@@ -35,7 +35,7 @@ fn grow(taps: &[String]) -> io::Result<()> {
     let mut guests = Vec::new();
     for (number, tap) in taps.iter().enumerate() {
         let devices = vec![format!("--disk path={}", disk(number)), format!("--net tap={tap}")];
-        guests.push(Guest::boot(&Machine { cpus: 1, devices })?);
+        guests.push(Guest::boot(&Machine { cpus: 1, devices, ..Machine::default() })?);
         if guests.len().is_power_of_two() {
             measure_all(&mut guests, unoccupied, kernel)?;
         }

@@ -3,7 +3,7 @@
 //! Each of the three is a series of subjects, `queues-1`, `queues-2` and so on; see [`SERIES`].
 
 mod devices;
-mod guest;
+pub mod guest;
 mod guests;
 mod host;
 mod queues;

@@ -28,7 +28,7 @@ pub fn measure() -> io::Result<()> {
 
 fn with(queues: usize) -> io::Result<()> {
     let devices = vec![format!("--disk path={DISK},queues={queues}"), format!("--net tap={TAP},queues={queues}")];
-    let mut guest = Guest::boot(&Machine { cpus: queues, devices })?;
+    let mut guest = Guest::boot(&Machine { cpus: queues, devices, ..Machine::default() })?;
     print("queues", queues, "boot", guest.boot);
     print("queues", queues, "ready", guest.ready);
     for load in LOADS {
