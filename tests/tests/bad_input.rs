@@ -172,7 +172,10 @@ fn options_that_do_not_exist() {
 fn paths_that_cannot_be_used() {
     let refuse = |paths: &str, words: &[&str]| refused(with_payload("pci").args(["--paths", paths]), USAGE, words);
     refuse("mapped,ioeventfd", &["--paths", "message cannot be left out", "mapped,ioeventfd,message"]);
-    refuse("mapped,ioregion,message", &["--paths", "'ioregion'", "mapped, ioeventfd, ioregionfd and message"]);
+    refuse(
+        "mapped,ioregion,message",
+        &["--paths", "'ioregion'", "mapped, ioeventfd, ioregionfd, stand-in and message"],
+    );
     refuse("message,", &["--paths", "''"]);
     refuse("", &["--paths", "empty"]);
 }

@@ -39,12 +39,12 @@ guest="--kernel /guest/payload --memory 64M --stats --show-devices"
 fn kvm_asks_the_device_and_the_vmm_sees_nothing_of_it() {
     let script = r#"
 serve paths /tmp/paths.sock
-for paths in message mapped,ioeventfd,ioregionfd,message; do
+for paths in message mapped,ioeventfd,ioregionfd,stand-in,message; do
   boot $paths 0 $guest --device socket=/tmp/paths.sock --paths $paths --cmdline checks=paths
   has $paths 'payload: passed'
 done
 kill $server
-best=mapped,ioeventfd,ioregionfd,message
+best=mapped,ioeventfd,ioregionfd,stand-in,message
 [ $(grep -c 'ioregionfd   KVM asks the device process' /tmp/$best.err) = 4 ] || fail 'not all ioregionfds are in KVM'
 [ $(column $best '01.0 BAR0 ' 2) = 0 ] || fail 'the VMM stood in'
 # Each of the four pages is accessed some 200 times.

@@ -121,7 +121,8 @@ struct RunArgs {
     /// Each part of a device takes the first of these that its process offers for it:
     /// mapped      the guest accesses the process's memory, without an exit
     /// ioeventfd   KVM signals the process: writes to doorbells
-    /// ioregionfd  KVM asks the process; where KVM cannot, Outrigger does, by the same protocol
+    /// ioregionfd  KVM asks the process, if the host's KVM can (protocol/kvm-ioregionfd)
+    /// stand-in    Outrigger asks the process in KVM's place, by the same protocol
     /// message     Outrigger asks the process; this one is always needed
     /// Leave some out to compare or to debug, and see the result with --show-devices
     #[arg(long, value_name = "PATH,…", verbatim_doc_comment)]

@@ -23,6 +23,7 @@ use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
 
 use super::paths::AskedBy;
+use crate::config::{AllowedPaths, PathName};
 use crate::vm::Vm;
 
 /// For `KVM_CHECK_EXTENSION`: how many regions a VM can have.
@@ -51,8 +52,9 @@ const _: () = assert!(size_of::<KvmIoregion>() == 64, "the size is part of the i
 ioctl_iow_nr!(KVM_SET_IOREGION, KVMIO, 0x4f, KvmIoregion);
 
 /// Who asks device processes on this host.
-pub(super) fn asked_by(vm: &Vm) -> AskedBy {
-    if vm.fd().check_extension_raw(KVM_CAP_IOREGIONFD) > 0 { AskedBy::Kvm } else { AskedBy::Vmm }
+pub(super) fn asked_by(vm: &Vm, allowed: AllowedPaths) -> AskedBy {
+    let has_it = vm.fd().check_extension_raw(KVM_CAP_IOREGIONFD) > 0;
+    if has_it && allowed.allow(PathName::Ioregionfd) { AskedBy::Kvm } else { AskedBy::Vmm }
 }
 
 /// Whether KVM no longer uses a socket that it was given: the device has hung up, answered wrongly, or too late.

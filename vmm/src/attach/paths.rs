@@ -55,7 +55,7 @@ pub enum Path {
 pub enum AskedBy {
     /// KVM, without an exit to user space.
     Kvm,
-    /// The VMM, since this host's KVM does not have `KVM_CAP_IOREGIONFD`.
+    /// The VMM, since this host's KVM does not have `KVM_CAP_IOREGIONFD`, or the user forbids its use.
     Vmm,
 }
 
@@ -86,6 +86,8 @@ pub struct SubRange {
 pub enum Reason {
     /// The user forbids it.
     Forbidden,
+    /// This host's KVM does not have it.
+    Missing,
     /// The offer is not one that KVM could take.
     Unfit,
     /// Something that has priority is in the way.
@@ -160,8 +162,12 @@ impl RegionPaths {
         let IoFdKind::Ioregionfd { user_data, flags } = io_fd.kind else { return };
         let mut range = io_fd.offset..io_fd.offset + io_fd.size;
         let known = flags & !(wire::IOREGION_POSTED_WRITES | wire::IOREGION_PIO) == 0;
-        if !allowed.allow(PathName::Ioregionfd) {
-            return self.pass_over(range, PathName::Ioregionfd, Reason::Forbidden);
+        if self.asked_by == AskedBy::Vmm {
+            let reason = if allowed.allow(PathName::Ioregionfd) { Reason::Missing } else { Reason::Forbidden };
+            self.pass_over(range.clone(), PathName::Ioregionfd, reason);
+            if !allowed.allow(PathName::StandIn) {
+                return self.pass_over(range, PathName::StandIn, Reason::Forbidden);
+            }
         }
         if range.is_empty() || !known || SocketType::of(io_fd.fd.as_fd()).is_err() {
             range.end = range.end.max(range.start + 1);
@@ -237,6 +243,7 @@ impl RegionPaths {
             told.push((*path, *reason));
             text.push_str(&match reason {
                 Reason::Forbidden => format!("; {path} is forbidden by --paths"),
+                Reason::Missing => format!("; this host's KVM has no {path}"),
                 Reason::Unfit => format!("; KVM has no {path} like the one offered"),
                 Reason::Overlapped => format!("; something else is in the way of {path}"),
             });
@@ -294,7 +301,7 @@ impl fmt::Display for Path {
             Self::Ioregionfd { asked_by, posted } => {
                 f.write_str(match asked_by {
                     AskedBy::Kvm => "ioregionfd   KVM asks the device process",
-                    AskedBy::Vmm => "ioregionfd   the VMM asks the device process in the place of KVM, which cannot",
+                    AskedBy::Vmm => "stand-in     the VMM asks the device process as KVM would",
                 })?;
                 if *posted { f.write_str("; writes are posted") } else { Ok(()) }
             }

@@ -31,7 +31,7 @@ impl Regions {
         interrupts: &Interrupts,
         backplane: &Backplane,
     ) -> Result<Self, AttachError> {
-        let asked_by = asked_by(&backplane.vm);
+        let asked_by = asked_by(&backplane.vm, backplane.allowed);
         let mut ioregionfds = Ioregionfds::new(&backplane.vm, client, asked_by);
         let choose = |index| RegionPaths::choose(description, index, backplane.allowed, asked_by);
         let chosen: Vec<_> = (0..description.regions.len()).map(choose).collect();

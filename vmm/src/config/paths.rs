@@ -13,13 +13,15 @@ pub enum PathName {
     Ioeventfd,
     /// KVM asks the device process.
     Ioregionfd,
+    /// The VMM does what KVM would, on the same socket.
+    StandIn,
     /// The VMM asks the device process.
     Message,
 }
 
 impl PathName {
     /// All of them, best first.
-    pub const ALL: [Self; 4] = [Self::Mapped, Self::Ioeventfd, Self::Ioregionfd, Self::Message];
+    pub const ALL: [Self; 5] = [Self::Mapped, Self::Ioeventfd, Self::Ioregionfd, Self::StandIn, Self::Message];
 
     /// As the user writes it.
     #[must_use]
@@ -28,6 +30,7 @@ impl PathName {
             Self::Mapped => "mapped",
             Self::Ioeventfd => "ioeventfd",
             Self::Ioregionfd => "ioregionfd",
+            Self::StandIn => "stand-in",
             Self::Message => "message",
         }
     }
@@ -87,6 +90,6 @@ mod tests {
         let allowed = AllowedPaths::parse("message,ioeventfd").unwrap();
         let names: Vec<_> = PathName::ALL.into_iter().filter(|path| allowed.allow(*path)).collect();
         assert_eq!(names, [PathName::Ioeventfd, PathName::Message]);
-        assert_eq!(AllowedPaths::parse("mapped,ioeventfd,ioregionfd,message"), Ok(AllowedPaths::default()));
+        assert_eq!(AllowedPaths::parse("mapped,ioeventfd,ioregionfd,stand-in,message"), Ok(AllowedPaths::default()));
     }
 }

@@ -102,7 +102,7 @@ pub enum Problem {
         text: String,
     },
     /// None of the ways to a device.
-    #[error("'{text}' is no path; they are mapped, ioeventfd, ioregionfd and message")]
+    #[error("'{text}' is no path; they are mapped, ioeventfd, ioregionfd, stand-in and message")]
     NotPath {
         /// The word given.
         text: String,

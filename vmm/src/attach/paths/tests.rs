@@ -57,7 +57,8 @@ fn signalled(offset: u64, size: u64) -> IoFd {
 
 /// First and last byte and the text of each line, up to the first run of spaces in the text.
 fn lines(description: &Description, allowed: AllowedPaths) -> Vec<(u64, String)> {
-    let paths = RegionPaths::choose(description, 2, allowed, AskedBy::Kvm);
+    let asked_by = if allowed.allow(PathName::Ioregionfd) { AskedBy::Kvm } else { AskedBy::Vmm };
+    let paths = RegionPaths::choose(description, 2, allowed, asked_by);
     let all = paths.complete();
     assert_eq!((all[0].range.start, all[all.len() - 1].range.end), (0, paths.size));
     for pair in all.windows(2) {
@@ -127,10 +128,13 @@ fn what_is_forbidden_falls_to_the_next_path_that_is_offered() {
             (0x3000, "vmm"),
             (0x3020, "vmm"),
             (0x3028, "message"),
-            (0x4000, "message (ioregionfd is forbidden by --paths)"),
-            (0x5000, "message (ioeventfd is forbidden by --paths; ioregionfd is forbidden by --paths)"),
-            (0x5004, "message (ioregionfd is forbidden by --paths)"),
-            (0x6000, "mapped (ioregionfd is forbidden by --paths)"),
+            (0x4000, "message (ioregionfd is forbidden by --paths; stand-in is forbidden by --paths)"),
+            (
+                0x5000,
+                "message (ioeventfd is forbidden by --paths; ioregionfd is forbidden by --paths; stand-in is forbidden by --paths)",
+            ),
+            (0x5004, "message (ioregionfd is forbidden by --paths; stand-in is forbidden by --paths)"),
+            (0x6000, "mapped (ioregionfd is forbidden by --paths; stand-in is forbidden by --paths)"),
             (0x8000, "message"),
         ],
     );
