@@ -1,7 +1,8 @@
 //! A whole PCI device: registers, an interrupt, and DMA that copies guest memory. README.md, "Writing a device", runs it.
 //!
-//! BAR 0 keeps what is written to it. A write to START also copies LENGTH bytes from address SOURCE to DESTINATION,
-//! leaves 1 (done) or 2 (failed) in STATUS, and raises the interrupt pin; a write to STATUS lowers it.
+//! BAR 0 keeps what is written to it. START is a doorbell that carries data, the number of bytes: it copies them from
+//! address SOURCE to DESTINATION, leaves 1 (done) or 2 (failed) in STATUS, and raises the interrupt pin; a write to
+//! STATUS lowers it.
 
 use std::error::Error;
 
@@ -9,8 +10,7 @@ use outrigger_protocol::server::{Bus, ConfigSpace, Function, Listener, Memory, O
 
 const SOURCE: usize = 0x00;
 const DESTINATION: usize = 0x08;
-const LENGTH: usize = 0x10;
-const START: usize = 0x18;
+const START: usize = 0x10;
 const STATUS: usize = 0x1c;
 
 struct Copier([u8; 4096]);
@@ -22,7 +22,7 @@ impl Copier {
 
     fn copy(&self, memory: &Memory) -> Result<(), Box<dyn Error>> {
         // Checked before allocating: less than 64 KiB at a time.
-        let mut buffer = vec![0; u16::try_from(self.register(LENGTH))?.into()];
+        let mut buffer = vec![0; u16::try_from(self.register(START))?.into()];
         memory.read(self.register(SOURCE), &mut buffer)?;
         Ok(memory.write(self.register(DESTINATION), &buffer)?)
     }
@@ -51,7 +51,7 @@ impl Registers for Copier {
 fn main() -> Result<(), Box<dyn Error>> {
     let path = std::env::args_os().nth(1).ok_or("usage: copier SOCKET")?;
     let config = ConfigSpace::new(0x1af4, 0x10f0, 0x08_80_00).with_bar(0, 4096).with_intx();
-    let mut device = Function::new(config, Copier([0; 4096]));
+    let mut device = Function::new(config, Copier([0; 4096])).with_doorbell(0, START as u64, 8);
     let listener = Listener::bind(path.as_ref())?;
     loop {
         let served = serve(&mut device, listener.accept()?, &Options::default());

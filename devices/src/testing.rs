@@ -11,13 +11,14 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use outrigger_protocol::client::{Client, ClientMemory};
+use outrigger_protocol::client::{Client, ClientMemory, IoFd, IoFdKind};
+use outrigger_protocol::ioregionfd::{Requester, Size};
 use outrigger_protocol::pci::{BAR0_REGION, INTX_IRQ, MSIX_IRQ};
 use outrigger_protocol::server::{Device, Interrupts, Irq, Memory, Region, serve};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::transport::pci_config::{COMMON_OFFSET, ISR_OFFSET, NOTIFY_OFFSET};
+use crate::transport::pci_config::{COMMON_OFFSET, ISR_OFFSET, NOTIFY_OFFSET, REGISTERS_BAR_SIZE};
 use crate::transport::registers::{FEATURE_VERSION_1, STATUS_DRIVER_OK, STATUS_FEATURES_OK};
 use crate::transport::{PciFunction, VirtioDevice};
 
@@ -37,21 +38,26 @@ pub fn ram() -> (GuestMemoryMmap, std::fs::File) {
     (GuestMemoryMmap::from_ranges_with_files([range]).unwrap(), file)
 }
 
-/// How a device reaches the driver's memory.
+/// How driver and device reach each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Dma {
+pub enum Way {
+    /// Memory is mapped, registers are accessed by message.
     Mapped,
+    /// Both by message.
     Messages,
+    /// Registers by ioregionfd, memory by message.
+    Ioregionfd,
 }
 
-/// Makes two tests of each function named: one for each way to reach memory.
-macro_rules! both_ways {
+/// Makes a test of each function named for each [`Way`].
+macro_rules! every_way {
     ($($name:ident)*) => {
-        mod mapped { $(#[test] fn $name() { super::$name(crate::testing::Dma::Mapped) })* }
-        mod by_messages { $(#[test] fn $name() { super::$name(crate::testing::Dma::Messages) })* }
+        mod mapped { $(#[test] fn $name() { super::$name(crate::testing::Way::Mapped) })* }
+        mod by_messages { $(#[test] fn $name() { super::$name(crate::testing::Way::Messages) })* }
+        mod by_ioregionfd { $(#[test] fn $name() { super::$name(crate::testing::Way::Ioregionfd) })* }
     };
 }
-pub(crate) use both_ways;
+pub(crate) use every_way;
 
 #[derive(Debug)]
 struct Ram(GuestMemoryMmap);
@@ -134,11 +140,11 @@ impl<D: VirtioDevice + Send + 'static> Served<D> {
 
     /// Attaches a client that shares its memory.
     pub fn attach(&self) -> Driver {
-        self.attach_with(Dma::Mapped)
+        self.attach_with(Way::Mapped)
     }
 
     /// Attaches a client.
-    pub fn attach_with(&self, dma: Dma) -> Driver {
+    pub fn attach_with(&self, way: Way) -> Driver {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let function = Arc::clone(&self.function);
         let server = std::thread::spawn(move || {
@@ -150,8 +156,10 @@ impl<D: VirtioDevice + Send + 'static> Served<D> {
         let watched = Arc::clone(&client);
         let watcher = std::thread::spawn(move || serve_memory(&watched));
         let threads = vec![server, watcher];
-        let driver = Driver { client, threads, ram, file, dma, interrupts: Vec::new(), queues: Vec::new() };
+        let (interrupts, queues) = (Vec::new(), Vec::new());
+        let mut driver = Driver { client, registers: None, threads, ram, file, way, interrupts, queues };
         driver.map(RAM_START, RAM_SIZE);
+        driver.registers = (way == Way::Ioregionfd).then(|| driver.requester());
         driver
     }
 }
@@ -181,10 +189,12 @@ pub type Buffer = (u64, u32, bool);
 /// The driver of a device.
 pub struct Driver {
     pub client: Arc<Client>,
+    /// If they are not reached by message.
+    registers: Option<Requester>,
     threads: Vec<JoinHandle<()>>,
     pub ram: GuestMemoryMmap,
     pub file: std::fs::File,
-    dma: Dma,
+    way: Way,
     pub interrupts: Vec<EventFd>,
     queues: Vec<DriverQueue>,
 }
@@ -200,18 +210,43 @@ impl Drop for Driver {
 impl Driver {
     /// Lets the device reach the start of our memory at `address`.
     pub fn map(&self, address: u64, size: u64) {
-        let file = (self.dma == Dma::Mapped).then(|| (self.file.as_fd(), 0));
+        let file = (self.way == Way::Mapped).then(|| (self.file.as_fd(), 0));
         self.client.dma_map(address, size, file).unwrap();
     }
 
+    /// Reads registers; by message if the width is none that a register can have.
     pub fn read<const N: usize>(&self, offset: u64) -> [u8; N] {
         let mut data = [0; N];
-        self.client.region_read(BAR0_REGION, offset, &mut data).unwrap();
+        match (&self.registers, Size::of(N)) {
+            (Some(registers), Some(size)) => {
+                data.copy_from_slice(&registers.read(0, offset, size).unwrap().to_le_bytes()[..N]);
+            }
+            _ => self.client.region_read(BAR0_REGION, offset, &mut data).unwrap(),
+        }
         data
     }
 
     pub fn write(&self, offset: u64, data: &[u8]) {
-        self.client.region_write(BAR0_REGION, COMMON_OFFSET + offset, data).unwrap();
+        let mut value = [0; 8];
+        value[..data.len()].copy_from_slice(data);
+        match (&self.registers, Size::of(data.len())) {
+            (Some(registers), Some(size)) => {
+                registers.write(0, offset, size, u64::from_le_bytes(value), false).unwrap();
+            }
+            _ => self.client.region_write(BAR0_REGION, COMMON_OFFSET + offset, data).unwrap(),
+        }
+    }
+
+    /// The device's registers by ioregionfd, as it offers them to this client.
+    pub fn register_fd(&self) -> IoFd {
+        let io_fds = self.client.region_io_fds(BAR0_REGION, REGISTERS_BAR_SIZE).unwrap();
+        let mut io_fds = io_fds.into_iter().filter(|io_fd| matches!(io_fd.kind, IoFdKind::Ioregionfd { .. }));
+        let (io_fd, None) = (io_fds.next().unwrap(), io_fds.next()) else { panic!("more than one ioregionfd") };
+        io_fd
+    }
+
+    pub fn requester(&self) -> Requester {
+        Requester::new(self.register_fd().fd, DEADLINE).unwrap()
     }
 
     pub fn status(&self) -> u8 {

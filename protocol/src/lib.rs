@@ -13,6 +13,7 @@
 //! - [`socket`], [`codec`]: bytes, descriptors and deadlines; framed messages.
 //! - [`client`]: what a VMM calls.
 //! - [`server`]: what a device process implements.
+//! - [`ioregionfd`]: register accesses that KVM hands to a device process itself, both sides.
 //! - [`migration`]: the states of a device that migrates, and the ways between them.
 //! - [`pci`]: the region and interrupt indices of a PCI device.
 
@@ -21,6 +22,7 @@ pub mod client;
 pub mod codec;
 pub mod command;
 mod dirty_bitmap;
+pub mod ioregionfd;
 pub mod migration;
 pub mod pci;
 pub mod server;

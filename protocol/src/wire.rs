@@ -19,6 +19,7 @@ macro_rules! wire_struct {
         const _: () = assert!(size_of::<$name>() == $size);
     };
 }
+pub(crate) use wire_struct;
 
 wire_struct! {
     /// Precedes every message.

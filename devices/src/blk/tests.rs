@@ -4,10 +4,11 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
 
+use outrigger_protocol::client::IoFdKind;
 use outrigger_protocol::pci::{BAR0_REGION, CONFIG_REGION, INTX_IRQ};
 
 use super::*;
-use crate::testing::{BUFFERS, Buffer, Dma, Driver, RAM_SIZE, RAM_START, Served, both_ways};
+use crate::testing::{BUFFERS, Buffer, Driver, RAM_SIZE, RAM_START, Served, Way, every_way};
 use crate::transport::pci_config::{DEVICE_OFFSET, NOTIFY_OFFSET};
 use crate::transport::registers::{FEATURE_EVENT_IDX, FEATURE_INDIRECT, FEATURE_RING_RESET, STATUS_NEEDS_RESET};
 
@@ -35,7 +36,7 @@ fn fill(file: &File) {
     file.write_all_at(&pattern, 0).unwrap();
 }
 
-both_ways! {
+every_way! {
     reads_bring_the_files_content
     writes_reach_the_file
     header_data_and_status_may_share_descriptors
@@ -52,22 +53,22 @@ both_ways! {
 }
 
 fn rig(options: &str) -> Rig {
-    rig_with(options, Dma::Mapped)
+    rig_with(options, Way::Mapped)
 }
 
-fn rig_with(options: &str, dma: Dma) -> Rig {
+fn rig_with(options: &str, way: Way) -> Rig {
     let file = image();
     let served = Served::new(Blk::open(&format!("path={}{options}", file.path().display())).unwrap());
-    let driver = served.attach_with(dma);
+    let driver = served.attach_with(way);
     Rig { file, served, driver }
 }
 
 fn started(options: &str) -> Rig {
-    started_with(options, Dma::Mapped)
+    started_with(options, Way::Mapped)
 }
 
-fn started_with(options: &str, dma: Dma) -> Rig {
-    let mut rig = rig_with(options, dma);
+fn started_with(options: &str, way: Way) -> Rig {
+    let mut rig = rig_with(options, way);
     rig.driver.start(FEATURE_EVENT_IDX | FEATURE_INDIRECT | FLUSH, 1, 64);
     rig
 }
@@ -95,8 +96,8 @@ const OK: u8 = 0;
 const IOERR: u8 = 1;
 const UNSUPP: u8 = 2;
 
-fn reads_bring_the_files_content(dma: Dma) {
-    let Rig { file, mut driver, .. } = started_with("", dma);
+fn reads_bring_the_files_content(way: Way) {
+    let Rig { file, mut driver, .. } = started_with("", way);
     let buffers = [(DATA, 512, true), (DATA + 0x2000, 1024, true)];
     assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_IN, 7, &buffers), (OK, 1537));
     let bytes = [driver.get(DATA, 512), driver.get(DATA + 0x2000, 1024)].concat();
@@ -105,9 +106,9 @@ fn reads_bring_the_files_content(dma: Dma) {
     assert_eq!(driver.isr(), 0, "with MSI-X there is no ISR status");
 }
 
-fn writes_reach_the_file(dma: Dma) {
+fn writes_reach_the_file(way: Way) {
     for features in [FLUSH, 0] {
-        let Rig { file, mut driver, .. } = rig_with("", dma);
+        let Rig { file, mut driver, .. } = rig_with("", way);
         driver.start(features, 1, 64);
         driver.put(DATA, &[0x5a; 1024]);
         let buffers = [(DATA, 512, false), (DATA + 512, 512, false)];
@@ -120,8 +121,8 @@ fn writes_reach_the_file(dma: Dma) {
 }
 
 /// Longer than one message's data and than what is here at a time of a request whose buffers are not mapped.
-fn large_requests_are_moved_whole(dma: Dma) {
-    let Rig { file, mut driver, .. } = started_with("", dma);
+fn large_requests_are_moved_whole(way: Way) {
+    let Rig { file, mut driver, .. } = started_with("", way);
     let (first, second) = (100 << 10, 130 << 10);
     let at = |offset: u32| DATA + u64::from(offset);
     let bytes: Vec<u8> = (0..first + second).map(|n: u32| (n / 512 * 7 + n).to_le_bytes()[0]).collect();
@@ -135,8 +136,8 @@ fn large_requests_are_moved_whole(dma: Dma) {
     assert_eq!(driver.get(target, bytes.len()), bytes);
 }
 
-fn header_data_and_status_may_share_descriptors(dma: Dma) {
-    let Rig { file, mut driver, .. } = started_with("", dma);
+fn header_data_and_status_may_share_descriptors(way: Way) {
+    let Rig { file, mut driver, .. } = started_with("", way);
     driver.put(DATA, &[0; 16]);
     driver.put(DATA + 0x1000, &[UNTOUCHED; 513]);
     driver.add(0, &[(DATA, 10, false), (DATA + 10, 6, false), (DATA + 0x1000, 513, true)]);
@@ -156,8 +157,8 @@ fn ranges_outside_the_disk_and_odd_lengths_are_errors() {
     assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_IN, 0, &[(DATA, 512, true)]).0, OK);
 }
 
-fn buffers_outside_memory_are_errors_of_that_request_only(dma: Dma) {
-    let Rig { mut driver, .. } = started_with("", dma);
+fn buffers_outside_memory_are_errors_of_that_request_only(way: Way) {
+    let Rig { mut driver, .. } = started_with("", way);
     let end = RAM_START + RAM_SIZE;
     for address in [end, end - 256, u64::MAX - 100, 0] {
         assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_IN, 0, &[(address, 512, true)]).0, IOERR);
@@ -166,23 +167,23 @@ fn buffers_outside_memory_are_errors_of_that_request_only(dma: Dma) {
     assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_IN, 0, &[(DATA, 512, true)]).0, OK);
 }
 
-fn an_error_of_the_file_is_an_error_in_the_guest(dma: Dma) {
-    let Rig { file, mut driver, .. } = started_with("", dma);
+fn an_error_of_the_file_is_an_error_in_the_guest(way: Way) {
+    let Rig { file, mut driver, .. } = started_with("", way);
     file.as_file().set_len(4096).unwrap();
     assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_IN, 100, &[(DATA, 512, true)]).0, IOERR);
     // Short: the second half is missing.
     assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_IN, 7, &[(DATA, 1024, true)]).0, IOERR);
 }
 
-fn the_serial_and_unknown_requests(dma: Dma) {
-    let Rig { mut driver, .. } = started_with(",serial=OUTRIGGER", dma);
+fn the_serial_and_unknown_requests(way: Way) {
+    let Rig { mut driver, .. } = started_with(",serial=OUTRIGGER", way);
     assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_GET_ID, 0, &[(DATA, 20, true)]), (OK, 21));
     assert_eq!(driver.get(DATA, 20), b"OUTRIGGER\0\0\0\0\0\0\0\0\0\0\0");
     assert_eq!(request(&mut driver, 99, 0, &[]), (UNSUPP, 1));
 }
 
-fn discard_and_write_zeroes_make_zeros(dma: Dma) {
-    let Rig { file, mut driver, .. } = started_with("", dma);
+fn discard_and_write_zeroes_make_zeros(way: Way) {
+    let Rig { file, mut driver, .. } = started_with("", way);
     let cases =
         [(spec::VIRTIO_BLK_T_DISCARD, 0), (spec::VIRTIO_BLK_T_WRITE_ZEROES, 0), (spec::VIRTIO_BLK_T_WRITE_ZEROES, 1)];
     for (round, (kind, flags)) in (0u64..).zip(cases) {
@@ -253,8 +254,9 @@ fn one_interrupt_per_batch_when_the_driver_asks_for_the_last() {
 fn every_doorbell_is_offered_as_an_ioeventfd_that_works() {
     let Rig { mut driver, .. } = started(",queues=2");
     let io_fds = driver.client.region_io_fds(BAR0_REGION, 0x4000).unwrap();
-    let places: Vec<_> = io_fds.iter().map(|io_fd| (io_fd.offset, io_fd.size)).collect();
-    assert_eq!(places, [(NOTIFY_OFFSET, 0), (NOTIFY_OFFSET + 4, 0)]);
+    let eventfd = IoFdKind::Ioeventfd { datamatch: None };
+    let places: Vec<_> = io_fds[..2].iter().map(|io_fd| (io_fd.offset, io_fd.size, io_fd.kind)).collect();
+    assert_eq!(places, [(NOTIFY_OFFSET, 0, eventfd), (NOTIFY_OFFSET + 4, 0, eventfd)]);
     driver.put(HEADER, &[0; 16]);
     driver.add(0, &[(HEADER, 16, false), (DATA, 512, true), (STATUS, 1, true)]);
     nix::unistd::write(io_fds[0].fd.as_fd(), &1u64.to_ne_bytes()).unwrap();
@@ -291,8 +293,8 @@ fn intx_is_used_without_msix_and_fires_again_until_the_status_is_read() {
     assert_eq!(driver.interrupts_so_far(0), 0);
 }
 
-fn queues_go_on_when_memory_comes_and_goes(dma: Dma) {
-    let Rig { mut driver, .. } = started_with("", dma);
+fn queues_go_on_when_memory_comes_and_goes(way: Way) {
+    let Rig { mut driver, .. } = started_with("", way);
     request(&mut driver, spec::VIRTIO_BLK_T_IN, 0, &[(DATA, 512, true)]);
     let other = 1 << 32;
     driver.map(other, 0x1000);
@@ -304,8 +306,8 @@ fn queues_go_on_when_memory_comes_and_goes(dma: Dma) {
     assert_eq!(driver.status() & STATUS_NEEDS_RESET, 0);
 }
 
-fn resets_of_every_kind_leave_a_working_device(dma: Dma) {
-    let Rig { mut driver, .. } = started_with("", dma);
+fn resets_of_every_kind_leave_a_working_device(way: Way) {
+    let Rig { mut driver, .. } = started_with("", way);
     request(&mut driver, spec::VIRTIO_BLK_T_IN, 0, &[(DATA, 512, true)]);
     driver.client.reset().unwrap();
     assert_eq!(driver.status(), 0);
@@ -347,8 +349,8 @@ fn registers_are_reached_through_configuration_space() {
     assert_eq!(status, [3]);
 }
 
-fn many_requests_at_once_all_come_back(dma: Dma) {
-    let Rig { file, mut driver, .. } = started_with("", dma);
+fn many_requests_at_once_all_come_back(way: Way) {
+    let Rig { file, mut driver, .. } = started_with("", way);
     for round in 0..50u64 {
         let mut sectors = Vec::new();
         for n in 0..20u64 {
@@ -371,8 +373,8 @@ fn many_requests_at_once_all_come_back(dma: Dma) {
 }
 
 /// A flush is always waited for, so the doorbell goes to the ring; it leaves it after some reads, which are done at once.
-fn no_doorbell_is_lost_when_the_way_to_wait_for_it_changes(dma: Dma) {
-    let Rig { mut driver, .. } = started_with("", dma);
+fn no_doorbell_is_lost_when_the_way_to_wait_for_it_changes(way: Way) {
+    let Rig { mut driver, .. } = started_with("", way);
     for reads in [0, 1, 62, 63, 64, 65, 66, 140] {
         for _ in 0..2 {
             assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_FLUSH, 0, &[]), (OK, 1));
@@ -383,14 +385,14 @@ fn no_doorbell_is_lost_when_the_way_to_wait_for_it_changes(dma: Dma) {
     }
 }
 
-fn a_disk_in_memory_is_a_disk(dma: Dma) {
+fn a_disk_in_memory_is_a_disk(way: Way) {
     for features in [FLUSH, 0] {
         let file = File::from(nix::sys::memfd::memfd_create(c"disk", nix::sys::memfd::MFdFlags::empty()).unwrap());
         fill(&file);
         let blk = Blk::open(&format!("path=/proc/self/fd/{}", file.as_raw_fd())).unwrap();
         assert!(blk.backing.in_memory);
         let served = Served::new(blk);
-        let mut driver = served.attach_with(dma);
+        let mut driver = served.attach_with(way);
         driver.start(features, 1, 64);
         let place = |at: u32, length, writable| (DATA + u64::from(at), length, writable);
         for pieces in [&[4096u32][..], &[512, 512], &[100, 412, 1024]] {

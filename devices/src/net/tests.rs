@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use super::*;
-use crate::testing::{BUFFERS, Dma, Driver, Served, both_ways};
+use crate::testing::{BUFFERS, Driver, Served, Way, every_way};
 use crate::transport::pci_config::DEVICE_OFFSET;
 use crate::transport::registers::{FEATURE_EVENT_IDX, STATUS_NEEDS_RESET};
 
@@ -95,7 +95,7 @@ fn name(test: &str) -> String {
     format!("or{}{test}", std::process::id() % 100_000)
 }
 
-both_ways! {
+every_way! {
     packets_leave_through_the_tap
     packets_too_short_or_too_long_are_dropped_and_given_back
     packets_arrive_in_as_many_buffers_as_they_need
@@ -107,20 +107,24 @@ both_ways! {
 }
 
 fn card(test: &str, options: &str) -> (Served<Net>, Driver, Wire) {
-    card_with(test, options, Dma::Mapped)
+    card_with(test, options, Way::Mapped)
 }
 
-fn card_with(test: &str, options: &str, dma: Dma) -> (Served<Net>, Driver, Wire) {
-    let name = name(&format!("{test}{}", if dma == Dma::Mapped { "" } else { "m" }));
+fn tap_of(test: &str, way: Way) -> String {
+    name(&format!("{test}{}", ["", "m", "i"][way as usize]))
+}
+
+fn card_with(test: &str, options: &str, way: Way) -> (Served<Net>, Driver, Wire) {
+    let name = tap_of(test, way);
     let served = Served::new(Net::open(&format!("tap={name}{options}")).unwrap());
     // The host's own announcements; what has come already is thrown away when the driver is ready.
     let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1");
-    let driver = served.attach_with(dma);
+    let driver = served.attach_with(way);
     (served, driver, Wire::new(&name))
 }
 
-fn packets_leave_through_the_tap(dma: Dma) {
-    let (_served, mut driver, wire) = card_with("tx", "", dma);
+fn packets_leave_through_the_tap(way: Way) {
+    let (_served, mut driver, wire) = card_with("tx", "", way);
     driver.start(FEATURE_EVENT_IDX | MERGEABLE, 3, 64);
     let sent = frame(300, 7);
     driver.put(BUFFERS, &[0; HEADER]);
@@ -143,8 +147,8 @@ fn packets_leave_through_the_tap(dma: Dma) {
     driver.interrupted(TRANSMIT + 1);
 }
 
-fn packets_too_short_or_too_long_are_dropped_and_given_back(dma: Dma) {
-    let (_served, mut driver, wire) = card_with("odd", "", dma);
+fn packets_too_short_or_too_long_are_dropped_and_given_back(way: Way) {
+    let (_served, mut driver, wire) = card_with("odd", "", way);
     driver.start(0, 3, 64);
     driver.put(BUFFERS, &[0; HEADER]);
     let sent = frame(64, 1);
@@ -160,8 +164,8 @@ fn packets_too_short_or_too_long_are_dropped_and_given_back(dma: Dma) {
     assert_eq!(driver.status() & STATUS_NEEDS_RESET, 0);
 }
 
-fn packets_arrive_in_as_many_buffers_as_they_need(dma: Dma) {
-    let (_served, mut driver, wire) = card_with("rx", "", dma);
+fn packets_arrive_in_as_many_buffers_as_they_need(way: Way) {
+    let (_served, mut driver, wire) = card_with("rx", "", way);
     driver.start(FEATURE_EVENT_IDX | MERGEABLE, 3, 64);
     let heads: Vec<_> = (0..32).map(|n| driver.add(RECEIVE, &[(BUFFERS + n * 0x1000, 256, true)])).collect();
     driver.notify(RECEIVE);
@@ -186,9 +190,9 @@ fn packets_arrive_in_as_many_buffers_as_they_need(dma: Dma) {
     driver.interrupted(RECEIVE + 1);
 }
 
-fn large_packets_arrive_whole_whatever_came_before(dma: Dma) {
-    let (_served, mut driver, wire) = card_with("big", "", dma);
-    let tap = name(&format!("big{}", if dma == Dma::Mapped { "" } else { "m" }));
+fn large_packets_arrive_whole_whatever_came_before(way: Way) {
+    let (_served, mut driver, wire) = card_with("big", "", way);
+    let tap = tap_of("big", way);
     let large_wire = Wire::for_large_packets(&tap);
     let offloads = bits(&[spec::VIRTIO_NET_F_GUEST_CSUM, spec::VIRTIO_NET_F_GUEST_TSO4]);
     driver.start(FEATURE_EVENT_IDX | MERGEABLE | offloads, 3, 64);
@@ -238,8 +242,8 @@ fn large_packets_arrive_whole_whatever_came_before(dma: Dma) {
     }
 }
 
-fn packets_arrive_one_by_one_and_many_at_a_time(dma: Dma) {
-    let (_served, mut driver, wire) = card_with("few", "", dma);
+fn packets_arrive_one_by_one_and_many_at_a_time(way: Way) {
+    let (_served, mut driver, wire) = card_with("few", "", way);
     driver.start(FEATURE_EVENT_IDX | MERGEABLE, 3, 64);
     (0..64).for_each(|n| _ = driver.add(RECEIVE, &[(BUFFERS + n * 0x1000, 2048, true)]));
     driver.notify(RECEIVE);
@@ -254,8 +258,8 @@ fn packets_arrive_one_by_one_and_many_at_a_time(dma: Dma) {
     }
 }
 
-fn without_mergeable_buffers_a_packet_that_does_not_fit_is_dropped(dma: Dma) {
-    let (_served, mut driver, wire) = card_with("fix", "", dma);
+fn without_mergeable_buffers_a_packet_that_does_not_fit_is_dropped(way: Way) {
+    let (_served, mut driver, wire) = card_with("fix", "", way);
     driver.start(0, 3, 64);
     for n in 0..4 {
         driver.add(RECEIVE, &[(BUFFERS + n * 0x1000, 12, true), (BUFFERS + n * 0x1000 + 0x800, 300, true)]);
@@ -269,8 +273,8 @@ fn without_mergeable_buffers_a_packet_that_does_not_fit_is_dropped(dma: Dma) {
     assert_eq!(driver.get(BUFFERS + 10, 2), [1, 0]);
 }
 
-fn buffers_taken_ahead_of_need_survive_a_change_of_memory(dma: Dma) {
-    let (_served, mut driver, wire) = card_with("mem", "", dma);
+fn buffers_taken_ahead_of_need_survive_a_change_of_memory(way: Way) {
+    let (_served, mut driver, wire) = card_with("mem", "", way);
     driver.start(MERGEABLE, 3, 64);
     let heads: Vec<_> = (0..8).map(|n| driver.add(RECEIVE, &[(BUFFERS + n * 0x1000, 2048, true)])).collect();
     driver.notify(RECEIVE);
@@ -284,8 +288,8 @@ fn buffers_taken_ahead_of_need_survive_a_change_of_memory(dma: Dma) {
     }
 }
 
-fn the_control_queue_sets_queue_pairs_and_refuses_what_it_does_not_know(dma: Dma) {
-    let (_served, mut driver, _wire) = card_with("ctl", ",queues=2", dma);
+fn the_control_queue_sets_queue_pairs_and_refuses_what_it_does_not_know(way: Way) {
+    let (_served, mut driver, _wire) = card_with("ctl", ",queues=2", way);
     driver.start(MULTI_QUEUE | MERGEABLE | bits(&[spec::VIRTIO_NET_F_CTRL_VQ]), 5, 64);
     let mut command = |bytes: &[u8]| {
         driver.put(BUFFERS, bytes);

@@ -15,9 +15,9 @@ pub struct Identity {
 
 /// A virtio device: its identity, its configuration, and the work that each of its queues needs.
 ///
-/// All methods run on the thread that serves the client. The work that [`VirtioDevice::start`] returns runs on a thread
-/// of its own.
-pub trait VirtioDevice {
+/// All methods run one at a time, on the thread that serves the client or on that of [`super::register_fd`]. The work that
+/// [`VirtioDevice::start`] returns runs on a thread of its own.
+pub trait VirtioDevice: Send + 'static {
     /// What it is on the bus. Constant.
     fn identity(&self) -> Identity;
 

@@ -2,7 +2,7 @@
 //!
 //! A device implements [`VirtioDevice`]; [`PciFunction`] makes it a PCI function that
 //! [`outrigger_protocol::server::serve`] can serve. One thread per enabled queue does the work, the thread that serves
-//! the socket does everything else:
+//! the socket, and one for accesses that KVM hands over by ioregionfd, do everything else, one at a time:
 //!
 //! - [`pci_config`]: configuration space with the virtio, MSI-X and PCI Express capabilities.
 //! - [`registers`]: the common configuration structure as a state machine without side effects.
@@ -10,15 +10,18 @@
 //! - [`layout`]: where a virtqueue is; [`queue`]: one in service; [`chain`]: descriptor chains.
 //! - `rings`: a queue's memory, `mapped` or in `shadow` copies.
 //! - [`worker`]: the threads, and how they are stopped so that no I/O refers to client memory any more.
-//! - [`function`]: the above, wired together.
+//! - [`control`]: what the registers control, shared by messages and [`register_fd`], their ioregionfd.
+//! - [`function`]: the above as a PCI function.
 
 pub mod chain;
+pub mod control;
 pub mod device;
 pub mod function;
 pub mod layout;
 mod mapped;
 pub mod pci_config;
 pub mod queue;
+pub mod register_fd;
 pub mod registers;
 mod rings;
 mod shadow;

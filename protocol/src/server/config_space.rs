@@ -29,9 +29,12 @@ pub struct ConfigSpace {
     bytes: [u8; SIZE],
     writable: [u8; SIZE],
     pristine: [u8; SIZE],
-    regions: [Region; NUM_REGIONS as usize],
-    irqs: [Irq; NUM_IRQS as usize],
+    regions: Regions,
+    irqs: Irqs,
 }
+
+pub(super) type Regions = [Region; NUM_REGIONS as usize];
+pub(super) type Irqs = [Irq; NUM_IRQS as usize];
 
 impl ConfigSpace {
     /// A function without BARs or interrupts. `class` is class, subclass and interface, as in `0x01_08_02` (section
@@ -88,6 +91,11 @@ impl ConfigSpace {
     /// For [`super::Device::irqs`].
     pub fn irqs(&self) -> &[Irq] {
         &self.irqs
+    }
+
+    /// The regions and interrupts, which are not here any more.
+    pub(super) fn take_description(&mut self) -> (Regions, Irqs) {
+        (std::mem::take(&mut self.regions), self.irqs)
     }
 
     /// Reads; bytes beyond the end are zero.

@@ -1,17 +1,19 @@
 //! A PCI function for who writes a device: what all of them have in common, so that a device is its registers.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
 
-use super::config_space::ConfigSpace;
-use super::device::{Device, Region};
+use super::config_space::{ConfigSpace, Irqs, Regions};
+use super::device::{Device, IoFd, Region};
+use super::function_fds::Offered;
 use super::interrupts::{Interrupts, Irq};
 use super::memory::Memory;
-use crate::pci::{CONFIG_REGION, INTX_IRQ};
+use crate::pci::{BAR5_REGION, CONFIG_REGION, INTX_IRQ};
 
-/// The registers of a device, and what happens when they are written.
-pub trait Registers {
+/// The registers of a device, and what happens when they are written. One access at a time, on the thread that serves the
+/// client or on the one that serves the ioregionfd.
+pub trait Registers: Send + 'static {
     /// Reads `data.len()` bytes at `offset` of a BAR; the range is within the BAR, its width is the guest's choice.
     fn read(&mut self, bar: u32, offset: usize, data: &mut [u8]);
 
@@ -54,81 +56,128 @@ impl Bus {
 }
 
 /// [`Registers`] behind a [`ConfigSpace`]: a [`Device`] that a client can attach.
+///
+/// All of its BARs are also offered as ioregionfds, on one descriptor: the two ways to the registers make one order, see
+/// [`Function::with_doorbell`].
 #[derive(Debug)]
 pub struct Function<R> {
-    registers: R,
-    bus: Bus,
+    regions: Regions,
+    irqs: Irqs,
+    shared: Arc<Mutex<Shared<R>>>,
+    offered: Offered,
+}
+
+/// What is accessed by messages and by ioregionfd.
+#[derive(Debug)]
+pub(super) struct Shared<R> {
+    pub(super) registers: R,
+    pub(super) bus: Bus,
 }
 
 impl<R: Registers> Function<R> {
     /// Puts `registers` behind the BARs that `config` has.
-    pub fn new(config: ConfigSpace, registers: R) -> Self {
-        Self { registers, bus: Bus { config, memory: Memory::default(), interrupts: None, intx: false } }
+    pub fn new(mut config: ConfigSpace, registers: R) -> Self {
+        let (regions, irqs) = config.take_description();
+        let bus = Bus { config, memory: Memory::default(), interrupts: None, intx: false };
+        Self { regions, irqs, shared: Arc::new(Mutex::new(Shared { registers, bus })), offered: Offered::default() }
+    }
+
+    /// Says that nobody has to wait until a write within the `size` bytes at `offset` of a BAR has had its effect: a doorbell
+    /// that carries data. By ioregionfd it is a posted write, and the guest goes on at once. All registers that it accesses
+    /// after that are accessed after that, being on the same descriptor; configuration space is not, so a driver that looks
+    /// for the effect there reads a register first.
+    ///
+    /// # Panics
+    /// When the BAR ends before that, or there is one here.
+    pub fn with_doorbell(mut self, bar: u32, offset: u64, size: u64) -> Self {
+        let end = self.regions.get(bar as usize).map_or(0, |region| region.size);
+        let fits = bar <= BAR5_REGION && size > 0 && offset.checked_add(size).is_some_and(|after| after <= end);
+        assert!(fits, "no {size} bytes at {offset:#x} of BAR {bar}");
+        self.offered.add_doorbell(bar, offset..offset + size);
+        self
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Shared<R>> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl<R: Registers> Device for Function<R> {
     fn regions(&self) -> &[Region] {
-        self.bus.config.regions()
+        &self.regions
     }
 
     fn irqs(&self) -> &[Irq] {
-        self.bus.config.irqs()
+        &self.irqs
     }
 
     fn connected(&mut self, interrupts: &Arc<Interrupts>) {
-        self.bus.interrupts = Some(Arc::clone(interrupts));
+        self.shared().bus.interrupts = Some(Arc::clone(interrupts));
     }
 
     fn memory_changed(&mut self, memory: &Memory) {
-        self.bus.memory = memory.clone();
+        self.shared().bus.memory = memory.clone();
     }
 
     fn read(&mut self, region: u32, offset: u64, data: &mut [u8]) -> Result<(), Errno> {
         let offset = usize::try_from(offset).map_err(|_| Errno::EINVAL)?;
+        let Shared { registers, bus } = &mut *self.shared();
         match region {
-            CONFIG_REGION => self.bus.config.read(offset, data),
-            bar => self.registers.read(bar, offset, data),
+            CONFIG_REGION => bus.config.read(offset, data),
+            bar => registers.read(bar, offset, data),
         }
         Ok(())
     }
 
     fn write(&mut self, region: u32, offset: u64, data: &[u8]) -> Result<(), Errno> {
         let offset = usize::try_from(offset).map_err(|_| Errno::EINVAL)?;
+        let Shared { registers, bus } = &mut *self.shared();
         if region != CONFIG_REGION {
-            self.registers.write(region, offset, data, &mut self.bus);
+            registers.write(region, offset, data, bus);
             return Ok(());
         }
-        let was_disabled = self.bus.config.intx_disabled();
-        self.bus.config.write(offset, data);
+        let was_disabled = bus.config.intx_disabled();
+        bus.config.write(offset, data);
         if was_disabled {
-            self.bus.fire();
+            bus.fire();
         }
         Ok(())
     }
 
+    fn io_fds(&self, region: u32) -> Vec<IoFd<'_>> {
+        let sizes = std::array::from_fn(|bar| self.regions[bar].size);
+        self.offered.io_fds(region, sizes, &self.shared)
+    }
+
     fn unmasked(&mut self, irq: u32) {
         if irq == INTX_IRQ {
-            self.bus.fire();
+            self.shared().bus.fire();
         }
     }
 
     fn reset(&mut self) {
-        self.registers.reset();
-        self.bus.config.reset();
-        self.bus.set_intx(false);
+        let Shared { registers, bus } = &mut *self.shared();
+        registers.reset();
+        bus.config.reset();
+        bus.set_intx(false);
     }
 
     fn disconnected(&mut self) {
-        self.bus.interrupts = None;
+        // First, and without the lock: then the client has no way to the registers any more.
+        self.offered.withdraw();
+        self.shared().bus.interrupts = None;
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
+
     use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
     use super::*;
+    use crate::ioregionfd::{AccessError, Requester, Size};
+    use crate::server::IoFdKind;
 
     const COMMAND: u64 = 4;
 
@@ -213,6 +262,58 @@ mod tests {
         assert_eq!((client.fired(), client.status()), (0, 8));
         client.set_command(0);
         assert_eq!(client.fired(), 1);
+    }
+
+    /// The BARs of a function, as a client asks for their registers.
+    fn offered(function: &Function<Pin>, bar: u32) -> Vec<(u64, u64, IoFdKind)> {
+        function.io_fds(bar).iter().map(|io_fd| (io_fd.offset, io_fd.size, io_fd.kind)).collect()
+    }
+
+    #[test]
+    fn all_bars_are_offered_on_one_descriptor_and_writes_to_doorbells_are_posted() {
+        let config = ConfigSpace::new(0x1af4, 0x10f0, 0x08_80_00).with_bar(0, 16).with_bar(3, 0x1000);
+        let function = Function::new(config, Pin(0))
+            .with_doorbell(3, 0x20, 4)
+            .with_doorbell(3, 0xff8, 8)
+            .with_doorbell(3, 0x10, 8);
+        let part = |bar: u64, offset, size, posted_writes| {
+            (offset, size, IoFdKind::Ioregionfd { user_data: bar << 32 | offset, posted_writes })
+        };
+        assert_eq!(offered(&function, 0), [part(0, 0, 16, false)]);
+        let parts = [
+            part(3, 0, 0x10, false),
+            part(3, 0x10, 8, true),
+            part(3, 0x18, 8, false),
+            part(3, 0x20, 4, true),
+            part(3, 0x24, 0xff8 - 0x24, false),
+            part(3, 0xff8, 8, true),
+        ];
+        assert_eq!(offered(&function, 3), parts);
+        let fds = [0, 3].map(|bar| function.io_fds(bar)[0].fd.as_raw_fd());
+        assert_eq!(fds[0], fds[1]);
+        for region in [1, 5, 6, CONFIG_REGION, u32::MAX] {
+            assert!(offered(&function, region).is_empty());
+        }
+    }
+
+    #[test]
+    fn a_bar_is_the_same_by_ioregionfd_until_the_client_leaves() {
+        let mut client = Client::new();
+        let fd = client.function.io_fds(0)[0].fd.try_clone_to_owned().unwrap();
+        let requester = Requester::new(Arc::new(fd), std::time::Duration::from_secs(20)).unwrap();
+        requester.write(0, 0, Size::One, 1, true).unwrap();
+        assert_eq!(requester.read(0, 12, Size::Four).unwrap(), 0x0101_0101);
+        assert_eq!(client.fired(), 1);
+        client.set_pin(3);
+        // Where the sub-region starts counts, too.
+        assert_eq!(requester.read(14, 1, Size::One).unwrap(), 3);
+        for (user_data, offset) in [(0, 15), (14, 1), (15, u64::MAX), (1 << 32, 0), (u64::MAX, 0), (0, u64::MAX)] {
+            requester.write(user_data, offset, Size::Two, 0, false).unwrap();
+            assert_eq!(requester.read(user_data, offset, Size::Two).unwrap(), 0);
+        }
+        assert_eq!(requester.read(0, 0, Size::One).unwrap(), 3);
+        client.function.disconnected();
+        assert!(matches!(requester.read(0, 0, Size::One), Err(AccessError::HungUp)));
     }
 
     #[test]

@@ -26,6 +26,7 @@ mod dirty_log;
 mod dma;
 mod features;
 mod function;
+mod function_fds;
 mod interrupts;
 mod listener;
 mod mappings;

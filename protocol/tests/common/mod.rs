@@ -114,6 +114,12 @@ pub fn watched<T>(client: &Client, body: impl FnOnce() -> T) -> T {
     })
 }
 
+/// Whether something is to be received (the end included), now or `within` this time.
+pub fn readable(fd: &OwnedFd, within: Duration) -> bool {
+    let timeout = PollTimeout::try_from(within).unwrap();
+    poll(&mut [PollFd::new(std::os::fd::AsFd::as_fd(fd), PollFlags::POLLIN)], timeout).unwrap() == 1
+}
+
 /// An anonymous file of `size` bytes.
 pub fn memfd(size: u64) -> OwnedFd {
     let fd = nix::sys::memfd::memfd_create("test", nix::sys::memfd::MFdFlags::MFD_CLOEXEC).unwrap();

@@ -29,8 +29,7 @@ const INTERRUPT_STATUS: u16 = 1 << 3;
 
 const SOURCE: usize = 0x00;
 const DESTINATION: usize = 0x08;
-const LENGTH: usize = 0x10;
-const START: usize = 0x18;
+const START: usize = 0x10;
 const STATUS: usize = 0x1c;
 const SCRATCH: usize = 0x20;
 
@@ -112,8 +111,7 @@ impl Device {
     fn start(&self, source: u64, destination: u64, length: usize) {
         self.registers.write(SOURCE, source);
         self.registers.write(DESTINATION, destination);
-        self.registers.write(LENGTH, length as u64);
-        self.registers.write(START, 1_u32);
+        self.registers.write(START, length as u64);
     }
 
     /// Waits for an interrupt, which must be the one with this number since the driver was bound. The driver has then

@@ -16,8 +16,7 @@ const INTERRUPT_LINE: u16 = 0x3c;
 
 const SOURCE: u64 = 0x00;
 const DESTINATION: u64 = 0x08;
-const LENGTH: u64 = 0x10;
-const START: u64 = 0x18;
+const START: u64 = 0x10;
 const STATUS: u64 = 0x1c;
 const SCRATCH: u64 = 0x20;
 const DONE: u32 = 1;
@@ -117,13 +116,14 @@ impl Copier {
     fn start(&self, from: u64, to: u64, length: u64) {
         write64(self.registers + SOURCE, from);
         write64(self.registers + DESTINATION, to);
-        write64(self.registers + LENGTH, length);
-        write32(self.registers + START, 1);
+        write64(self.registers + START, length);
     }
 
-    /// Copies nothing, which interrupts.
+    /// Copies nothing, which interrupts, and has done so.
     fn raise(&self) {
         self.start(BUFFERS.address(), BUFFERS.address(), 0);
+        // A doorbell may be on its way until a register is read.
+        read32(self.registers + STATUS);
     }
 
     fn lower(&self) {

@@ -1,0 +1,86 @@
+//! A device's end of an ioregionfd, served by a thread of its own.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use super::responder::{Handler, serve};
+use super::socket::{SocketType, hang_up};
+
+/// A socket pair, one end of which a thread serves, while the other is for the client:
+///
+/// ```no_run
+/// use std::os::fd::AsFd;
+///
+/// use outrigger_protocol::ioregionfd::{Endpoint, Handler, SocketType};
+/// use outrigger_protocol::server::{IoFd, IoFdKind};
+///
+/// # fn offer(handler: impl Handler + Send + 'static) -> std::io::Result<()> {
+/// let registers = Endpoint::start("registers", SocketType::Stream, handler)?;
+/// // What `Device::io_fds` returns.
+/// let kind = IoFdKind::Ioregionfd { user_data: 0, posted_writes: false };
+/// let io_fd = IoFd { offset: 0x1000, size: 0x1000, kind, pio: false, fd: registers.as_fd() };
+/// # drop(io_fd);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// A client keeps what it was given for as long as it likes, so a device makes new endpoints for each client
+/// ([`crate::server::Device::connected`]) and drops those of one that has left. When dropped, the connection ends for
+/// both sides and the thread is joined: no access is executed after that. So nobody drops one who holds a lock that its
+/// handler takes.
+#[derive(Debug)]
+pub struct Endpoint {
+    ours: Arc<OwnedFd>,
+    theirs: OwnedFd,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Endpoint {
+    /// Starts a thread of this name (the kernel keeps 15 bytes of it) that has `handler` execute what comes. A command
+    /// that means nothing ends the connection.
+    ///
+    /// # Errors
+    /// No socket pair or no thread could be had.
+    pub fn start(name: &str, kind: SocketType, mut handler: impl Handler + Send + 'static) -> io::Result<Self> {
+        let (ours, theirs) = kind.pair()?;
+        let ours = Arc::new(ours);
+        // Also when the handler panics.
+        let socket = HangUp(Arc::clone(&ours));
+        let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
+            if let Err(error) = serve(socket.0.as_fd(), &mut handler) {
+                let thread = std::thread::current();
+                let source = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
+                log::warn!("{}: ioregionfd: {error}{source}", thread.name().unwrap_or_default());
+            }
+        })?;
+        Ok(Self { ours, theirs, thread: Some(thread) })
+    }
+}
+
+/// Ends the connection when dropped.
+struct HangUp(Arc<OwnedFd>);
+
+impl Drop for HangUp {
+    fn drop(&mut self) {
+        hang_up(self.0.as_fd());
+    }
+}
+
+/// The client's end.
+impl AsFd for Endpoint {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.theirs.as_fd()
+    }
+}
+
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        hang_up(self.ours.as_fd());
+        if let Some(thread) = self.thread.take() {
+            // It has failed if the handler panicked, which has been reported.
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! The side that asks: what KVM does in the kernel, for a VMM on a host whose KVM does not.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::PollFlags;
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::access::{Access, Operation, Size};
+use super::socket::{SocketError, SocketType, hang_up, try_receive, try_send};
+use super::wire::{MESSAGE_SIZE, Response};
+use crate::socket::wait_for;
+
+/// One end of an ioregionfd, from which accesses are sent; any number of threads may share it.
+///
+/// One access is under way at a time, so the answer that comes is the answer to it. A device that breaks this (an
+/// answer that nobody waits for, or of another length, or too late) has lost the connection: it is shut down, and every
+/// access from then on fails at once with [`AccessError::Broken`], since no answer could be trusted to be the right one.
+///
+/// The device process may have kept a copy of our end and so controls its flags and options, timeouts included. That is
+/// why no call here relies on them: nothing blocks but `poll`.
+#[derive(Debug)]
+pub struct Requester {
+    fd: Arc<OwnedFd>,
+    deadline: Duration,
+    in_flight: Mutex<()>,
+    broken: AtomicBool,
+}
+
+/// Why an access was not answered. All but the first are final: they are [`AccessError::Broken`] from the next access on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AccessError {
+    /// An earlier access failed, or the connection was closed by [`Requester::close`].
+    #[error("the connection is broken since an earlier access")]
+    Broken,
+    /// The device has closed its end, or ours was shut down.
+    #[error("the device has hung up")]
+    HungUp,
+    /// The device did not take the command, or did not answer it, within this time.
+    #[error("no answer within {0:?}")]
+    TimedOut(Duration),
+    /// Something came that is no answer to anything: no command was under way.
+    #[error("an answer to nothing")]
+    Unasked,
+    /// The answer has this many bytes (at least).
+    #[error("an answer of {0} bytes instead of {MESSAGE_SIZE}")]
+    Length(usize),
+    /// The system refuses.
+    #[error("using the socket")]
+    Io(#[source] io::Error),
+}
+
+impl Requester {
+    /// Sends accesses on `fd`, a connected `AF_UNIX` stream or seqpacket socket; each ends after `deadline` at the latest.
+    /// With more threads than one a thread waits its turn besides, at most `deadline` for each of those before it.
+    ///
+    /// # Errors
+    /// The descriptor is no such socket.
+    pub fn new(fd: Arc<OwnedFd>, deadline: Duration) -> Result<Self, SocketError> {
+        SocketType::of(fd.as_fd())?;
+        Ok(Self { fd, deadline, in_flight: Mutex::new(()), broken: AtomicBool::new(false) })
+    }
+
+    /// Reads a register: the value, no larger than `size`.
+    ///
+    /// # Errors
+    /// [`AccessError`]; the guest then reads all-ones.
+    pub fn read(&self, user_data: u64, offset: u64, size: Size) -> Result<u64, AccessError> {
+        let data = self.access(&Access { user_data, offset, size, operation: Operation::Read })?;
+        Ok(size.truncate(data))
+    }
+
+    /// Writes a register. A posted write returns when the socket has it, any other when the device has done it.
+    ///
+    /// # Errors
+    /// [`AccessError`]; the write is lost then, or nobody knows whether it was done.
+    pub fn write(&self, user_data: u64, offset: u64, size: Size, data: u64, posted: bool) -> Result<(), AccessError> {
+        let operation = Operation::Write { data, posted };
+        self.access(&Access { user_data, offset, size, operation }).map(drop)
+    }
+
+    /// Ends the connection: an access that another thread waits for fails, as does every later one.
+    pub fn close(&self) {
+        self.broken.store(true, Ordering::Release);
+        hang_up(self.fd.as_fd());
+    }
+
+    /// Whether every access fails from now on.
+    pub fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::Acquire)
+    }
+
+    fn access(&self, access: &Access) -> Result<u64, AccessError> {
+        // A thread that panicked with it left nothing half done but an answer, which counts as unasked.
+        let _turn = self.in_flight.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.is_broken() {
+            return Err(AccessError::Broken);
+        }
+        let result = self.exchange(access);
+        if result.is_err() {
+            self.close();
+        }
+        result
+    }
+
+    fn exchange(&self, access: &Access) -> Result<u64, AccessError> {
+        let deadline = Instant::now() + self.deadline;
+        // Costs a system call that finds nothing. Without it one answer too many would go unnoticed, and every access
+        // from then on would get the answer of the one before.
+        match try_receive(self.fd.as_fd(), &mut [0]) {
+            Err(Errno::EAGAIN) => {}
+            Ok(0) => return Err(AccessError::HungUp),
+            Ok(_) => return Err(AccessError::Unasked),
+            Err(errno) => return Err(io_error(errno)),
+        }
+        let command = access.encode();
+        while let Err(errno) = try_send(self.fd.as_fd(), command.as_bytes()) {
+            match errno {
+                Errno::EAGAIN => self.wait(PollFlags::POLLOUT, deadline)?,
+                errno => return Err(io_error(errno)),
+            }
+        }
+        if access.is_answered() { self.receive(deadline) } else { Ok(0) }
+    }
+
+    fn receive(&self, deadline: Instant) -> Result<u64, AccessError> {
+        // One byte more than an answer has shows that there is more.
+        let mut buffer = [0; MESSAGE_SIZE + 1];
+        loop {
+            self.wait(PollFlags::POLLIN, deadline)?;
+            match try_receive(self.fd.as_fd(), &mut buffer) {
+                Ok(0) => return Err(AccessError::HungUp),
+                Ok(MESSAGE_SIZE) => break,
+                Ok(length) => return Err(AccessError::Length(length)),
+                // Whoever has a copy of our end has taken it.
+                Err(Errno::EAGAIN) => {}
+                Err(errno) => return Err(io_error(errno)),
+            }
+        }
+        match Response::read_from_prefix(&buffer) {
+            Ok((response, _)) => Ok(response.data),
+            Err(_) => Err(AccessError::Length(0)),
+        }
+    }
+
+    fn wait(&self, events: PollFlags, deadline: Instant) -> Result<(), AccessError> {
+        match wait_for(self.fd.as_fd(), events, deadline) {
+            // Also where somebody takes away what we wait for each time that it is there.
+            Ok(_) if Instant::now() < deadline => Ok(()),
+            Ok(_) => Err(AccessError::TimedOut(self.deadline)),
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(AccessError::TimedOut(self.deadline)),
+            Err(error) => Err(AccessError::Io(error)),
+        }
+    }
+}
+
+fn io_error(errno: Errno) -> AccessError {
+    match errno {
+        Errno::EPIPE | Errno::ECONNRESET => AccessError::HungUp,
+        errno => AccessError::Io(errno.into()),
+    }
+}
