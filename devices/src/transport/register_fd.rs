@@ -26,7 +26,7 @@ pub const SIZE: u64 = NOTIFY_OFFSET - START;
 /// # Errors
 /// No socket pair or no thread could be had.
 pub fn start<D: VirtioDevice>(name: &str, control: &Arc<Mutex<Control<D>>>) -> io::Result<Endpoint> {
-    Endpoint::start(&format!("{name}-registers"), SocketType::Stream, Registers(Arc::clone(control)))
+    Endpoint::start(&format!("{name}-registers"), SocketType::Seqpacket, Registers(Arc::clone(control)))
 }
 
 struct Registers<D>(Arc<Mutex<Control<D>>>);

@@ -31,7 +31,7 @@ impl Offered {
     pub fn io_fds<R: Registers>(&self, bar: u32, sizes: Sizes, shared: &Arc<Mutex<Shared<R>>>) -> Vec<IoFd<'_>> {
         let endpoint = self.endpoint.get_or_init(|| {
             let handler = Bars { sizes, shared: Arc::clone(shared) };
-            let started = Endpoint::start("registers", SocketType::Stream, handler);
+            let started = Endpoint::start("registers", SocketType::Seqpacket, handler);
             started.inspect_err(|error| log::warn!("no ioregionfd for registers: {error}")).ok()
         });
         let (Some(endpoint), Some(&size)) = (endpoint, sizes.get(bar as usize)) else { return Vec::new() };
