@@ -6,6 +6,7 @@
 //! | [`server_codec`] | commands, as the server decodes them |
 //! | [`server_session`] | the server with a busy device, by a client that does anything, at any time |
 //! | [`client_session`] | the client's calls, by a server that does anything, at any time |
+//! | [`ioregionfd`] | both sides of an ioregionfd |
 //!
 //! After every input nothing may be left behind (descriptors, mappings, threads), no wait may have gone beyond its
 //! deadline, and memory must have stayed within the limits of docs/PROTOCOL.md ([`checks`]).
@@ -30,6 +31,7 @@ pub mod descriptors;
 pub mod device;
 pub mod framing;
 pub mod input;
+pub mod ioregionfd;
 pub mod peer;
 pub mod server_codec;
 pub mod server_session;

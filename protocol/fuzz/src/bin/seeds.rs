@@ -22,7 +22,7 @@ use outrigger_protocol::wire::{HEADER_SIZE, Header};
 use outrigger_protocol_fuzz::client_session::{self, Call, RAM, Ram};
 use outrigger_protocol_fuzz::device::{FuzzDevice, INTERRUPT, MESSAGES, ORDERS, Order};
 use outrigger_protocol_fuzz::input::Packet;
-use outrigger_protocol_fuzz::{client_codec, descriptors, server_session};
+use outrigger_protocol_fuzz::{client_codec, descriptors, ioregionfd, server_session};
 use zerocopy::{FromBytes, IntoBytes};
 
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -40,7 +40,7 @@ type Log = Arc<Mutex<Vec<Said>>>;
 
 fn main() {
     let corpus = PathBuf::from(std::env::args_os().nth(1).expect("the directory of the corpus"));
-    for target in ["client_codec", "server_codec", "server_session", "client_session"] {
+    for target in ["client_codec", "server_codec", "server_session", "client_session", "ioregionfd"] {
         let directory = corpus.join(target);
         let _ = std::fs::remove_dir_all(&directory);
         std::fs::create_dir_all(&directory).expect("a directory");
@@ -67,6 +67,9 @@ fn main() {
                 client_seeds(&corpus, &format!("{prefix}{name}-flood"), twin, calls, &log, true);
             }
         }
+    }
+    for choice in 0..4 {
+        save(&corpus, "ioregionfd", &format!("accesses-{choice}"), &register_accesses(choice));
     }
     let texts = [
         r#"{"capabilities":{"max_msg_fds":8,"max_data_xfer_size":4096,"max_dma_maps":7,"pgsizes":4096,"write_multiple":true}}"#,
@@ -371,6 +374,23 @@ fn client_seeds(corpus: &Path, name: &str, twin: bool, calls: Calls, log: &[Said
     save(corpus, "client_codec", name, &codec);
     let framing: Vec<u8> = log.iter().flat_map(|said| packet(said, number(&said.header)).encode()).collect();
     save(corpus, "client_codec", &format!("framing-{name}"), &[&[2][..], &framing].concat());
+}
+
+/// Accesses of every kind by ioregionfd, as `ioregionfd::run` reads them, all of them right.
+fn register_accesses(choice: u8) -> Vec<u8> {
+    let mut input = vec![choice];
+    for kind in 0..16u8 {
+        if choice & ioregionfd::ASKING == 0 {
+            // A whole command without noise; a read or write of each size, waited for or not.
+            let info = (kind & 3) << 4 | (kind >> 2 & 1) << 6 | kind >> 3;
+            input.extend([0, 0, info]);
+            input.extend([kind; 24]);
+        } else {
+            input.extend([kind, 0]);
+            input.extend([kind; 8]);
+        }
+    }
+    input
 }
 
 fn save(corpus: &Path, target: &str, name: &str, input: &[u8]) {
