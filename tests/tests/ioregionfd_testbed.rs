@@ -16,7 +16,8 @@ fn testbed() -> Testbed {
         (copy, format!("/bin/{}", name.display()))
     };
     let mut testbed = Testbed::new().kernel("ioregionfd").file(payload::path(), "/guest/payload");
-    for program in [binaries::example("paths").as_path(), faulty] {
+    let ports = Path::new(env!("CARGO_BIN_EXE_port-registers"));
+    for program in [binaries::example("paths").as_path(), faulty, ports] {
         let (copy, to) = strip(program, &testbed);
         testbed = testbed.file(copy, &to);
     }
@@ -50,6 +51,15 @@ best=mapped,ioeventfd,ioregionfd,stand-in,message
 # Each of the four pages is accessed some 200 times.
 [ $(($(column message '01.0 BAR0 ' 1) - $(column $best '01.0 BAR0 ' 1))) -gt 800 ] || fail 'messages instead'
 [ $(($(column message 'vCPU 0, to the VMM' 2) - $(column $best 'vCPU 0, to the VMM' 2))) -gt 800 ] || fail 'the VMM saw exits'
+
+serve port-registers /tmp/ports.sock
+for paths in message ioregionfd,message; do
+  boot ports-$paths 0 $guest --device socket=/tmp/ports.sock --paths $paths --cmdline checks=ports
+  has ports-$paths 'payload: passed'
+done
+kill $server
+[ $(column ports-ioregionfd,message '01.0 BAR0 ' 2) = 0 ] || fail 'the VMM stood in for ports'
+[ $(column ports-message '01.0 BAR0 ' 1) -gt $(($(column ports-ioregionfd,message '01.0 BAR0 ' 1) + 10)) ] || fail 'messages for ports'
 
 boot disk 0 $guest --disk path=/guest/disk --cmdline checks=pci,blk,bar,msix,blk
 has disk 'payload: passed'

@@ -7,6 +7,7 @@ mod end;
 mod msix;
 mod paths;
 mod pci;
+mod ports;
 
 use crate::machine::Machine;
 use crate::verdict::Verdict;
@@ -22,6 +23,7 @@ const CHECKS: &[(&[u8], Check)] = &[
     (b"shared-pin", copier::shared_pin),
     (b"paths", paths::check),
     (b"gone", paths::gone),
+    (b"ports", ports::check),
     (b"crash", end::crash),
     (b"reboot", end::reboot),
     (b"spin", end::spin),
