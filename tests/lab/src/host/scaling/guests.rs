@@ -62,7 +62,7 @@ fn measure_all(guests: &mut [Guest], unoccupied: f64, kernel: u64) -> io::Result
     }
     if let Some(first) = guests.first_mut() {
         for load in ["read-4k-qd1", "read-4k-qd32", "tcp-to-host", "tcp-rr"] {
-            print(load, first.load(load)?);
+            print(load, first.load_again(load)?);
         }
     }
     Ok(())
