@@ -85,7 +85,6 @@ pub const FIGURES: &[Figure] = &[
     figure("memory-blk", "private memory of the disk's process", Unit::Mebibytes, Some(1.5)),
     figure("memory-net", "private memory of the network card's process", Unit::Mebibytes, Some(1.5)),
     figure("memory-all", "private memory of the VMM and its device processes", Unit::Mebibytes, None),
-    figure("memory-kernel", "memory of the host's kernel", Unit::Mebibytes, None),
     figure("threads", "threads of the VMM and its device processes", Unit::Count, None),
     figure("descriptors", "descriptors of the VMM", Unit::Count, None),
     figure("idle", "idle, all that the host's processor does", Unit::MicrosecondsPerSecond, None),

@@ -19,7 +19,8 @@ pub fn grids(results: &Results) -> Vec<Grid> {
             results.subjects().iter().filter_map(|subject| Some((number(series, subject)?, subject.as_str())));
         let subjects: Vec<_> = subjects.collect();
         let heads = [("figure".into(), Content::Words), ("unit".into(), Content::Words)];
-        let numbers = subjects.iter().map(|(number, _)| (format!("{number} {series}"), Content::Numbers));
+        let heading = |number| if number == 1 { series.trim_end_matches('s') } else { *series };
+        let numbers = subjects.iter().map(|&(number, _)| (format!("{number} {}", heading(number)), Content::Numbers));
         let figures =
             results.figures().filter(|figure| subjects.iter().any(|(_, name)| results.value(figure, name).is_some()));
         Grid {
@@ -69,7 +70,7 @@ mod tests {
         assert!(are_all(&results));
         let grids = grids(&results);
         assert_eq!(grids.len(), 2);
-        assert_eq!(grids[0].columns[2].0, "1 queues");
+        assert_eq!([&grids[0].columns[2].0, &grids[0].columns[3].0], ["1 queue", "2 queues"]);
         assert_eq!(grids[0].rows, [["boot, fork of the VMM to /init", "ms", "1500", "1530 (1.02)"]]);
         assert_eq!(grids[1].rows[0][2..], [NONE, "1.250", "1.000 (0.80)"]);
         assert_eq!(grids[1].rows[1][2..], ["4", "8 (2.00)", NONE]);

@@ -45,7 +45,7 @@ fn with(devices: usize, unoccupied: f64) -> io::Result<()> {
     print("boot", guest.boot);
     print("ready", guest.ready);
     for load in ["read-4k-qd1", "read-4k-qd32"] {
-        print(load, guest.load(load)?);
+        print(load, guest.load_again(load)?);
     }
     let processes = guest.processes()?;
     for (figure, name) in

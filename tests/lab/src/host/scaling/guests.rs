@@ -48,7 +48,9 @@ fn measure_all(guests: &mut [Guest], unoccupied: f64, kernel: u64) -> io::Result
     let print = |figure: &str, value| print("guests", count, figure, value);
     let each = 1.0 / super::total([count]);
     print("idle", (host::busy()? - unoccupied) * each);
-    print("memory-kernel", mebibytes(host::kernel_memory()?.saturating_sub(kernel)) * each);
+    // No figure: it does not repeat.
+    let kernel = mebibytes(host::kernel_memory()?.saturating_sub(kernel)) * each;
+    println!("lab:   guests-{count}: the host's kernel has {kernel:.2} MiB for each");
     let mut private = 0;
     for guest in &*guests {
         private += guest.processes()?.iter().map(|process| process.private).sum::<u64>();
@@ -60,7 +62,7 @@ fn measure_all(guests: &mut [Guest], unoccupied: f64, kernel: u64) -> io::Result
     }
     if let Some(first) = guests.first_mut() {
         for load in ["read-4k-qd1", "read-4k-qd32", "tcp-to-host", "tcp-rr"] {
-            print(load, first.load(load)?);
+            print(load, first.load_again(load)?);
         }
     }
     Ok(())
