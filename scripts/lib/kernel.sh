@@ -46,9 +46,10 @@ kernel_directory() (
   echo "$directory"
 )
 
-# For kernel_directory, whose variables it uses.
+# For kernel_directory, whose variables it uses and in whose subshell the trap needs some of these.
 kernel_build() {
-  local program work tree out make='' started=$SECONDS fragments=() config patch
+  local program tree out started=$SECONDS fragments=() config patch
+  make=''
   for program in bc bison flex gcc make patch rsync xz; do
     command -v $program > /dev/null || die "$program is missing, which building a kernel needs: run scripts/install kernel"
   done
@@ -71,10 +72,10 @@ kernel_build() {
     cp "$config" "$tree/kernel/configs/outrigger-${#fragments[@]}.config"
     fragments+=("outrigger-${#fragments[@]}.config")
   done
-  kernel_make x86_64_defconfig kvm_guest.config "${fragments[@]}"
-  kernel_make headers_install
-  kernel_make vmlinux
-  kernel_make -C tools/testing/selftests/kvm "OUTPUT=$out/selftest" "KHDR_INCLUDES=-isystem $out/usr/include" LDFLAGS=-static \
+  kernel_make configuration x86_64_defconfig kvm_guest.config "${fragments[@]}"
+  kernel_make headers headers_install
+  kernel_make 'kernel (some 2,200 files)' vmlinux
+  kernel_make selftest -C tools/testing/selftests/kvm "OUTPUT=$out/selftest" "KHDR_INCLUDES=-isystem $out/usr/include" LDFLAGS=-static \
     "$out/selftest/x86_64/ioregionfd_test"
 
   mkdir "$work/result"
@@ -85,19 +86,18 @@ kernel_build() {
   say "built in $((SECONDS - started)) s"
 }
 
-# kernel_make ARGUMENT...: make in the tree, with a sign of life every half minute. For kernel_build, whose variables it uses.
+# kernel_make WHAT ARGUMENT...: make in the tree, with a sign of life every half minute. For kernel_build, whose variables it uses.
 kernel_make() {
-  local objects since=$SECONDS
-  say "make ${*: -1} (Linux $version, $1)"
-  make -C "$tree" "O=$out" -j "$(nproc)" "$@" > "$work/log" 2>&1 < /dev/null &
+  local since=$SECONDS
+  say "building Linux $version: $1"
+  make -C "$tree" "O=$out" -j "$(nproc)" "${@:2}" > "$work/log" 2>&1 < /dev/null &
   make=$!
   while kill -0 "$make" 2> /dev/null; do
     sleep 1
     [ $((SECONDS - since)) -ge 30 ] || continue
     since=$SECONDS
-    objects=$(grep -cE '^  (CC|AS) ' "$work/log" || true)
-    say "$objects files compiled"
+    say "$(grep -cE '^ +(CC|AS) ' "$work/log" || true) files compiled"
   done
-  wait "$make" || { tail -n 20 "$work/log" >&2; die "make $* failed"; }
+  wait "$make" || { tail -n 20 "$work/log" >&2; die "make ${*:2} failed"; }
   make=
 }
