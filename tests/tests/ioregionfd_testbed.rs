@@ -37,6 +37,7 @@ guest="--kernel /guest/payload --memory 64M --stats --show-devices"
 "#;
 
 #[test]
+#[ignore = "builds a kernel: scripts/test --kernel"]
 fn kvm_asks_the_device_and_the_vmm_sees_nothing_of_it() {
     let script = r#"
 serve paths /tmp/paths.sock
@@ -77,6 +78,7 @@ nothing_left
 }
 
 #[test]
+#[ignore = "builds a kernel: scripts/test --kernel"]
 fn a_device_that_breaks_or_hangs_is_cut_off_and_named_once() {
     let script = r#"
 named_once() {
