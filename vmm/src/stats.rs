@@ -17,9 +17,9 @@ pub struct DeviceLine {
 /// All tables.
 #[must_use]
 pub fn report(devices: &[DeviceLine], vcpus: &[ExitCounters]) -> String {
-    let mut text = row("accesses that the VMM answered", &["message", "ioregionfd", "MSI-X"]);
+    let mut text = row("accesses that the VMM answered", &["message", "stand-in", "MSI-X"]);
     for DeviceLine { what, served } in devices {
-        text.push_str(&row(&format!("  {what}"), &[served.message, served.ioregionfd, served.msix]));
+        text.push_str(&row(&format!("  {what}"), &[served.message, served.stand_in, served.msix]));
     }
     text.push_str(&row("exits to KVM, and on to the VMM", &["all", "MMIO", "I/O ports"]));
     for (id, counters) in vcpus.iter().enumerate() {
@@ -52,10 +52,10 @@ mod tests {
 
     #[test]
     fn columns_are_aligned() {
-        let served = Served { msix: 3, ioregionfd: 20, message: 1_000_000 };
+        let served = Served { msix: 3, stand_in: 20, message: 1_000_000 };
         let text = report(&[DeviceLine { what: "0000:00:01.0 BAR0".into(), served }], &[]);
         let lines: Vec<_> = text.lines().collect();
-        assert_eq!(lines[0], "accesses that the VMM answered               message  ioregionfd       MSI-X");
+        assert_eq!(lines[0], "accesses that the VMM answered               message    stand-in       MSI-X");
         assert_eq!(lines[1], "  0000:00:01.0 BAR0                          1000000          20           3");
     }
 }

@@ -48,7 +48,7 @@ pub struct Served {
     /// The MSI-X table and pending bits.
     pub msix: u64,
     /// In KVM's stead.
-    pub ioregionfd: u64,
+    pub stand_in: u64,
     /// By message.
     pub message: u64,
 }
@@ -56,7 +56,7 @@ pub struct Served {
 #[derive(Default)]
 struct Counters {
     msix: AtomicU64,
-    ioregionfd: AtomicU64,
+    stand_in: AtomicU64,
     message: AtomicU64,
 }
 
@@ -82,9 +82,9 @@ impl RegionExits {
     }
 
     pub(super) fn served(&self) -> Served {
-        let [msix, ioregionfd, message] = [&self.served.msix, &self.served.ioregionfd, &self.served.message]
+        let [msix, stand_in, message] = [&self.served.msix, &self.served.stand_in, &self.served.message]
             .map(|counter| counter.load(Ordering::Relaxed));
-        Served { msix, ioregionfd, message }
+        Served { msix, stand_in, message }
     }
 
     fn within(&self, offset: u64, length: usize) -> bool {
@@ -121,7 +121,7 @@ impl BusDevice for RegionExits {
         if let Some((ioregion, at, size)) = self.ioregion(offset, data.len()) {
             let answer = ioregion.channel.read(ioregion.user_data, at, size);
             if !matches!(answer, Ok(None)) {
-                count(&self.served.ioregionfd);
+                count(&self.served.stand_in);
                 let value = answer.ok().flatten().unwrap_or(u64::MAX);
                 return data.copy_from_slice(&value.to_le_bytes()[..data.len()]);
             }
@@ -153,7 +153,7 @@ impl BusDevice for RegionExits {
             let value = u64::from_le_bytes(value);
             let taken = ioregion.channel.write(ioregion.user_data, at, size, value, ioregion.posted);
             if !matches!(taken, Ok(false)) {
-                return count(&self.served.ioregionfd);
+                return count(&self.served.stand_in);
             }
         }
         count(&self.served.message);

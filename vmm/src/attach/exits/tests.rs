@@ -119,7 +119,7 @@ fn an_access_takes_the_path_of_its_range() {
     assert_eq!(fixture.next(), Seen::Command(3, 0xf, 1, 9));
     fixture.exits.write(0x200, &[5, 6]);
     assert_eq!(fixture.next(), Seen::Message(0x200, vec![5, 6]));
-    assert_eq!(fixture.exits.served(), Served { msix: 0, ioregionfd: 6, message: 1 });
+    assert_eq!(fixture.exits.served(), Served { msix: 0, stand_in: 6, message: 1 });
 }
 
 #[test]
@@ -131,7 +131,7 @@ fn what_the_protocol_cannot_say_goes_by_message() {
         assert!(matches!(fixture.next(), Seen::Message(..)));
     }
     assert_eq!(fixture.read(0xfff, 2), [0xff; 2], "beyond the region");
-    assert_eq!(fixture.exits.served(), Served { msix: 0, ioregionfd: 0, message: 6 });
+    assert_eq!(fixture.exits.served(), Served { msix: 0, stand_in: 0, message: 6 });
 }
 
 #[test]
@@ -204,5 +204,5 @@ fn vcpus_that_share_a_socket_get_their_own_answers() {
             });
         }
     });
-    assert_eq!(exits.served().ioregionfd, 4 * 2 * 2000);
+    assert_eq!(exits.served().stand_in, 4 * 2 * 2000);
 }
