@@ -35,9 +35,9 @@ struct Arguments {
     /// Also say where the time of each load went, by perf
     #[arg(long)]
     profile: bool,
-    /// Measure Outrigger alone, as queues, devices and guests become more
-    #[arg(long, conflicts_with_all = ["subjects", "loads", "profile"])]
-    scaling: bool,
+    /// Measure Outrigger alone, as these become more: queues, devices, guests
+    #[arg(long, value_delimiter = ',', conflicts_with_all = ["subjects", "loads", "profile"])]
+    scaling: Vec<String>,
     /// Measure register accesses by each path; the host's KVM has to have ioregionfd
     #[arg(long, conflicts_with_all = ["subjects", "loads", "profile", "scaling"])]
     access: bool,
@@ -69,8 +69,8 @@ fn run(arguments: &Arguments) -> io::Result<bool> {
         return access::measure().map(|()| true);
     }
     peers::start()?;
-    if arguments.scaling {
-        return Ok(scaling::run());
+    if !arguments.scaling.is_empty() {
+        return scaling::run(&arguments.scaling);
     }
     let mut well = true;
     for subject in subjects {
