@@ -5,6 +5,7 @@
 
 kernel_release=bookworm
 kernel_source=linux-source-6.12
+kernel_selftests=(ioregionfd_test ioregionfd_faults_test)
 
 # kernel_version: the version of the source package, resolved once per state of the package lists.
 kernel_version() (
@@ -30,8 +31,8 @@ kernel_configs() {
   esac
 }
 
-# kernel_directory VARIANT: prints the directory with its vmlinux, config and ioregionfd_test (the series' selftest, a static
-# program), after building it if need be.
+# kernel_directory VARIANT: prints the directory with its vmlinux, config and the series' selftests (static programs), after building
+# it if need be.
 kernel_directory() (
   configs=$(kernel_configs "$1")
   mapfile -t configs <<< "$configs"
@@ -75,12 +76,12 @@ kernel_build() {
   kernel_make configuration x86_64_defconfig kvm_guest.config "${fragments[@]}"
   kernel_make headers headers_install
   kernel_make 'kernel (some 2,200 files)' vmlinux
-  kernel_make selftest -C tools/testing/selftests/kvm "OUTPUT=$out/selftest" "KHDR_INCLUDES=-isystem $out/usr/include" LDFLAGS=-static \
-    "$out/selftest/x86_64/ioregionfd_test"
+  kernel_make selftests -C tools/testing/selftests/kvm "OUTPUT=$out/selftest" "KHDR_INCLUDES=-isystem $out/usr/include" LDFLAGS=-static \
+    "${kernel_selftests[@]/#/$out/selftest/x86_64/}"
 
   mkdir "$work/result"
   strip -o "$work/result/vmlinux" "$out/vmlinux"
-  strip -o "$work/result/ioregionfd_test" "$out/selftest/x86_64/ioregionfd_test"
+  for program in "${kernel_selftests[@]}"; do strip -o "$work/result/$program" "$out/selftest/x86_64/$program"; done
   cp "$out/.config" "$work/result/config"
   mv "$work/result" "$directory"
   say "built in $((SECONDS - started)) s"
