@@ -1,5 +1,6 @@
 //! What `--stats` prints when the guest has ended: who answered its accesses to devices. One that is mapped, or that KVM hands
-//! over by ioeventfd or ioregionfd, the VMM never sees: it is in no count but KVM's own.
+//! over by ioeventfd or ioregionfd, the VMM never sees: it is in no count but KVM's own, which has those by
+//! ioregionfd apart, too.
 
 use std::fmt::{Display, Write};
 
@@ -28,6 +29,9 @@ pub fn report(devices: &[DeviceLine], vcpus: &[ExitCounters]) -> String {
             None => text.push_str(&row(&format!("  vCPU {id}, to KVM"), &["not told"; 3])),
         }
         text.push_str(&exits_row(&format!("  vCPU {id}, to the VMM"), counters.to_vmm()));
+        if let Some(accesses) = counters.by_ioregionfd() {
+            text.push_str(&row(&format!("  vCPU {id}, by ioregionfd to a device"), &[&accesses.to_string(), "-", "-"]));
+        }
     }
     text
 }

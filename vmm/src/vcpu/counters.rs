@@ -68,8 +68,10 @@ pub struct ExitCounters {
 #[derive(Debug)]
 struct KvmCounters {
     file: File,
-    /// Where the values are in the file.
-    places: [u64; 3],
+    /// Where the values of [`Exits`] are in the file.
+    exits: [u64; 3],
+    /// Where that of `ioregion_accesses` is, on a kernel that has it.
+    ioregionfd: Option<u64>,
 }
 
 /// Exits of one vCPU since it was made.
@@ -96,6 +98,13 @@ impl ExitCounters {
         self.kvm.as_ref().and_then(|kvm| kvm.read().ok())
     }
 
+    /// Accesses that KVM had a device process do, by ioregionfd. `None`: this kernel has no ioregionfd.
+    #[must_use]
+    pub fn by_ioregionfd(&self) -> Option<u64> {
+        let kvm = self.kvm.as_ref()?;
+        kvm.value(kvm.ioregionfd?).ok()
+    }
+
     /// Those from KVM to the VMM.
     #[must_use]
     pub fn to_vmm(&self) -> Exits {
@@ -116,23 +125,28 @@ impl KvmCounters {
         let file = unsafe { File::from_raw_fd(fd) };
         let mut header = Header { flags: 0, name_size: 0, num_desc: 0, id_offset: 0, desc_offset: 0, data_offset: 0 };
         file.read_exact_at(header.as_mut_bytes(), 0)?;
-        let places = find(&file, &header, ["exits", "mmio_exits", "io_exits"])?;
-        Ok(Self { file, places })
+        let names = ["exits", "mmio_exits", "io_exits", "ioregion_accesses"];
+        match find(&file, &header, names)? {
+            [Some(all), Some(mmio), Some(io), ioregionfd] => Ok(Self { file, exits: [all, mmio, io], ioregionfd }),
+            _ => Err(io::ErrorKind::Unsupported.into()),
+        }
     }
 
     fn read(&self) -> io::Result<Exits> {
-        let value = |place| {
-            let mut value = 0_u64;
-            self.file.read_exact_at(value.as_mut_bytes(), place).map(|()| value)
-        };
-        let [all, mmio, io] = self.places;
-        Ok(Exits { all: value(all)?, mmio: value(mmio)?, io: value(io)? })
+        let [all, mmio, io] = self.exits;
+        Ok(Exits { all: self.value(all)?, mmio: self.value(mmio)?, io: self.value(io)? })
+    }
+
+    fn value(&self, place: u64) -> io::Result<u64> {
+        let mut value = 0_u64;
+        self.file.read_exact_at(value.as_mut_bytes(), place).map(|()| value)
     }
 }
 
-fn find(file: &File, header: &Header, names: [&str; 3]) -> io::Result<[u64; 3]> {
+/// Where in the file the values of these names are.
+fn find<const N: usize>(file: &File, header: &Header, names: [&str; N]) -> io::Result<[Option<u64>; N]> {
     let length = size_of::<Descriptor>() + header.name_size.min(LONGEST_NAME) as usize;
-    let mut places = [None; 3];
+    let mut places = [None; N];
     for index in 0..header.num_desc.min(MOST_STATISTICS) {
         let mut bytes = vec![0; length];
         file.read_exact_at(&mut bytes, u64::from(header.desc_offset) + u64::from(index) * length as u64)?;
@@ -142,10 +156,7 @@ fn find(file: &File, header: &Header, names: [&str; 3]) -> io::Result<[u64; 3]> 
             places[found] = Some(u64::from(header.data_offset) + u64::from(descriptor.offset));
         }
     }
-    match places {
-        [Some(all), Some(mmio), Some(io)] => Ok([all, mmio, io]),
-        _ => Err(io::ErrorKind::Unsupported.into()),
-    }
+    Ok(places)
 }
 
 #[cfg(test)]
