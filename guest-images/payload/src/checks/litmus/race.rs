@@ -3,16 +3,17 @@
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use super::rounds::{Count, MOST, at_once, together};
+use super::rounds::{Count, MOST, Rounds, at_once, together};
 use super::{Path, Seen, TICKET};
 use crate::checks::paths::{VALUE, WRITES};
 use crate::memory::{read32, write32};
 use crate::second::{Second, wait_until};
 
-/// One byte, so that nobody meets half of a value in mapped memory.
+/// Values of one byte, so that nobody meets half of one in mapped memory. The last comes when time is up.
 const VALUES: u32 = 250;
+const LAST: u32 = 255;
 const RINGS: u32 = 500;
-const EACH: u32 = 30;
+const EACH: u32 = 20;
 
 /// Message passing by registers alone: one processor writes `data` and then `flag`, again and again; how often the other reads a newer
 /// `flag` and then an older `data`.
@@ -21,22 +22,27 @@ pub fn flag_register(data: &Path, flag: &Path, second: &Second) -> Option<Seen> 
         return None;
     }
     let [of_data, of_flag] = clean([data, flag]);
-    let mut count = Count { rounds: VALUES, wrong: 0 };
+    let mut wrong = 0;
     let follow = || {
         let finished = wait_until(|| {
             let seen = read32(of_flag);
-            count.wrong += u32::from(read32(of_data) < seen);
-            seen == VALUES
+            wrong += u32::from(read32(of_data) < seen);
+            seen == LAST
         });
-        count.wrong += u32::from(!finished);
+        wrong += u32::from(!finished);
     };
-    at_once(second, follow, || {
-        for value in 1..=VALUES {
+    let rounds = at_once(second, follow, || {
+        let mut rounds = 0;
+        for value in Rounds::up_to(VALUES) {
             write32(of_data, value);
             write32(of_flag, value);
+            rounds = value;
         }
+        write32(of_data, LAST);
+        write32(of_flag, LAST);
+        rounds
     });
-    Some(Seen { count, promised: true })
+    Some(Seen { count: Count { rounds, wrong }, promised: true })
 }
 
 /// Store buffering: each processor writes a register and reads the other's; how often both read what was there before. Each pair once.

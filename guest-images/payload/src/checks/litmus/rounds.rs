@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicU8, Ordering};
 use crate::second::{Second, ticks, wait_until};
 
 /// At least, and at most.
-const LEAST: u32 = 20;
+const LEAST: u32 = 10;
 pub const MOST: u32 = 1000;
 /// Ticks of the time-stamp counter for those beyond the least: some ten milliseconds.
 const TIME: u64 = 30_000_000;
@@ -25,14 +25,16 @@ pub struct Count {
 }
 
 /// Numbers from one.
-struct Rounds {
+pub struct Rounds {
+    most: u32,
     start: u64,
     done: u32,
 }
 
 impl Rounds {
-    fn new() -> Self {
-        Self { start: ticks(), done: 0 }
+    /// This many at most.
+    pub fn up_to(most: u32) -> Self {
+        Self { most, start: ticks(), done: 0 }
     }
 }
 
@@ -40,7 +42,7 @@ impl Iterator for Rounds {
     type Item = u32;
 
     fn next(&mut self) -> Option<u32> {
-        let more = self.done < LEAST || self.done < MOST && ticks().wrapping_sub(self.start) < TIME;
+        let more = self.done < LEAST || self.done < self.most && ticks().wrapping_sub(self.start) < TIME;
         self.done += u32::from(more);
         more.then_some(self.done)
     }
@@ -49,7 +51,7 @@ impl Iterator for Rounds {
 /// On one processor.
 pub fn count(mut wrong: impl FnMut(u32) -> bool) -> Count {
     let mut count = Count::default();
-    for round in Rounds::new() {
+    for round in Rounds::up_to(MOST) {
         count.rounds = round;
         count.wrong += u32::from(wrong(round));
     }
