@@ -24,6 +24,7 @@ const CHECKS: &[(&[u8], Check)] = &[
     (b"shared-pin", copier::shared_pin),
     (b"paths", paths::check),
     (b"litmus", litmus::check),
+    (b"litmus-long", litmus::check_long),
     (b"litmus-posted", litmus::check_posted),
     (b"gone", paths::gone),
     (b"ports", ports::check),

@@ -76,6 +76,12 @@ pub fn check(machine: &Machine, verdict: &mut Verdict) {
     run(machine, verdict, false);
 }
 
+/// The same for a minute, for who looks for what is rare.
+pub fn check_long(machine: &Machine, verdict: &mut Verdict) {
+    rounds::take_more_time(30);
+    run(machine, verdict, false);
+}
+
 /// Those of a client that uses mapped memory and ioeventfds, but none of the ioregionfds: it posts messages.
 pub fn check_posted(machine: &Machine, verdict: &mut Verdict) {
     run(machine, verdict, true);

@@ -1,15 +1,21 @@
 //! Rounds, as many as there is time for: two processors that wait for each other by turning in circles are slow on a machine that has
 //! more to do than processors.
 
-use core::sync::atomic::{AtomicU8, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use crate::second::{Second, ticks, wait_until};
 
 /// At least, and at most.
 const LEAST: u32 = 10;
-pub const MOST: u32 = 1000;
+pub const MOST: u32 = 4000;
 /// Ticks of the time-stamp counter for those beyond the least: some ten milliseconds.
 const TIME: u64 = 30_000_000;
+static MORE_TIME: AtomicU64 = AtomicU64::new(1);
+
+/// From now on there is so many times as much time.
+pub fn take_more_time(times: u64) {
+    MORE_TIME.store(times, Ordering::Relaxed);
+}
 
 /// The number of the round, in a byte; and who has come so far.
 static TOLD: AtomicU8 = AtomicU8::new(0);
@@ -28,13 +34,14 @@ pub struct Count {
 pub struct Rounds {
     most: u32,
     start: u64,
+    time: u64,
     done: u32,
 }
 
 impl Rounds {
     /// This many at most.
     pub fn up_to(most: u32) -> Self {
-        Self { most, start: ticks(), done: 0 }
+        Self { most, start: ticks(), time: TIME * MORE_TIME.load(Ordering::Relaxed), done: 0 }
     }
 }
 
@@ -42,7 +49,7 @@ impl Iterator for Rounds {
     type Item = u32;
 
     fn next(&mut self) -> Option<u32> {
-        let more = self.done < LEAST || self.done < self.most && ticks().wrapping_sub(self.start) < TIME;
+        let more = self.done < LEAST || self.done < self.most && ticks().wrapping_sub(self.start) < self.time;
         self.done += u32::from(more);
         more.then_some(self.done)
     }
