@@ -1,6 +1,6 @@
 //! Order between a guest's processors and between its accesses, whichever paths they take: what docs/PROTOCOL.md, "Order", promises. Bare
 //! metal with two processors on this machine's own KVM (the payload's checks `litmus` and `litmus-posted`), and the same in the test bed with
-//! two and four, where KVM has ioregionfd and where Outrigger stands in; there beside a Linux guest (`paths-guest`).
+//! two, where KVM has ioregionfd and where Outrigger stands in; there beside a Linux guest (`paths-guest`).
 
 use std::path::Path;
 use std::process::Command;

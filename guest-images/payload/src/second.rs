@@ -12,8 +12,9 @@ use crate::{apic, interrupts};
 const ID: u8 = 1;
 /// Where it starts: free conventional memory, on a page that a start-up message can name.
 const START: u64 = 0x8000;
-/// Ticks of the time-stamp counter, some ten seconds: what one processor waits for the other.
-const PATIENCE: u64 = 30_000_000_000;
+/// Ticks of the time-stamp counter, some twenty seconds: what one processor waits for the other. On a host whose counters are not quite in step
+/// a difference can be negative.
+const PATIENCE: u64 = 60_000_000_000;
 
 /// What it does. A byte, as everything that the two tell each other: where KVM interprets ring-0 code, a processor can find half
 /// of a longer word that the other one is writing.
@@ -128,7 +129,7 @@ pub fn wait_until(mut done: impl FnMut() -> bool) -> bool {
         if done() {
             return true;
         }
-        if ticks().wrapping_sub(start) > PATIENCE {
+        if ticks().saturating_sub(start) > PATIENCE {
             return false;
         }
         pause();

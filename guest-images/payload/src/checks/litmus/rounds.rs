@@ -49,7 +49,7 @@ impl Iterator for Rounds {
     type Item = u32;
 
     fn next(&mut self) -> Option<u32> {
-        let more = self.done < LEAST || self.done < self.most && ticks().wrapping_sub(self.start) < self.time;
+        let more = self.done < LEAST || self.done < self.most && ticks().saturating_sub(self.start) < self.time;
         self.done += u32::from(more);
         more.then_some(self.done)
     }
