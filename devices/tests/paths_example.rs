@@ -21,7 +21,7 @@ use outrigger_protocol::wire::IOREGION_POSTED_WRITES;
 use paths::Paths;
 
 const DEADLINE: Duration = Duration::from_secs(10);
-const BAR_SIZE: u64 = 0x8000;
+const BAR_SIZE: u64 = 0x1_0000;
 
 #[derive(Debug)]
 struct NoMemory;
@@ -56,9 +56,9 @@ fn with_client(device: &mut Paths, body: impl FnOnce(&Client)) {
 fn each_page_has_the_same_registers_by_its_own_path() {
     let mut device = Paths::new().unwrap();
     with_client(&mut device, |client| {
-        for page in [0, 0x1000, 0x2000, 0x3000, 0x4000, 0x6000, 0x7000] {
+        for page in [0, 0x1000, 0x2000, 0x3000, 0x4000, 0x6000, 0x7000, 0x8000, 0x9000] {
             client.region_write(0, page, &0x1234_5678_u32.to_le_bytes()).unwrap();
-            let kept = if page == 0x7000 { 0 } else { 0x1234_5678 };
+            let kept = if page == 0x9000 { 0 } else { 0x1234_5678 };
             assert_eq!(word(client, page), kept, "{page:#x}");
         }
         let io_fds = client.region_io_fds(0, BAR_SIZE).unwrap();
@@ -76,10 +76,12 @@ fn each_page_has_the_same_registers_by_its_own_path() {
             }
             requester.write(user_data, 4, Size::Four, 7, posted).unwrap();
             assert_eq!(requester.read(user_data, 4, Size::Four).unwrap(), 101);
-            assert_eq!(requester.read(user_data, 8, Size::Eight).unwrap(), 0);
+            assert_eq!(requester.read(user_data, 16, Size::Eight).unwrap(), 0);
             assert_eq!([word(client, io_fd.offset), word(client, io_fd.offset + 4)], [99, 101]);
         }
-        assert_eq!(posted_pages, [(0x1000, false), (0x2000, false), (0x3000, true), (0x4000, true)]);
+        let answered = [(0x1000, false), (0x2000, false)];
+        let posted = [(0x3000, true), (0x4000, true), (0x7000, true), (0x8000, true)];
+        assert_eq!(posted_pages, [&answered[..], &posted].concat());
         assert_eq!([word(client, 0x5000), word(client, 0x5004)], [0, 0]);
         let doorbell = io_fds.iter().find(|io_fd| matches!(io_fd.kind, IoFdKind::Ioeventfd { .. })).unwrap();
         assert_eq!((doorbell.offset, doorbell.size), (0x5000, 0));
@@ -93,6 +95,45 @@ fn each_page_has_the_same_registers_by_its_own_path() {
         let mapped = File::from(region.fd.unwrap());
         mapped.write_all_at(&[1, 2, 3, 4], region.offset + 0x6000).unwrap();
         assert_eq!(word(client, 0x6000), 0x0403_0201);
+    });
+}
+
+#[test]
+fn all_pages_share_a_word_that_is_in_the_mapped_one_and_numbers_that_come_once() {
+    let mut device = Paths::new().unwrap();
+    with_client(&mut device, |client| {
+        let region = client.region_info(0).unwrap();
+        let mapped = File::from(region.fd.unwrap());
+        let io_fds = client.region_io_fds(0, BAR_SIZE).unwrap();
+        let mut tickets = 0..;
+        for io_fd in &io_fds {
+            let IoFdKind::Ioregionfd { user_data, .. } = io_fd.kind else { continue };
+            let requester = Requester::new(Arc::clone(&io_fd.fd), DEADLINE).unwrap();
+            requester.write(user_data, 8, Size::Four, io_fd.offset, false).unwrap();
+            let mut word_in_memory = [0; 4];
+            mapped.read_exact_at(&mut word_in_memory, region.offset + 0x6008).unwrap();
+            assert_eq!(u64::from(u32::from_le_bytes(word_in_memory)), io_fd.offset);
+            assert_eq!(u64::from(word(client, 8)), io_fd.offset);
+            assert_eq!(requester.read(user_data, 12, Size::Four).ok(), tickets.next());
+            assert_eq!(u64::from(word(client, io_fd.offset + 12)), tickets.next().unwrap());
+        }
+        client.region_write(0, 0x7008, &77_u32.to_le_bytes()).unwrap();
+        client.region_write(0, 0x5000, &1_u32.to_le_bytes()).unwrap();
+        assert_eq!([word(client, 0x5000), word(client, 0x5004)], [77, 1], "as it was when the doorbell was rung");
+    });
+}
+
+#[test]
+fn two_pages_are_on_the_descriptors_of_others() {
+    let mut device = Paths::new().unwrap();
+    with_client(&mut device, |client| {
+        let io_fds = client.region_io_fds(0, BAR_SIZE).unwrap();
+        let inode = |page: u64| {
+            let io_fd = io_fds.iter().find(|io_fd| io_fd.offset == page * 0x1000).unwrap();
+            nix::sys::stat::fstat(&*io_fd.fd).unwrap().st_ino
+        };
+        assert_eq!((inode(7), inode(8)), (inode(1), inode(2)));
+        assert!([3, 4, 5].iter().all(|page| inode(*page) != inode(1) && inode(*page) != inode(2)));
     });
 }
 

@@ -19,6 +19,7 @@ pub struct Testbed {
     files: Vec<(PathBuf, String)>,
     disks: Vec<PathBuf>,
     minutes: u64,
+    cpus: u32,
     kernel: Option<&'static str>,
     _one_at_a_time: Lock,
 }
@@ -35,7 +36,7 @@ impl Testbed {
         for name in ["vmlinuz", "initramfs.cpio.lz4"] {
             files.push((guest.join(name), format!("/guest/{name}")));
         }
-        Self { directory, files, disks: Vec::new(), minutes: 8, kernel: None, _one_at_a_time: lock }
+        Self { directory, files, disks: Vec::new(), minutes: 8, cpus: 1, kernel: None, _one_at_a_time: lock }
     }
 
     /// A place for files of the test's own.
@@ -69,6 +70,12 @@ impl Testbed {
         self
     }
 
+    /// How many processors the host has; one unless told. Each is a thread, so what races in the host really does.
+    pub fn cpus(mut self, cpus: u32) -> Self {
+        self.cpus = cpus;
+        self
+    }
+
     /// How long the script may take on a busy machine; eight minutes unless told.
     pub fn minutes(mut self, minutes: u64) -> Self {
         self.minutes = minutes;
@@ -82,9 +89,7 @@ impl Testbed {
         std::fs::write(&script_file, [SHELL, script].concat()).expect("the directory is ours");
         let mut command = Command::new(repository::file("scripts/testbed"));
         let limit = Duration::from_secs(self.minutes * 60);
-        // One processor: with several, QEMU's emulation of SVM (seen with 7.2, one thread for each) now and then loses a host or a
-        // guest.
-        command.args(["-c", "1", "-t", &limit.as_secs().to_string()]);
+        command.args(["-c", &self.cpus.to_string(), "-t", &limit.as_secs().to_string()]);
         if let Some(kernel) = self.kernel {
             command.args(["-K", kernel]);
         }

@@ -15,6 +15,11 @@ const MSR: u32 = 0x800;
 const ID: u32 = 0x2;
 const END_OF_INTERRUPT: u32 = 0xb;
 const SPURIOUS: u32 = 0xf;
+const COMMAND: u32 = 0x30;
+const COMMAND_DESTINATION: u32 = 0x31;
+const INIT: u32 = 5 << 8 | ASSERT;
+const START_UP: u32 = 6 << 8 | ASSERT;
+const ASSERT: u32 = 1 << 14;
 const SOFTWARE_ENABLE: u32 = 1 << 8;
 
 static IN_X2APIC_MODE: AtomicBool = AtomicBool::new(false);
@@ -43,6 +48,25 @@ pub fn id() -> u8 {
 /// Ends the interrupt in service.
 pub fn end_of_interrupt() {
     write(END_OF_INTERRUPT, 0);
+}
+
+/// Has another processor forget everything and wait for [`start`] (section 11.6.1, "Interrupt Command Register").
+pub fn stop(id: u8) {
+    command(id, INIT);
+}
+
+/// Starts a processor that was stopped, or never ran, in real mode at `page` times 4 KiB.
+pub fn start(id: u8, page: u8) {
+    command(id, START_UP | u32::from(page));
+}
+
+fn command(id: u8, command: u32) {
+    if x2apic() {
+        write_msr(MSR + COMMAND, u64::from(id) << 32 | u64::from(command));
+    } else {
+        write(COMMAND_DESTINATION, u32::from(id) << 24);
+        write(COMMAND, command);
+    }
 }
 
 fn x2apic() -> bool {

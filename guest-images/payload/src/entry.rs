@@ -46,6 +46,7 @@ entry64:
 
     .section .data.tables, "aw"
     .balign 16
+    .globl gdt
 gdt:
     .quad 0
     .quad 0x00af9b000000ffff    # 8: 64-bit code

@@ -105,7 +105,7 @@ spurious_stub:
     options(att_syntax)
 );
 
-/// Loads the descriptor table and enables the local APIC.
+/// Fills and loads the descriptor table and enables the local APIC.
 pub fn init() {
     for vector in 0..EXCEPTIONS {
         gate(vector, &raw const exception_stubs as u64 + vector * STUB_SIZE);
@@ -114,10 +114,15 @@ pub fn init() {
         gate(u64::from(FIRST_VECTOR) + vector, &raw const device_stubs as u64 + vector * STUB_SIZE);
     }
     gate(u64::from(SPURIOUS_VECTOR), &raw const spurious_stub as u64);
+    load();
+    apic::enable();
+}
+
+/// Loads the descriptor table on the running processor.
+pub fn load() {
     let pointer = Pointer { limit: 256 * 16 - 1, base: DESCRIPTORS.address() };
     // SAFETY: the table is static and complete for every vector that can arrive.
     unsafe { asm!("lidt [{}]", in(reg) &pointer, options(nostack, preserves_flags)) }
-    apic::enable();
 }
 
 fn gate(vector: u64, handler: u64) {

@@ -31,7 +31,7 @@ access!(read64, write64, u64);
 #[repr(C, align(4096))]
 pub struct Raw<T>(UnsafeCell<T>);
 
-// SAFETY: there is one processor, no reference to the content is ever made, and volatile accesses are all there is.
+// SAFETY: no reference to the content is ever made, volatile accesses are all there is, and only the first processor makes them.
 unsafe impl<T> Sync for Raw<T> {}
 
 impl<T> Raw<T> {

@@ -12,15 +12,21 @@ pub struct Verdict {
 impl Verdict {
     /// Prints `ok NAME`, or `FAIL NAME: got …, wanted …`.
     pub fn equal(&mut self, name: &str, got: u64, wanted: u64) -> bool {
+        self.equal_parts(&[name], got, wanted)
+    }
+
+    /// The same with a name in parts.
+    pub fn equal_parts(&mut self, name: &[&str], got: u64, wanted: u64) -> bool {
         self.facts += 1;
         if got == wanted {
             text("ok ");
-            line(name);
+            name.iter().for_each(|part| text(part));
+            line("");
             return true;
         }
         self.failures += 1;
         text("FAIL ");
-        text(name);
+        name.iter().for_each(|part| text(part));
         text(": got 0x");
         hex(got, 1);
         text(", wanted 0x");

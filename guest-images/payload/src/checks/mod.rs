@@ -4,6 +4,7 @@ mod bar;
 mod blk;
 mod copier;
 mod end;
+mod litmus;
 mod msix;
 mod paths;
 mod pci;
@@ -22,6 +23,9 @@ const CHECKS: &[(&[u8], Check)] = &[
     (b"copier", copier::check),
     (b"shared-pin", copier::shared_pin),
     (b"paths", paths::check),
+    (b"litmus", litmus::check),
+    (b"litmus-long", litmus::check_long),
+    (b"litmus-posted", litmus::check_posted),
     (b"gone", paths::gone),
     (b"ports", ports::check),
     (b"crash", end::crash),

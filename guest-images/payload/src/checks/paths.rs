@@ -12,27 +12,33 @@ const VENDOR: u16 = 0x1af4;
 const PATHS: u16 = 0x10f1;
 
 /// Pages of the BAR. By message everything can be reached; these are what the device offers besides.
-const MESSAGE: u64 = 0;
-const STREAM: u64 = 0x1000;
-const SEQPACKET: u64 = 0x2000;
-const STREAM_POSTED: u64 = 0x3000;
-const SEQPACKET_POSTED: u64 = 0x4000;
-const DOORBELL: u64 = 0x5000;
-const MAPPED: u64 = 0x6000;
+pub const MESSAGE: u64 = 0;
+pub const STREAM: u64 = 0x1000;
+pub const SEQPACKET: u64 = 0x2000;
+pub const STREAM_POSTED: u64 = 0x3000;
+pub const SEQPACKET_POSTED: u64 = 0x4000;
+pub const DOORBELL: u64 = 0x5000;
+pub const MAPPED: u64 = 0x6000;
+/// On the descriptors of `STREAM` and `SEQPACKET`, but with posted writes.
+pub const STREAM_SECOND: u64 = 0x7000;
+pub const SEQPACKET_SECOND: u64 = 0x8000;
 
 /// Registers of each page: what was written last, and how often. The mapped page is plain memory.
-const VALUE: u64 = 0;
-const WRITES: u64 = 4;
+pub const VALUE: u64 = 0;
+pub const WRITES: u64 = 4;
 
-const REGISTERS: [(&str, u64); 5] = [
+const REGISTERS: [(&str, u64); 7] = [
     ("paths-message", MESSAGE),
     ("paths-stream", STREAM),
     ("paths-seqpacket", SEQPACKET),
     ("paths-stream-posted", STREAM_POSTED),
     ("paths-seqpacket-posted", SEQPACKET_POSTED),
+    ("paths-stream-second", STREAM_SECOND),
+    ("paths-seqpacket-second", SEQPACKET_SECOND),
 ];
 /// What keeps a value, whichever path leads to it.
-const VALUES: [u64; 6] = [MESSAGE, STREAM, SEQPACKET, STREAM_POSTED, SEQPACKET_POSTED, MAPPED];
+const VALUES: [u64; 8] =
+    [MESSAGE, STREAM, SEQPACKET, STREAM_POSTED, SEQPACKET_POSTED, MAPPED, STREAM_SECOND, SEQPACKET_SECOND];
 
 const TIMES: u32 = 50;
 const RINGS: u32 = 3;
@@ -64,7 +70,8 @@ pub fn check(machine: &Machine, verdict: &mut Verdict) {
     moves(machine, function, &bar, verdict);
 }
 
-fn find(machine: &Machine) -> Option<(Function, Bar)> {
+/// The device and its registers, which are accessible then.
+pub fn find(machine: &Machine) -> Option<(Function, Bar)> {
     let function = machine.function(VENDOR, PATHS)?;
     let bar = function.bar(0)?;
     map(bar.address(), bar.size);
@@ -162,7 +169,7 @@ pub fn gone(machine: &Machine, verdict: &mut Verdict) {
     verdict.equal("gone-answers-before", u64::from(read32(base + SEQPACKET)), 1);
     line("ready");
     verdict.holds("gone", (0..MINUTE).any(|_| read32(base + SEQPACKET) == ALL_ONES));
-    for page in [MESSAGE, STREAM, SEQPACKET, STREAM_POSTED, SEQPACKET_POSTED, MAPPED] {
+    for page in VALUES {
         write32(base + page, 1);
         // The thread that takes the device away may not have come to it.
         let all_ones = (0..PATIENCE).any(|_| read32(base + page) == ALL_ONES);
