@@ -1,9 +1,9 @@
 //! A device with the same registers behind every path that an access can take, so that the paths can be compared.
 //!
-//! Each page of BAR 0 has a 32-bit register at 0, which returns what was written to it last, and at 4 the number of
-//! writes to it. How a page is offered is all that differs ([`Offer`]); what the client does not take is accessed by
-//! message and works the same. Two pages cannot keep their promise: who rings a doorbell by eventfd tells no value, and
-//! nobody counts writes to memory.
+//! Each page of BAR 0 has a 32-bit register at 0, which returns what was written to it last, at 4 the number of writes to
+//! it, and at 8 how often this one was read before. How a page is offered is all that differs ([`Offer`]); what the
+//! client does not take is accessed by message and works the same. Two pages cannot keep their promise: who rings a
+//! doorbell by eventfd tells no value, and nobody counts writes to memory.
 //!
 //!     paths /run/paths.sock &
 //!     outrigger run --kernel vmlinuz --device socket=/run/paths.sock --show-devices
@@ -60,6 +60,7 @@ const PAGES: [Offer; 7] = [
 struct Registers {
     value: AtomicU32,
     writes: AtomicU32,
+    reads: AtomicU32,
 }
 
 impl Registers {
@@ -67,6 +68,7 @@ impl Registers {
         match offset {
             0 => self.value.load(Ordering::Acquire),
             4 => self.writes.load(Ordering::Acquire),
+            8 => self.reads.fetch_add(1, Ordering::AcqRel),
             _ => 0,
         }
     }
@@ -218,6 +220,7 @@ impl Device for Paths {
         for registers in self.pages.iter() {
             registers.value.store(0, Ordering::Release);
             registers.writes.store(0, Ordering::Release);
+            registers.reads.store(0, Ordering::Release);
         }
     }
 

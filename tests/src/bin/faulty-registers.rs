@@ -1,8 +1,12 @@
-//! A device for the payload's check `gone` whose ioregionfd breaks while the guest reads by it: `faulty-registers SOCKET FAULT`.
-//! Messages it answers as ever.
+//! A device for the payload's check `gone` whose ioregionfd breaks while the guest reads by it: `faulty-registers SOCKET FAULT [RIGHT]`,
+//! after RIGHT answers that are right (200). Messages it answers as ever. It prints `fault` at that moment, and with `answers-late`, which
+//! is half a second after the client's deadline, `late` when it has answered.
 
 use std::error::Error;
+use std::io::{self, Write};
+use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -19,8 +23,9 @@ const BAR_SIZE: u32 = 0x8000;
 /// The page that the check reads.
 const PAGE: u64 = 0x2000;
 const PAGE_SIZE: u64 = 0x1000;
-/// The guest sees this many answers first.
 const RIGHT: usize = 200;
+/// A client waits for 10 s.
+const LATE: Duration = Duration::from_millis(10_500);
 const MESSAGE: usize = 32;
 
 /// What happens instead of the next answer.
@@ -29,7 +34,12 @@ enum Fault {
     HangsUp,
     AnswersTwice,
     AnswersShort,
+    AnswersLate,
     NeverAnswers,
+    /// Answers without end.
+    Floods,
+    /// Ends the vfio-user connection, and never answers on the ioregionfd, which stays open.
+    Leaves,
 }
 
 impl Fault {
@@ -38,7 +48,10 @@ impl Fault {
             "hangs-up" => Self::HangsUp,
             "answers-twice" => Self::AnswersTwice,
             "answers-short" => Self::AnswersShort,
+            "answers-late" => Self::AnswersLate,
             "never-answers" => Self::NeverAnswers,
+            "floods" => Self::Floods,
+            "leaves" => Self::Leaves,
             _ => return None,
         })
     }
@@ -48,6 +61,9 @@ struct Faulty {
     config: ConfigSpace,
     regions: [Region; 8],
     fault: Fault,
+    right: usize,
+    /// The client's vfio-user connection.
+    connection: Option<UnixStream>,
     offered: Option<OwnedFd>,
 }
 
@@ -60,8 +76,8 @@ impl Device for Faulty {
     }
     fn connected(&mut self, _: &Arc<Interrupts>) {
         let Ok((offered, own)) = SocketType::Seqpacket.pair() else { return };
-        let fault = self.fault;
-        thread::spawn(move || answer(&own, fault));
+        let (fault, right, connection) = (self.fault, self.right, self.connection.take());
+        thread::spawn(move || answer(&own, right, fault, connection.as_ref()));
         self.offered = Some(offered);
     }
     fn memory_changed(&mut self, _: &Memory) {}
@@ -91,11 +107,11 @@ impl Device for Faulty {
 }
 
 /// Keeps one register, for a while.
-fn answer(socket: &OwnedFd, fault: Fault) {
+fn answer(socket: &OwnedFd, right: usize, fault: Fault, connection: Option<&UnixStream>) {
     let mut command = [0; MESSAGE];
     let mut response = [0; MESSAGE];
     let reply = |bytes: &[u8]| send(socket.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL).is_ok();
-    for _ in 0..RIGHT {
+    for _ in 0..right {
         if recv(socket.as_raw_fd(), &mut command, MsgFlags::empty()) != Ok(MESSAGE) {
             return;
         }
@@ -110,27 +126,44 @@ fn answer(socket: &OwnedFd, fault: Fault) {
     if recv(socket.as_raw_fd(), &mut command, MsgFlags::empty()) != Ok(MESSAGE) {
         return;
     }
+    say("fault");
     match fault {
         Fault::HangsUp => return,
         Fault::AnswersTwice => _ = reply(&response) && reply(&response),
         Fault::AnswersShort => _ = reply(&response[..8]),
+        Fault::AnswersLate => {
+            thread::sleep(LATE);
+            reply(&response);
+            say("late");
+        }
         Fault::NeverAnswers => {}
+        Fault::Floods => while reply(&response) {},
+        Fault::Leaves => _ = connection.map(|connection| connection.shutdown(Shutdown::Both)),
     }
     thread::sleep(Duration::from_secs(600));
 }
 
+/// To whoever has started this, who may have closed standard output.
+fn say(word: &str) {
+    let _ = writeln!(io::stdout(), "{word}");
+}
+
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
-    let usage = "usage: faulty-registers SOCKET hangs-up|answers-twice|answers-short|never-answers";
+    let usage = "usage: faulty-registers SOCKET \
+        hangs-up|answers-twice|answers-short|answers-late|never-answers|floods|leaves [RIGHT]";
     let (path, fault) = arguments.next().zip(arguments.next()).ok_or(usage)?;
     let fault = Fault::parse(&fault).ok_or(usage)?;
+    let right = arguments.next().map_or(Ok(RIGHT), |right| right.parse())?;
     let mut regions: [Region; 8] = Default::default();
     regions[BAR0_REGION as usize] = Region::messages(BAR_SIZE.into());
     regions[CONFIG_REGION as usize] = Region::messages(256);
     let config = ConfigSpace::new(0x1af4, 0x10f1, 0x08_80_00).with_bar(BAR0_REGION, BAR_SIZE);
-    let mut device = Faulty { config, regions, fault, offered: None };
+    let mut device = Faulty { config, regions, fault, right, connection: None, offered: None };
     let listener = Listener::bind(path.as_ref())?;
     loop {
-        serve(&mut device, listener.accept()?, &Options::default())?;
+        let stream = listener.accept()?;
+        device.connection = Some(stream.try_clone()?);
+        serve(&mut device, stream, &Options::default())?;
     }
 }

@@ -1,11 +1,13 @@
 //! The example device of the source tree with the same registers on every path (`devices/examples/paths.rs`): what is written on a
 //! path is read on it, what is written on one path is read on another, and all of them move with the BAR.
 
+use core::array::from_fn;
+
 use super::bar::other_place;
 use crate::machine::Machine;
 use crate::memory::{map, read16, read32, read64, write8, write16, write32, write64};
 use crate::pci::{Bar, Function, MEMORY};
-use crate::serial::line;
+use crate::serial::{line, received};
 use crate::verdict::Verdict;
 
 const VENDOR: u16 = 0x1af4;
@@ -20,9 +22,10 @@ const SEQPACKET_POSTED: u64 = 0x4000;
 const DOORBELL: u64 = 0x5000;
 const MAPPED: u64 = 0x6000;
 
-/// Registers of each page: what was written last, and how often. The mapped page is plain memory.
+/// Registers of each page: what was written last, how often, and how often this one was read. The mapped page is plain memory.
 const VALUE: u64 = 0;
 const WRITES: u64 = 4;
+const READS: u64 = 8;
 
 const REGISTERS: [(&str, u64); 5] = [
     ("paths-message", MESSAGE),
@@ -150,18 +153,56 @@ fn pattern(page: u64) -> u32 {
     0xc0de_0000 | u32::try_from(page).unwrap_or(0)
 }
 
-/// Reads a register that has a path of its own until the device is dead: everything reads as all ones from then on, and writes
+/// Until the console says so: what is written by each path is read there, each write is done once, and each read.
+pub fn steady(machine: &Machine, verdict: &mut Verdict) {
+    let Some((_, bar)) = find(machine) else {
+        verdict.holds("steady-device-found", false);
+        return;
+    };
+    let page = |index: usize| bar.address() + REGISTERS[index].1;
+    let before: [(u32, u32); REGISTERS.len()] =
+        from_fn(|index| (read32(page(index) + WRITES), read32(page(index) + READS)));
+    line("ready");
+    let wrong = (1..MINUTE).take_while(|_| received().is_none()).find_map(|time| {
+        let wrong = |index: &usize| {
+            write32(page(*index) + VALUE, time);
+            let (writes, reads) = before[*index];
+            read32(page(*index) + VALUE) != time
+                || read32(page(*index) + WRITES).wrapping_sub(writes) != time
+                || read32(page(*index) + READS).wrapping_sub(reads) != time
+        };
+        (0..REGISTERS.len()).find(wrong)
+    });
+    let name = wrong.map_or("steady", |index| REGISTERS[index].0);
+    verdict.holds(name, wrong.is_none());
+}
+
+/// Reads registers that have a path of their own until the device is dead: everything reads as all ones from then on, and writes
 /// vanish.
 pub fn gone(machine: &Machine, verdict: &mut Verdict) {
+    dies(machine, verdict);
+}
+
+/// The same, and a device that is dead stays so until the console says that it was long enough.
+pub fn gone_for_good(machine: &Machine, verdict: &mut Verdict) {
+    let Some(base) = dies(machine, verdict) else { return };
+    line("gone");
+    let mut times = (0..MINUTE).take_while(|_| received().is_none());
+    verdict.holds("gone-for-good", times.all(|_| read32(base + STREAM) & read32(base + SEQPACKET) == ALL_ONES));
+}
+
+/// Where its registers were.
+fn dies(machine: &Machine, verdict: &mut Verdict) -> Option<u64> {
     let Some((function, bar)) = find(machine) else {
         verdict.holds("gone-device-found", false);
-        return;
+        return None;
     };
     let base = bar.address();
     write32(base + SEQPACKET, 1);
     verdict.equal("gone-answers-before", u64::from(read32(base + SEQPACKET)), 1);
     line("ready");
-    verdict.holds("gone", (0..MINUTE).any(|_| read32(base + SEQPACKET) == ALL_ONES));
+    let read = |page: u64| read32(base + page) == ALL_ONES;
+    verdict.holds("gone", (0..MINUTE).any(|_| read(SEQPACKET) || read(STREAM)));
     for page in [MESSAGE, STREAM, SEQPACKET, STREAM_POSTED, SEQPACKET_POSTED, MAPPED] {
         write32(base + page, 1);
         // The thread that takes the device away may not have come to it.
@@ -169,4 +210,5 @@ pub fn gone(machine: &Machine, verdict: &mut Verdict) {
         verdict.holds("gone-all-paths", all_ones);
     }
     verdict.holds("gone-configuration", (0..PATIENCE).any(|_| function.id() == ALL_ONES));
+    Some(base)
 }
