@@ -32,6 +32,7 @@ const MESSAGE: usize = 32;
 #[derive(Clone, Copy, Debug)]
 enum Fault {
     HangsUp,
+    /// This answer and each one after it.
     AnswersTwice,
     AnswersShort,
     AnswersLate,
@@ -108,39 +109,48 @@ impl Device for Faulty {
 
 /// Keeps one register, for a while.
 fn answer(socket: &OwnedFd, right: usize, fault: Fault, connection: Option<&UnixStream>) {
-    let mut command = [0; MESSAGE];
-    let mut response = [0; MESSAGE];
-    let reply = |bytes: &[u8]| send(socket.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL).is_ok();
+    let mut register = [0; MESSAGE];
     for _ in 0..right {
-        if recv(socket.as_raw_fd(), &mut command, MsgFlags::empty()) != Ok(MESSAGE) {
-            return;
-        }
-        // The least bit of the first byte tells writes from reads; the data are the last eight bytes.
-        if command[0] & 1 == 1 {
-            response[..8].copy_from_slice(&command[24..]);
-        }
-        if !reply(&response) {
+        if !receive(socket, &mut register) || !reply(socket, &register) {
             return;
         }
     }
-    if recv(socket.as_raw_fd(), &mut command, MsgFlags::empty()) != Ok(MESSAGE) {
+    if !receive(socket, &mut register) {
         return;
     }
     say("fault");
     match fault {
         Fault::HangsUp => return,
-        Fault::AnswersTwice => _ = reply(&response) && reply(&response),
-        Fault::AnswersShort => _ = reply(&response[..8]),
+        // From here on each answer comes one access early, so which one finds it out is a matter of chance.
+        Fault::AnswersTwice => {
+            while reply(socket, &register) && reply(socket, &register) && receive(socket, &mut register) {}
+        }
+        Fault::AnswersShort => _ = reply(socket, &register[..8]),
         Fault::AnswersLate => {
             thread::sleep(LATE);
-            reply(&response);
+            reply(socket, &register);
             say("late");
         }
         Fault::NeverAnswers => {}
-        Fault::Floods => while reply(&response) {},
+        Fault::Floods => while reply(socket, &register) {},
         Fault::Leaves => _ = connection.map(|connection| connection.shutdown(Shutdown::Both)),
     }
     thread::sleep(Duration::from_secs(600));
+}
+
+/// Waits for a command and does what it says, so that `register` is the answer; false at the end.
+fn receive(socket: &OwnedFd, register: &mut [u8; MESSAGE]) -> bool {
+    let mut command = [0; MESSAGE];
+    let received = recv(socket.as_raw_fd(), &mut command, MsgFlags::empty()) == Ok(MESSAGE);
+    // The least bit of the first byte tells writes from reads; the data are the last eight bytes.
+    if received && command[0] & 1 == 1 {
+        register[..8].copy_from_slice(&command[24..]);
+    }
+    received
+}
+
+fn reply(socket: &OwnedFd, bytes: &[u8]) -> bool {
+    send(socket.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL).is_ok()
 }
 
 /// To whoever has started this, who may have closed standard output.

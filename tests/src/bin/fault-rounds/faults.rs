@@ -17,9 +17,11 @@ use crate::rounds::Turn;
 const SOON: Duration = Duration::from_millis(20);
 /// `faulty-registers` answers this often at most before it breaks; the guest needs two answers to begin.
 const RIGHT: std::ops::Range<u64> = 2..600;
-/// How long a pause is that nobody is to notice: mostly, and now and then.
+/// How long a pause is that nobody is to notice: mostly, and now and then. A VMM that is stopped may be so for longer than a device
+/// has for an answer, if the device has answered.
 const SHORT_PAUSE: Duration = Duration::from_millis(10);
 const LONG_PAUSE: Duration = Duration::from_secs(9);
+const LONG_PAUSE_OF_VMM: Duration = Duration::from_secs(12);
 const LONG_ONE_IN: u64 = 20;
 const MOST_PAUSES: u64 = 10;
 
@@ -179,7 +181,7 @@ impl Round<'_> {
             self.turn.end();
             let stopped = |signal| if fault == Fault::VmmPaused { vmm.signal(signal) } else { device.signal(signal) };
             stopped(Signal::SIGSTOP);
-            let pause = self.random.time(LONG_PAUSE);
+            let pause = if fault == Fault::VmmPaused { LONG_PAUSE_OF_VMM } else { self.random.time(LONG_PAUSE) };
             sleep(pause / 2);
             if fault == Fault::Signalled {
                 kick(&vmm, true);
