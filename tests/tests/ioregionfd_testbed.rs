@@ -140,5 +140,5 @@ dmesg | wc -l
 echo 'fault-rounds: WARNING: this is how one looks' > /dev/kmsg
 dmesg | grep -qE "$splat" || fail 'a splat would not be found'
 "#;
-    testbed().minutes(12).run(&[SHELL, script].concat());
+    testbed().minutes(15).run(&[SHELL, script].concat());
 }
