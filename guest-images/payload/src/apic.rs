@@ -15,6 +15,11 @@ const MSR: u32 = 0x800;
 const ID: u32 = 0x2;
 const END_OF_INTERRUPT: u32 = 0xb;
 const SPURIOUS: u32 = 0xf;
+/// Interrupt command. Its upper half, where it has one of its own, is the next.
+const COMMAND: u32 = 0x30;
+/// Delivery modes, asserted.
+const INIT: u32 = 0x4500;
+const START_UP: u32 = 0x4600;
 const SOFTWARE_ENABLE: u32 = 1 << 8;
 
 static IN_X2APIC_MODE: AtomicBool = AtomicBool::new(false);
@@ -38,6 +43,20 @@ pub fn enable() {
 pub fn id() -> u8 {
     let id = if x2apic() { read_msr(MSR + ID) & 0xff } else { u64::from(memory::read32(MMIO + 0x20) >> 24) };
     id.to_le_bytes()[0]
+}
+
+/// Starts another processor in real mode, at the start of page `vector`.
+pub fn start(id: u8, vector: u8) {
+    for command in [INIT, START_UP | u32::from(vector)] {
+        if x2apic() {
+            write_msr(MSR + COMMAND, u64::from(id) << 32 | u64::from(command));
+        } else {
+            memory::write32(MMIO + u64::from(COMMAND + 1) * 16, u32::from(id) << 24);
+            memory::write32(MMIO + u64::from(COMMAND) * 16, command);
+        }
+        // Each access takes a microsecond and more; a processor that is reset takes at most 10 ms.
+        (0..10_000).for_each(|_| _ = port::read8(0x80));
+    }
 }
 
 /// Ends the interrupt in service.

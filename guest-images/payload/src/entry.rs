@@ -46,10 +46,12 @@ entry64:
 
     .section .data.tables, "aw"
     .balign 16
+    .globl gdt
 gdt:
     .quad 0
     .quad 0x00af9b000000ffff    # 8: 64-bit code
     .quad 0x00cf93000000ffff    # 16: data
+    .quad 0x00cf9b000000ffff    # 24: 32-bit code
 gdt_pointer:
     .word . - gdt - 1
     .long gdt

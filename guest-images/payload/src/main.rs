@@ -20,6 +20,7 @@ mod msix;
 mod pci;
 mod port;
 mod power;
+mod processor;
 mod serial;
 mod start_info;
 mod verdict;

@@ -8,6 +8,7 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
@@ -27,6 +28,9 @@ const RIGHT: usize = 200;
 /// A client waits for 10 s, and takes what is there when it comes to look, which may be a little later.
 const LATE: Duration = Duration::from_secs(13);
 const MESSAGE: usize = 32;
+/// Configuration space: the command register, and the bit that enables memory BARs.
+const COMMAND: usize = 4;
+const MEMORY: u8 = 1 << 1;
 
 /// What happens instead of the next answer.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +43,8 @@ enum Fault {
     NeverAnswers,
     /// Answers without end.
     Floods,
+    /// Answers when the BAR has been disabled, and all that comes later.
+    AnswersWhenDisabled,
     /// Ends the vfio-user connection, and never answers on the ioregionfd, which stays open.
     Leaves,
 }
@@ -51,6 +57,7 @@ impl Fault {
             "answers-short" => Self::AnswersShort,
             "answers-late" => Self::AnswersLate,
             "never-answers" => Self::NeverAnswers,
+            "answers-when-disabled" => Self::AnswersWhenDisabled,
             "floods" => Self::Floods,
             "leaves" => Self::Leaves,
             _ => return None,
@@ -65,6 +72,8 @@ struct Faulty {
     right: usize,
     /// The client's vfio-user connection.
     connection: Option<UnixStream>,
+    /// Told each time that the BAR is disabled.
+    disabled: Option<Sender<()>>,
     offered: Option<OwnedFd>,
 }
 
@@ -77,8 +86,10 @@ impl Device for Faulty {
     }
     fn connected(&mut self, _: &Arc<Interrupts>) {
         let Ok((offered, own)) = SocketType::Seqpacket.pair() else { return };
+        let (told, disabled) = channel();
         let (fault, right, connection) = (self.fault, self.right, self.connection.take());
-        thread::spawn(move || answer(&own, right, fault, connection.as_ref()));
+        thread::spawn(move || answer(&own, right, fault, connection.as_ref(), &disabled));
+        self.disabled = Some(told);
         self.offered = Some(offered);
     }
     fn memory_changed(&mut self, _: &Memory) {}
@@ -92,6 +103,12 @@ impl Device for Faulty {
     fn write(&mut self, region: u32, offset: u64, data: &[u8]) -> Result<(), Errno> {
         if region == CONFIG_REGION {
             self.config.write(usize::try_from(offset).unwrap_or(usize::MAX), data);
+            let mut command = [0];
+            self.config.read(COMMAND, &mut command);
+            if command[0] & MEMORY == 0 {
+                // Nobody may be interested.
+                self.disabled.iter().for_each(|disabled| _ = disabled.send(()));
+            }
         }
         Ok(())
     }
@@ -108,7 +125,7 @@ impl Device for Faulty {
 }
 
 /// Keeps one register, for a while.
-fn answer(socket: &OwnedFd, right: usize, fault: Fault, connection: Option<&UnixStream>) {
+fn answer(socket: &OwnedFd, right: usize, fault: Fault, connection: Option<&UnixStream>, disabled: &Receiver<()>) {
     let mut register = [0; MESSAGE];
     for _ in 0..right {
         if !receive(socket, &mut register) || !reply(socket, &register) {
@@ -118,6 +135,8 @@ fn answer(socket: &OwnedFd, right: usize, fault: Fault, connection: Option<&Unix
     if !receive(socket, &mut register) {
         return;
     }
+    // Before there was a driver it was disabled, too.
+    while disabled.try_recv().is_ok() {}
     say("fault");
     match fault {
         Fault::HangsUp => return,
@@ -130,6 +149,11 @@ fn answer(socket: &OwnedFd, right: usize, fault: Fault, connection: Option<&Unix
             thread::sleep(LATE);
             reply(socket, &register);
             say("late");
+        }
+        Fault::AnswersWhenDisabled => {
+            if disabled.recv().is_ok() {
+                while reply(socket, &register) && receive(socket, &mut register) {}
+            }
         }
         Fault::NeverAnswers => {}
         Fault::Floods => while reply(socket, &register) {},
@@ -161,7 +185,7 @@ fn say(word: &str) {
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
     let usage = "usage: faulty-registers SOCKET \
-        hangs-up|answers-twice|answers-short|answers-late|never-answers|floods|leaves [RIGHT]";
+        hangs-up|answers-twice|answers-short|answers-late|answers-when-disabled|never-answers|floods|leaves [RIGHT]";
     let (path, fault) = arguments.next().zip(arguments.next()).ok_or(usage)?;
     let fault = Fault::parse(&fault).ok_or(usage)?;
     let right = arguments.next().map_or(Ok(RIGHT), |right| right.parse())?;
@@ -169,7 +193,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     regions[BAR0_REGION as usize] = Region::messages(BAR_SIZE.into());
     regions[CONFIG_REGION as usize] = Region::messages(256);
     let config = ConfigSpace::new(0x1af4, 0x10f1, 0x08_80_00).with_bar(BAR0_REGION, BAR_SIZE);
-    let mut device = Faulty { config, regions, fault, right, connection: None, offered: None };
+    let mut device = Faulty { config, regions, fault, right, connection: None, disabled: None, offered: None };
     let listener = Listener::bind(path.as_ref())?;
     loop {
         let stream = listener.accept()?;

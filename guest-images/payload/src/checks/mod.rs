@@ -23,6 +23,7 @@ const CHECKS: &[(&[u8], Check)] = &[
     (b"shared-pin", copier::shared_pin),
     (b"paths", paths::check),
     (b"steady", paths::steady),
+    (b"disabled", paths::disabled),
     (b"gone", paths::gone),
     (b"gone-for-good", paths::gone_for_good),
     (b"ports", ports::check),

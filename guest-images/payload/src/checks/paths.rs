@@ -2,11 +2,13 @@
 //! path is read on it, what is written on one path is read on another, and all of them move with the BAR.
 
 use core::array::from_fn;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use super::bar::other_place;
 use crate::machine::Machine;
 use crate::memory::{map, read16, read32, read64, write8, write16, write32, write64};
 use crate::pci::{Bar, Function, MEMORY};
+use crate::processor::start_second;
 use crate::serial::{line, received};
 use crate::verdict::Verdict;
 
@@ -175,6 +177,41 @@ pub fn steady(machine: &Machine, verdict: &mut Verdict) {
     });
     let name = wrong.map_or("steady", |index| REGISTERS[index].0);
     verdict.holds(name, wrong.is_none());
+}
+
+/// The first processor reads a register; the second disables the BAR when the console says so, and enables it when it says so again.
+/// An access that waits meanwhile gets its answer, those after it find nothing, and later there is everything again.
+pub fn disabled(machine: &Machine, verdict: &mut Verdict) {
+    let Some((function, bar)) = find(machine) else {
+        verdict.holds("disabled-device-found", false);
+        return;
+    };
+    let register = bar.address() + SEQPACKET;
+    write32(register, 1);
+    start_second(disable_and_enable, function.command_address());
+    line("ready");
+    let last = (0..MINUTE).map(|_| read32(register)).find(|&value| value != 1);
+    // Until then the console is the second processor's.
+    let enabled = (0..MINUTE).any(|_| ENABLED_AGAIN.load(Ordering::Acquire));
+    verdict.equal("disabled", last.map_or(1, u64::from), u64::from(ALL_ONES));
+    verdict.holds("disabled-enabled-again", enabled);
+    verdict.equal("disabled-answers-after", u64::from(read32(register)), 1);
+}
+
+static ENABLED_AGAIN: AtomicBool = AtomicBool::new(false);
+
+/// What the second processor does.
+fn disable_and_enable(command: u64) {
+    wait_for_console();
+    write16(command, read16(command) & !MEMORY);
+    line("disabled");
+    wait_for_console();
+    write16(command, read16(command) | MEMORY);
+    ENABLED_AGAIN.store(true, Ordering::Release);
+}
+
+fn wait_for_console() {
+    while received().is_none() {}
 }
 
 /// Reads registers that have a path of their own until the device is dead: everything reads as all ones from then on, and writes

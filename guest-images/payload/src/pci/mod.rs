@@ -73,6 +73,11 @@ impl Function {
         memory::write32(self.config + u64::from(register), value);
     }
 
+    /// The command register's own address.
+    pub fn command_address(&self) -> u64 {
+        self.config + u64::from(COMMAND)
+    }
+
     /// Device number in the upper, vendor number in the lower half.
     pub fn id(&self) -> u32 {
         self.read32(ID)

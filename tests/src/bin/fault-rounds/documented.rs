@@ -7,7 +7,7 @@ use outrigger_tests::process::Ended;
 /// What a device has for an answer (docs/ARCHITECTURE.md, "What holds everywhere", 2).
 pub const DEADLINE: Duration = Duration::from_secs(10);
 /// For all that has no deadline to wait for. It takes some milliseconds; machines are busy.
-const PROMPT: Duration = Duration::from_secs(5);
+pub const PROMPT: Duration = Duration::from_secs(5);
 /// Clocks of hosts count in ticks, and the fault is seen a little after it happened.
 const EARLY: Duration = Duration::from_millis(100);
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use outrigger_tests::process::{Ended, Process};
 
-use crate::documented::Documented;
+use crate::documented::{Documented, PROMPT};
 use crate::guest::{Device, boot, kick};
 use crate::options::Options;
 use crate::random::Random;
@@ -54,11 +54,13 @@ pub enum Fault {
     VmmKilled,
     /// The region is removed, because the device closes the vfio-user connection. It keeps its ioregionfd and says nothing there.
     Removed,
+    /// The region is removed, because another vCPU disables the BAR. The device answers after that.
+    Disabled,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Killed,
         Self::Stopped,
         Self::Paused,
@@ -72,6 +74,7 @@ impl Fault {
         Self::Ended,
         Self::VmmKilled,
         Self::Removed,
+        Self::Disabled,
     ];
 
     /// For the command line and the table.
@@ -90,6 +93,7 @@ impl Fault {
             Self::Ended => "ended",
             Self::VmmKilled => "vmm-killed",
             Self::Removed => "removed",
+            Self::Disabled => "disabled",
         }
     }
 
@@ -100,7 +104,7 @@ impl Fault {
                 Documented::CutOff
             }
             Self::Stopped | Self::Late => Documented::CutOffAtDeadline,
-            Self::Paused | Self::Signalled | Self::VmmPaused => Documented::Unharmed,
+            Self::Paused | Self::Signalled | Self::VmmPaused | Self::Disabled => Documented::Unharmed,
             Self::Ended => Documented::EndedBySignal(128 + Signal::SIGTERM as i32),
             Self::VmmKilled => Documented::EndedBySignal(128 + Signal::SIGKILL as i32),
         }
@@ -133,6 +137,7 @@ impl Round<'_> {
             Fault::Floods => self.breaks(fault, "floods"),
             Fault::Removed => self.breaks(fault, "leaves"),
             Fault::Late => self.late(),
+            Fault::Disabled => self.disabled(),
             Fault::Paused | Fault::Signalled | Fault::VmmPaused => self.disturbed(fault),
             Fault::Ended | Fault::VmmKilled => self.destroyed(fault),
         }
@@ -170,6 +175,24 @@ impl Round<'_> {
         let ended = vmm.finish();
         ended.expect_stdout("ok gone-for-good\n");
         Fault::Late.documented().check(&ended, device.socket(), time);
+        time
+    }
+
+    /// The vCPU that disables the BAR does not wait for the one that waits for the device, which gets the answer that came later.
+    fn disabled(mut self) -> Duration {
+        let (device, mut vmm) = self.faulty("disabled", "answers-when-disabled");
+        device.wait_for("fault\n");
+        sleep(self.random.time(SOON));
+        let start = Instant::now();
+        vmm.send("d");
+        vmm.wait_for("disabled\n");
+        let time = start.elapsed();
+        assert!(time < PROMPT, "disabling the BAR took {time:?}");
+        sleep(self.random.time(SOON));
+        vmm.send("e");
+        let ended = vmm.finish();
+        ended.expect_stdout("ok disabled-answers-after\n");
+        Fault::Disabled.documented().check(&ended, device.socket(), time);
         time
     }
 
@@ -250,7 +273,7 @@ impl Round<'_> {
 
     /// A guest that reads from, or uses, the device with all paths.
     fn paths(&mut self, checks: &str) -> (Device, Process) {
-        let device = Device::paths(self.options, self.socket.clone());
+        let device = Device::paths(self.options, &self.socket);
         let mut vmm = boot(self.options, &device, checks);
         vmm.wait_for("ready\n");
         (device, vmm)
@@ -259,7 +282,7 @@ impl Round<'_> {
     /// A guest that reads from a device which breaks after some right answers.
     fn faulty(&mut self, checks: &str, fault: &str) -> (Device, Process) {
         let right = RIGHT.start + self.random.below(RIGHT.end - RIGHT.start);
-        let device = Device::faulty(self.options, self.socket.clone(), fault, right);
+        let device = Device::faulty(self.options, &self.socket, fault, right);
         let vmm = boot(self.options, &device, checks);
         (device, vmm)
     }

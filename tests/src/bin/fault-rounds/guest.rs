@@ -1,6 +1,6 @@
 //! A guest of one round, and its device process.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -22,14 +22,14 @@ pub struct Device {
 
 impl Device {
     /// The device of `devices/examples/paths.rs`.
-    pub fn paths(options: &Options, socket: PathBuf) -> Self {
-        Self::start(Command::new(&options.paths).arg(&socket), &socket)
+    pub fn paths(options: &Options, socket: &Path) -> Self {
+        Self::start(Command::new(&options.paths).arg(socket), socket)
     }
 
     /// The device that breaks after so many right answers.
-    pub fn faulty(options: &Options, socket: PathBuf, fault: &str, right: u64) -> Self {
+    pub fn faulty(options: &Options, socket: &Path, fault: &str, right: u64) -> Self {
         let mut command = Command::new(&options.faulty);
-        Self::start(command.arg(&socket).arg(fault).arg(right.to_string()), &socket)
+        Self::start(command.arg(socket).arg(fault).arg(right.to_string()), socket)
     }
 
     fn start(command: &mut Command, socket: &Path) -> Self {
@@ -68,6 +68,7 @@ pub fn boot(options: &Options, device: &Device, checks: &str) -> Process {
     command
         .args(["run", "--memory", "64M", "--cmdline", &format!("checks={checks}"), "--kernel"])
         .arg(&options.payload);
+    command.args(["--cpus", if checks == "disabled" { "2" } else { "1" }]);
     command.args(["--device", &format!("socket={}", device.socket())]);
     // A place where it would be seen if something were left.
     command.current_dir(directory).env("TMPDIR", directory).env("HOME", directory);
