@@ -6,8 +6,10 @@ use outrigger_tests::process::Ended;
 
 /// What a device has for an answer (docs/ARCHITECTURE.md, "What holds everywhere", 2).
 pub const DEADLINE: Duration = Duration::from_secs(10);
-/// For all that has no deadline to wait for. It takes some milliseconds; machines are busy.
-pub const PROMPT: Duration = Duration::from_secs(5);
+/// For all that has no deadline to wait for. It takes some milliseconds; machines are busy, above all emulated ones.
+pub const PROMPT: Duration = Duration::from_secs(8);
+/// One deadline, and not one for each access.
+const ONE_DEADLINE: Duration = Duration::from_secs(19);
 /// Clocks of hosts count in ticks, and the fault is seen a little after it happened.
 const EARLY: Duration = Duration::from_millis(100);
 
@@ -44,7 +46,7 @@ impl Documented {
         assert_eq!(times, named, "so often is the device named; output:\n{ended}");
         assert!(named > 0 || ended.stderr.is_empty(), "there is nothing to tell; output:\n{ended}");
         let (from, to) = match self {
-            Self::CutOffAtDeadline => (DEADLINE - EARLY, DEADLINE + PROMPT),
+            Self::CutOffAtDeadline => (DEADLINE - EARLY, ONE_DEADLINE),
             Self::CutOff | Self::EndedBySignal(_) => (Duration::ZERO, PROMPT),
             Self::Unharmed => (Duration::ZERO, Duration::MAX),
         };

@@ -1,10 +1,11 @@
-//! What this process itself holds: nothing of a round that is over.
+//! What is left when all rounds are over: nothing.
 
 use std::fs::read_dir;
+use std::path::Path;
 
 use nix::sys::prctl::set_child_subreaper;
 use nix::unistd::Pid;
-use outrigger_tests::leftovers::{LIMIT, children, open_files};
+use outrigger_tests::leftovers::{LIMIT, children, open_files, sockets};
 use outrigger_tests::process::eventually;
 
 /// What it held before the first round.
@@ -32,13 +33,28 @@ impl Before {
             let counts = counts.into_iter().filter(|(_, before, now)| before != now);
             children.chain(counts.map(|(what, before, now)| format!("{what}: {before} before, {now} now"))).collect()
         };
-        let mut last = Vec::new();
-        eventually(LIMIT, || {
-            last = left();
-            last.is_empty()
-        });
-        last
+        finally(left)
     }
+}
+
+/// Files in a directory and sockets with its path. A device removes its own when it ends; a killed one's are removed with its round.
+pub fn left_in(directory: &Path) -> Vec<String> {
+    finally(|| {
+        let files = read_dir(directory).into_iter().flatten().flatten();
+        let files = files.map(|file| format!("file {}", file.path().display()));
+        let sockets = sockets(&directory.display().to_string());
+        files.chain(sockets.into_iter().map(|path| format!("socket {path}"))).collect()
+    })
+}
+
+/// What is still there when it had its time to go.
+fn finally(left: impl Fn() -> Vec<String>) -> Vec<String> {
+    let mut last = Vec::new();
+    eventually(LIMIT, || {
+        last = left();
+        last.is_empty()
+    });
+    last
 }
 
 fn files() -> usize {

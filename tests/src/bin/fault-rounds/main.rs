@@ -29,8 +29,8 @@ fn main() -> ExitCode {
     };
     println!("seed {}", options.seed);
     let before = left::Before::take();
-    let results = rounds::run(&options);
-    let left = before.compare();
+    let (results, mut left) = rounds::run(&options);
+    left.extend(before.compare());
     print!("{}", table::Table(&results));
     for what in &left {
         println!("left behind: {what}");

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use crate::faults::{Fault, Round};
+use crate::left::left_in;
 use crate::options::Options;
 use crate::random::Random;
 
@@ -29,11 +30,8 @@ pub struct Result {
     pub longest: Duration,
 }
 
-/// Runs them all and prints the output of those that are not as documented.
-///
-/// # Panics
-/// If something is left of a round in its directory.
-pub fn run(options: &Options) -> Vec<Result> {
+/// Runs them all and prints the output of those that are not as documented. Also what they left in their directory.
+pub fn run(options: &Options) -> (Vec<Result>, Vec<String>) {
     let result = |&fault| Result { fault, rounds: 0, differ: 0, longest: Duration::ZERO };
     let results: Mutex<Vec<Result>> = Mutex::new(options.faults.iter().map(result).collect());
     let mut random = Random::new(options.seed);
@@ -60,11 +58,7 @@ pub fn run(options: &Options) -> Vec<Result> {
         }
     });
     let _ = std::panic::take_hook();
-    outrigger_tests::leftovers::expect_empty(directory.path());
-    let path = directory.path().display().to_string();
-    let sockets = outrigger_tests::leftovers::sockets(&path);
-    assert!(sockets.is_empty(), "sockets are left: {sockets:?}");
-    results.into_inner().unwrap_or_else(PoisonError::into_inner)
+    (results.into_inner().unwrap_or_else(PoisonError::into_inner), left_in(directory.path()))
 }
 
 thread_local! {
