@@ -131,7 +131,7 @@ fn rounds_of_every_fault_end_as_documented_and_the_host_is_unharmed() {
 mkdir -p /tmp
 dmesg -c > /dev/null
 fault-rounds --outrigger /bin/outrigger --payload /guest/payload --paths /bin/paths --faulty /bin/faulty-registers \
-  --rounds 24 --at-once 16 --busy 1 || fail 'rounds'
+  --rounds 24 --at-once 40 --busy 2 || fail 'rounds'
 nothing_left
 splat='WARNING|BUG|Oops|KASAN|UBSAN|possible recursive locking|circular locking|suspicious RCU|blocked for more than|soft lockup|rcu.*stall|refcount_t|general protection|unregister_netdevice'
 dmesg | grep -E "$splat" && { dmesg | tail -n 100; fail 'a splat'; }
