@@ -142,6 +142,8 @@ impl Receiver {
         let due = *self.due.get_or_insert(now + self.patience);
         match wait {
             _ if now >= due => Err(ReceiveError::TimedOut),
+            // Who sends byte by byte has always a byte there.
+            Wait::Until(deadline) if now >= deadline => Err(ReceiveError::TimedOut),
             Wait::No => Ok(Wait::No),
             Wait::Until(deadline) => Ok(Wait::Until(deadline.min(due))),
             Wait::Forever => Ok(Wait::Until(due)),

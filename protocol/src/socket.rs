@@ -65,19 +65,18 @@ impl Socket {
     }
 
     /// Receives what is there, at most `buffer.len()` bytes. `ErrorKind::WouldBlock` with [`Wait::No`],
-    /// `ErrorKind::TimedOut` when the deadline has passed (nothing is received then), `ErrorKind::InvalidData` when
-    /// descriptors were lost because they were more than [`MAX_FDS`] or than this process may have open.
+    /// `ErrorKind::TimedOut` when the deadline has passed and nothing is there (what came while this process was stopped came
+    /// in time), `ErrorKind::InvalidData` when descriptors were lost because they were more than [`MAX_FDS`] or than this
+    /// process may have open.
     pub fn receive(&mut self, buffer: &mut [u8], wait: Wait) -> io::Result<Received> {
         loop {
-            let mut flags = libc::MSG_CMSG_CLOEXEC;
+            let (mut flags, mut late) = (libc::MSG_CMSG_CLOEXEC, false);
             match wait {
                 Wait::No => flags |= libc::MSG_DONTWAIT,
                 Wait::Forever => {}
                 Wait::Until(deadline) => {
                     let remaining = deadline.saturating_duration_since(Instant::now());
-                    if remaining.is_zero() {
-                        return Err(io::ErrorKind::TimedOut.into());
-                    }
+                    late = remaining.is_zero();
                     if remaining < self.tick {
                         wait_for(self.stream.as_fd(), PollFlags::POLLIN, deadline)?;
                         flags |= libc::MSG_DONTWAIT;
@@ -86,6 +85,10 @@ impl Socket {
             }
             match self.receive_once(buffer, flags) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // Somebody else has received what was there.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && late => {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock && wait != Wait::No => {}
                 other => return other,
             }

@@ -13,6 +13,8 @@ use common::hostile::{malformed, outcome, with_server};
 use common::memory::GuestMemory;
 use common::raw::*;
 use common::{PATIENCE, memfd};
+use nix::sys::pthread::{pthread_kill, pthread_self};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use outrigger_protocol::client::{Client, ClientError, Options};
 use outrigger_protocol::codec::ReceiveError;
 
@@ -49,6 +51,28 @@ fn a_server_that_never_answers_a_request_is_given_up_for_good() {
     let (client, server) = with_server(SHORT, |raw, _| raw.closed());
     assert!(matches!(client.device_info(), Err(ClientError::TimedOut { .. })));
     assert!(matches!(client.device_info(), Err(ClientError::Disconnected(_))));
+    server.join().unwrap();
+}
+
+/// The server was in time. The client was stopped for longer than the deadline, by a shell or here by a handler that takes its time.
+#[test]
+fn an_answer_that_came_while_the_client_was_stopped_counts() {
+    extern "C" fn stops(_: i32) {
+        std::thread::sleep(SHORT * 2);
+    }
+    let action = SigAction::new(SigHandler::Handler(stops), SaFlags::empty(), SigSet::empty());
+    // SAFETY: all that the handler does is nanosleep, which is async-signal-safe, and no other test uses the signal.
+    unsafe { sigaction(Signal::SIGUSR2, &action) }.unwrap();
+    let asking = pthread_self();
+    let (client, server) = with_server(SHORT, move |raw, request| {
+        pthread_kill(asking, Signal::SIGUSR2).unwrap();
+        // Otherwise the client might have the answer before it is stopped.
+        std::thread::sleep(SHORT / 4);
+        raw.answer(&request, &[], &[]);
+        raw.closed();
+    });
+    client.reset().unwrap();
+    drop(client);
     server.join().unwrap();
 }
 

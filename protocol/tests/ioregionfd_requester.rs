@@ -277,6 +277,29 @@ fn signals_neither_end_a_wait_nor_prolong_it() {
     assert!((deadline..PATIENCE / 2).contains(&start.elapsed()));
 }
 
+/// The device was in time. Who asks was stopped for longer than the deadline, by a shell or here by a handler that takes its time.
+#[test]
+fn an_answer_that_came_while_the_asking_thread_was_stopped_counts() {
+    use std::os::unix::thread::JoinHandleExt;
+
+    use nix::sys::pthread::pthread_kill;
+    use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+    extern "C" fn stops(_: i32) {
+        std::thread::sleep(SHORT * 3);
+    }
+    let action = SigAction::new(SigHandler::Handler(stops), SaFlags::empty(), SigSet::empty());
+    // SAFETY: all that the handler does is nanosleep, which is async-signal-safe, and no other test uses the signal.
+    unsafe { sigaction(Signal::SIGUSR2, &action) }.unwrap();
+    for kind in TYPES {
+        let (requester, device) = pair(kind, SHORT);
+        let reader = std::thread::spawn(move || requester.read(0, 0, Size::Eight));
+        take(&device);
+        pthread_kill(reader.as_pthread_t(), Signal::SIGUSR2).unwrap();
+        give(&device, &answer(7));
+        assert!(matches!(reader.join().unwrap(), Ok(7)));
+    }
+}
+
 /// Two registers and a count of writes.
 #[derive(Default)]
 struct Registers([u64; 2], u64);

@@ -106,7 +106,9 @@ impl Process {
     #[track_caller]
     pub fn send(&mut self, words: &str) {
         let stdin = self.stdin.as_mut().expect("started with input");
-        stdin.write_all(words.as_bytes()).and_then(|()| stdin.flush()).expect("it reads its input");
+        if let Err(error) = stdin.write_all(words.as_bytes()).and_then(|()| stdin.flush()) {
+            panic!("does not read its input: {error}{}", self.give_up());
+        }
     }
 
     /// Standard output so far.

@@ -30,9 +30,9 @@ impl Server {
     pub fn spawn(command: &mut Command, socket: &Path) -> Self {
         let process = Process::start(command, SERVER_LIMIT);
         let there = eventually(Duration::from_secs(30), || {
-            socket.exists() || !Path::new(&format!("/proc/{}", process.pid())).exists()
+            listening(socket) || !Path::new(&format!("/proc/{}", process.pid())).exists()
         });
-        if !there || !socket.exists() {
+        if !there || !listening(socket) {
             process.signal(nix::sys::signal::Signal::SIGKILL);
             panic!("{command:?} does not listen on {}:\n{}", socket.display(), process.finish());
         }
@@ -55,6 +55,13 @@ impl Server {
         self.process.signal(nix::sys::signal::Signal::SIGTERM);
         self.process.finish()
     }
+}
+
+/// Whether somebody listens there; a path is there a moment before (`__SO_ACCEPTCON` in /proc/net/unix is the flag).
+fn listening(socket: &Path) -> bool {
+    let table = std::fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    let path = socket.display().to_string();
+    table.lines().any(|line| line.ends_with(&path) && line.split_whitespace().nth(3) == Some("00010000"))
 }
 
 /// Boots `kernel` and `initrd` with `servers` as PCI devices, and waits until QEMU ends. `options` go to the script.

@@ -17,7 +17,8 @@ fn testbed() -> Testbed {
     };
     let mut testbed = Testbed::new().kernel("ioregionfd").file(payload::path(), "/guest/payload");
     let ports = Path::new(env!("CARGO_BIN_EXE_port-registers"));
-    for program in [binaries::example("paths").as_path(), faulty, ports] {
+    let rounds = Path::new(env!("CARGO_BIN_EXE_fault-rounds"));
+    for program in [binaries::example("paths").as_path(), faulty, ports, rounds] {
         let (copy, to) = strip(program, &testbed);
         testbed = testbed.file(copy, &to);
     }
@@ -128,4 +129,24 @@ kill -9 $server
 nothing_left
 "#;
     testbed().run(&[SHELL, script].concat());
+}
+
+/// Every fault at random moments, and the host's kernel has nothing to say about any of it.
+#[test]
+#[ignore = "builds a kernel: scripts/test --kernel"]
+fn rounds_of_every_fault_end_as_documented_and_the_host_is_unharmed() {
+    let script = r#"
+mkdir -p /tmp
+dmesg -c > /dev/null
+fault-rounds --outrigger /bin/outrigger --payload /guest/payload --paths /bin/paths --faulty /bin/faulty-registers \
+  --rounds 24 --at-once 40 --busy 2 || fail 'rounds'
+nothing_left
+splat='WARNING|BUG|Oops|KASAN|UBSAN|possible recursive locking|circular locking|suspicious RCU|blocked for more than|soft lockup|rcu.*stall|refcount_t|general protection|unregister_netdevice'
+dmesg | grep -E "$splat" && { dmesg | tail -n 100; fail 'a splat'; }
+dmesg | wc -l
+# The log works, and a splat would be found.
+echo 'fault-rounds: WARNING: this is how one looks' > /dev/kmsg
+dmesg | grep -qE "$splat" || fail 'a splat would not be found'
+"#;
+    testbed().minutes(15).run(&[SHELL, script].concat());
 }

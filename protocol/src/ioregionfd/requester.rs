@@ -119,9 +119,11 @@ impl Requester {
             Err(errno) => return Err(io_error(errno)),
         }
         let command = access.encode();
+        let mut late = false;
         while let Err(errno) = try_send(self.fd.as_fd(), command.as_bytes()) {
             match errno {
-                Errno::EAGAIN => self.wait(PollFlags::POLLOUT, deadline)?,
+                Errno::EAGAIN if late => return Err(AccessError::TimedOut(self.deadline)),
+                Errno::EAGAIN => late = self.wait(PollFlags::POLLOUT, deadline)?,
                 errno => return Err(io_error(errno)),
             }
         }
@@ -132,12 +134,13 @@ impl Requester {
         // One byte more than an answer has shows that there is more.
         let mut buffer = [0; MESSAGE_SIZE + 1];
         loop {
-            self.wait(PollFlags::POLLIN, deadline)?;
+            let late = self.wait(PollFlags::POLLIN, deadline)?;
             match try_receive(self.fd.as_fd(), &mut buffer) {
                 Ok(0) => return Err(AccessError::HungUp),
                 Ok(MESSAGE_SIZE) => break,
                 Ok(length) => return Err(AccessError::Length(length)),
                 // Whoever has a copy of our end has taken it.
+                Err(Errno::EAGAIN) if late => return Err(AccessError::TimedOut(self.deadline)),
                 Err(Errno::EAGAIN) => {}
                 Err(errno) => return Err(io_error(errno)),
             }
@@ -148,11 +151,11 @@ impl Requester {
         }
     }
 
-    fn wait(&self, events: PollFlags, deadline: Instant) -> Result<(), AccessError> {
+    /// Waits for one of `events`. True: it is there and the time is over, so this was the last wait. What came while this
+    /// process was stopped came in time.
+    fn wait(&self, events: PollFlags, deadline: Instant) -> Result<bool, AccessError> {
         match wait_for(self.fd.as_fd(), events, deadline) {
-            // Also where somebody takes away what we wait for each time that it is there.
-            Ok(_) if Instant::now() < deadline => Ok(()),
-            Ok(_) => Err(AccessError::TimedOut(self.deadline)),
+            Ok(_) => Ok(Instant::now() >= deadline),
             Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(AccessError::TimedOut(self.deadline)),
             Err(error) => Err(AccessError::Io(error)),
         }

@@ -9,15 +9,11 @@ mod relay;
 mod rounds;
 
 use self::rounds::Count;
-use super::paths::{self, find};
+use super::paths::{self, COMMON, TICKET, find};
 use crate::machine::Machine;
 use crate::second::Second;
 use crate::serial::{decimal, line, text};
 use crate::verdict::Verdict;
-
-/// Registers that all pages have in common: a word, and a number that is one higher each time it is read.
-const COMMON: u64 = 8;
-const TICKET: u64 = 12;
 
 /// A page, by the path that it offers.
 #[derive(Clone, Copy)]

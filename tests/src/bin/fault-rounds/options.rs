@@ -1,0 +1,81 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::faults::Fault;
+
+/// What to run, and how often.
+pub struct Options {
+    /// The VMM.
+    pub outrigger: PathBuf,
+    /// The bare-metal guest.
+    pub payload: PathBuf,
+    /// The device with the same registers on every path (`devices/examples/paths.rs`).
+    pub paths: PathBuf,
+    /// The device that breaks (`tests/src/bin/faulty-registers.rs`).
+    pub faulty: PathBuf,
+    /// Of each fault.
+    pub rounds: usize,
+    /// Which.
+    pub faults: Vec<Fault>,
+    /// How many rounds at a time.
+    pub at_once: usize,
+    /// How many of them with a guest that does not wait.
+    pub busy: usize,
+    /// Decides the order and all moments.
+    pub seed: u64,
+}
+
+impl Options {
+    /// From the arguments.
+    ///
+    /// # Errors
+    /// What is wrong with them.
+    pub fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Self, String> {
+        let mut options = Self {
+            outrigger: PathBuf::new(),
+            payload: PathBuf::new(),
+            paths: PathBuf::new(),
+            faulty: PathBuf::new(),
+            rounds: 10,
+            faults: Fault::ALL.to_vec(),
+            at_once: 50,
+            busy: 4,
+            seed: now(),
+        };
+        while let Some(name) = arguments.next() {
+            let value = arguments.next().ok_or_else(|| format!("{name} needs a value"))?;
+            let number =
+                || value.parse::<usize>().ok().filter(|number| *number > 0).ok_or(format!("{name} {value}: no number"));
+            match name.as_str() {
+                "--outrigger" => options.outrigger = value.into(),
+                "--payload" => options.payload = value.into(),
+                "--paths" => options.paths = value.into(),
+                "--faulty" => options.faulty = value.into(),
+                "--rounds" => options.rounds = number()?,
+                "--at-once" => options.at_once = number()?,
+                "--busy" => options.busy = number()?,
+                "--seed" => options.seed = value.parse().map_err(|_| format!("--seed {value}: no number"))?,
+                "--faults" => {
+                    let known = |name| Fault::ALL.into_iter().find(|fault| fault.name() == name);
+                    let faults =
+                        value.split(',').map(|name| known(name).ok_or_else(|| format!("unknown fault {name}")));
+                    options.faults = faults.collect::<Result<_, _>>()?;
+                }
+                _ => return Err(format!("unknown option {name}")),
+            }
+        }
+        let files = [&options.outrigger, &options.payload, &options.paths, &options.faulty];
+        match files.iter().all(|file| file.is_file()) {
+            true => Ok(options),
+            false => Err("--outrigger, --payload, --paths and --faulty name files".to_owned()),
+        }
+    }
+}
+
+fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs() << 20 | u64::from(since.subsec_micros()))
+}
