@@ -53,10 +53,13 @@ best=mapped,ioeventfd,ioregionfd,stand-in,message
 # Each of the six pages is accessed some 200 times.
 [ $(($(column message '01.0 BAR0 ' 1) - $(column $best '01.0 BAR0 ' 1))) -gt 1000 ] || fail 'messages instead'
 [ $(($(column message 'vCPU 0, to the VMM' 2) - $(column $best 'vCPU 0, to the VMM' 2))) -gt 1000 ] || fail 'the VMM saw exits'
-# KVM counts what it had the device do: with the exits to the VMM, that is all of its exits for memory.
+# KVM counts what it had the device do: with the exits to the VMM, that is every access of the guest. (One instruction, which is
+# what KVM's exits count, can make two.)
 by_kvm=$(column $best 'vCPU 0, by ioregionfd' 1)
 [ $by_kvm -gt 1000 ] || fail 'KVM did not ask'
-[ $((by_kvm + $(column $best 'vCPU 0, to the VMM' 2))) = $(column $best 'vCPU 0, to KVM' 2) ] || fail 'exits that nobody served'
+served=$((by_kvm + $(column $best 'vCPU 0, to the VMM' 2)))
+[ $served -ge $(column $best 'vCPU 0, to KVM' 2) ] || fail 'exits that nobody served'
+[ $served -le $(column message 'vCPU 0, to the VMM' 2) ] || fail 'accesses that the guest did not make'
 [ $(column message 'vCPU 0, by ioregionfd' 1) = 0 ] || fail 'KVM asked, though --paths forbids it'
 
 serve port-registers /tmp/ports.sock
