@@ -4,6 +4,7 @@ mod bar;
 mod blk;
 mod copier;
 mod end;
+mod faults;
 mod litmus;
 mod msix;
 mod paths;
@@ -26,10 +27,10 @@ const CHECKS: &[(&[u8], Check)] = &[
     (b"litmus", litmus::check),
     (b"litmus-long", litmus::check_long),
     (b"litmus-posted", litmus::check_posted),
-    (b"steady", paths::steady),
-    (b"disabled", paths::disabled),
-    (b"gone", paths::gone),
-    (b"gone-for-good", paths::gone_for_good),
+    (b"steady", faults::steady),
+    (b"disabled", faults::disabled),
+    (b"gone", faults::gone),
+    (b"gone-for-good", faults::gone_for_good),
     (b"ports", ports::check),
     (b"crash", end::crash),
     (b"reboot", end::reboot),
