@@ -27,9 +27,10 @@ const PATIENCE: u32 = 200_000;
 /// Windows for what must not come.
 const QUIET: u32 = 20_000;
 const VECTOR: u8 = 4;
-const BYTES: u64 = 64;
+const LENGTH: usize = 64;
+const BYTES: u64 = LENGTH as u64;
 
-static BUFFERS: Raw<[[u8; BYTES as usize]; 2]> = Raw::new([[0; BYTES as usize]; 2]);
+static BUFFERS: Raw<[[u8; LENGTH]; 2]> = Raw::new([[0; LENGTH]; 2]);
 
 pub fn check(machine: &Machine, verdict: &mut Verdict) {
     let Some(copier) = Copier::all(machine).next() else {
