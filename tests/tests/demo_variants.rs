@@ -4,7 +4,8 @@ use outrigger_tests::process::Ended;
 use outrigger_tests::repository;
 use outrigger_tests::testbed::Testbed;
 
-fn demo(testbed: Testbed, variant: &str) -> Ended {
+/// One guest after the other, each with its own variables for `scripts/lib/demo-on-host`.
+fn demo(testbed: Testbed, variants: &[&str]) -> Ended {
     let inside =
         std::fs::read_to_string(repository::file("scripts/lib/demo-in-guest")).expect("it is in the repository");
     let mut testbed = testbed.initramfs(&inside, "/guest/demo");
@@ -14,11 +15,12 @@ fn demo(testbed: Testbed, variant: &str) -> Ended {
     testbed =
         testbed.file("/bin/nc.openbsd", "/bin/nc.openbsd").file(repository::file("scripts/lib/demo-on-host"), "/demo");
     let run = "OUTRIGGER=/bin/outrigger KERNEL=/guest/vmlinuz INITRD=/guest/demo sh /demo || fail \"$? checks failed\"";
-    testbed.minutes(12).run(&format!("{variant} {run}\nnothing_left\n"))
+    let script: String = variants.iter().map(|variant| format!("{variant} {run}\nnothing_left\n")).collect();
+    testbed.minutes(12).run(&script)
 }
 
 fn without_guest_ram(variant: &str) {
-    demo(Testbed::new(), variant).expect_stdout("mapped by the VMM alone");
+    demo(Testbed::new(), &[variant]).expect_stdout("mapped by the VMM alone");
 }
 
 #[test]
@@ -33,27 +35,38 @@ fn with_messages_of_at_most_a_page() {
 
 #[test]
 fn with_registers_and_doorbells_by_message() {
-    demo(Testbed::new(), "PATHS=message PARTS=1").expect_stdout("--paths message");
+    demo(Testbed::new(), &["PATHS=message PARTS=1"]).expect_stdout("--paths message");
 }
 
 #[test]
 fn with_registers_and_doorbells_by_the_stand_in() {
-    demo(Testbed::new(), "PATHS=stand-in,message PARTS=1").expect_stdout("--paths stand-in,message");
+    demo(Testbed::new(), &["PATHS=stand-in,message PARTS=1"]).expect_stdout("--paths stand-in,message");
 }
 
 #[test]
 fn with_one_processor_and_queue() {
-    demo(Testbed::new(), "CPUS=1 PARTS=1").expect_stdout("1 online");
+    demo(Testbed::new(), &["CPUS=1 PARTS=1"]).expect_stdout("1 online");
 }
 
 #[test]
 fn with_four_processors_and_queues() {
-    demo(Testbed::new(), "CPUS=4 PARTS=1").expect_stdout("4 online");
+    demo(Testbed::new(), &["CPUS=4 PARTS=1"]).expect_stdout("4 online");
 }
 
 #[test]
 #[ignore = "builds a kernel: scripts/test --kernel"]
 fn with_ioregionfd_in_kvm() {
-    demo(Testbed::new().kernel("ioregionfd"), "PATHS=ioregionfd,message PARTS=1")
+    demo(Testbed::new().kernel("ioregionfd").cpus(2), &["PATHS=ioregionfd,message PARTS=1"])
         .expect_stdout("--paths ioregionfd,message");
+}
+
+#[test]
+#[ignore = "builds a kernel: scripts/test --kernel"]
+fn with_each_other_path_where_kvm_could_use_ioregionfd() {
+    let paths = ["mapped,message", "ioeventfd,message", "stand-in,message", "message"];
+    let variants = paths.map(|paths| format!("PATHS={paths} PARTS=1"));
+    let ended = demo(Testbed::new().kernel("ioregionfd").cpus(2), &variants.each_ref().map(String::as_str));
+    for paths in paths {
+        ended.expect_stdout(&format!("--paths {paths} --console"));
+    }
 }

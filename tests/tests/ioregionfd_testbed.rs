@@ -15,7 +15,7 @@ fn testbed() -> Testbed {
         binaries::strip(program, &copy);
         (copy, format!("/bin/{}", name.display()))
     };
-    let mut testbed = Testbed::new().kernel("ioregionfd").file(payload::path(), "/guest/payload");
+    let mut testbed = Testbed::new().kernel("ioregionfd").cpus(2).file(payload::path(), "/guest/payload");
     let ports = Path::new(env!("CARGO_BIN_EXE_port-registers"));
     let rounds = Path::new(env!("CARGO_BIN_EXE_fault-rounds"));
     for program in [binaries::example("paths").as_path(), faulty, ports, rounds] {
