@@ -20,7 +20,7 @@ fn demo(testbed: Testbed, variants: &[&str]) -> Ended {
 }
 
 fn without_guest_ram(variant: &str) {
-    demo(Testbed::new(), &[variant]).expect_stdout("mapped by the VMM alone");
+    demo(Testbed::new().cpus(2), &[variant]).expect_stdout("mapped by the VMM alone");
 }
 
 #[test]
@@ -35,22 +35,22 @@ fn with_messages_of_at_most_a_page() {
 
 #[test]
 fn with_registers_and_doorbells_by_message() {
-    demo(Testbed::new(), &["PATHS=message PARTS=1"]).expect_stdout("--paths message");
+    demo(Testbed::new().cpus(2), &["PATHS=message PARTS=1"]).expect_stdout("--paths message");
 }
 
 #[test]
 fn with_registers_and_doorbells_by_the_stand_in() {
-    demo(Testbed::new(), &["PATHS=stand-in,message PARTS=1"]).expect_stdout("--paths stand-in,message");
+    demo(Testbed::new().cpus(2), &["PATHS=stand-in,message PARTS=1"]).expect_stdout("--paths stand-in,message");
 }
 
 #[test]
 fn with_one_processor_and_queue() {
-    demo(Testbed::new(), &["CPUS=1 PARTS=1"]).expect_stdout("1 online");
+    demo(Testbed::new().cpus(2), &["CPUS=1 PARTS=1"]).expect_stdout("1 online");
 }
 
 #[test]
 fn with_four_processors_and_queues() {
-    demo(Testbed::new(), &["CPUS=4 PARTS=1"]).expect_stdout("4 online");
+    demo(Testbed::new().cpus(2), &["CPUS=4 PARTS=1"]).expect_stdout("4 online");
 }
 
 #[test]
