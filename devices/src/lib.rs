@@ -3,12 +3,11 @@
 //! - [`transport`]: virtio 1.2 over PCI over vfio-user, for any device that implements
 //!   [`transport::VirtioDevice`].
 //! - [`blk`], [`net`]: the devices.
-//! - [`options`], [`process`]: what their binaries share: arguments, the socket, the way out.
+//! - [`process`]: what their binaries share: arguments, the socket, the way out.
 
 pub mod blk;
 pub mod log_limit;
 pub mod net;
-pub mod options;
 pub mod process;
 #[cfg(test)]
 mod testing;

@@ -9,15 +9,12 @@ use std::process::ExitCode;
 
 use log::{info, warn};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
+use outrigger_process::launch::{EXIT_HOST, EXIT_USAGE};
+use outrigger_process::options::one_line;
 use outrigger_protocol::capabilities::DEFAULT_MAX_DATA_XFER_SIZE;
 use outrigger_protocol::server::{Listener, Options, serve};
 
 use crate::transport::{PciFunction, VirtioDevice};
-
-/// Exit status for bad usage, and for a back end that cannot be used; the VMM's own.
-pub const EXIT_USAGE: u8 = 2;
-/// Exit status when the host lacks something: a permission, io_uring; the VMM's own.
-pub const EXIT_HOST: u8 = 3;
 
 /// Why a device could not be opened, in one line for the user.
 pub trait StartError: Display {
@@ -81,7 +78,7 @@ pub fn run<D: VirtioDevice, E: StartError>(
     };
     result.unwrap_or_else(|(message, status)| {
         // Where standard error is closed the status has to do.
-        let _ = writeln!(io::stderr(), "{program}: {message}");
+        let _ = writeln!(io::stderr(), "{}", one_line(&format!("{program}: {message}")));
         ExitCode::from(status)
     })
 }

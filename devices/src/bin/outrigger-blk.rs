@@ -11,7 +11,7 @@ use outrigger_devices::process::{self, Service};
 #[command(name = "outrigger-blk", version, after_help = HELP)]
 struct Arguments {
     /// The disk: path=FILE[,readonly=on][,serial=ID][,queues=N]
-    #[arg(long, value_name = "KEY=VALUE,...")]
+    #[arg(long, visible_alias = "options", value_name = "KEY=VALUE,...")]
     disk: String,
     #[command(flatten)]
     service: Service,

@@ -11,7 +11,7 @@ use outrigger_devices::process::{self, Service};
 #[command(name = "outrigger-net", version, after_help = HELP)]
 struct Arguments {
     /// The network card: tap=NAME[,mac=MAC][,queues=N][,mtu=N]
-    #[arg(long, value_name = "KEY=VALUE,...")]
+    #[arg(long, visible_alias = "options", value_name = "KEY=VALUE,...")]
     net: String,
     #[command(flatten)]
     service: Service,

@@ -13,7 +13,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 
 /// How long a lock of a process that has just ended may linger.
-const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+const LOCK_PATIENCE: Duration = Duration::from_millis(300);
 const LOCK_RETRY: Duration = Duration::from_millis(10);
 /// Bytes of a virtio sector, whatever the disk's block size (virtio 1.2, section 5.2.4).
 pub const SECTOR: u64 = 512;
@@ -23,30 +23,32 @@ pub const SECTOR: u64 = 512;
 #[non_exhaustive]
 pub enum OpenError {
     /// Mostly that it doesn't exist, or no permission.
-    #[error("{}", describe(.0))]
-    Io(#[source] io::Error),
-    /// A directory.
-    #[error("is a directory")]
-    Directory,
-    /// A pipe, socket or character device.
-    #[error("is neither a file nor a block device")]
-    Kind,
-    /// Nobody may write it.
-    #[error("is read-only; add readonly=on")]
-    ReadOnly,
+    #[error("cannot open: {}", describe(.0))]
+    Io(io::Error),
+    /// A directory, a pipe, a character device.
+    #[error("is {0}, not an image file or block device")]
+    Kind(&'static str),
+    /// The file's permissions let nobody write it.
+    #[error("the file is read-only (mode {0:04o}); add readonly=on, or make it writable")]
+    Protected(u32),
+    /// The user or the file system may not write it.
+    #[error("cannot open for writing: {}; add readonly=on, or make it writable", describe(.0))]
+    ReadOnly(io::Error),
     /// Somebody else writes it, or reads it while we would write.
     #[error("locked by another process")]
     Locked,
+    /// A disk has sectors.
+    #[error("is an empty file, not a disk image")]
+    Empty,
     /// A disk is made of sectors.
-    #[error("its size, {0} bytes, is not a multiple of {SECTOR} above zero")]
+    #[error("its size, {0} bytes, is not a multiple of {SECTOR}")]
     Size(u64),
 }
 
 fn describe(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::NotFound => "no such file".into(),
-        io::ErrorKind::PermissionDenied => "permission denied".into(),
-        _ => error.to_string(),
+    match error.raw_os_error() {
+        Some(number) => Errno::from_raw(number).desc().to_owned(),
+        None => error.to_string(),
     }
 }
 
@@ -104,7 +106,7 @@ impl Backing {
         check_kind(&metadata)?;
         // Root could write it, but somebody took care that it isn't written.
         if !readonly && metadata.is_file() && metadata.mode() & 0o222 == 0 {
-            return Err(OpenError::ReadOnly);
+            return Err(OpenError::Protected(metadata.mode() & 0o7777));
         }
         let file = OpenOptions::new()
             .read(true)
@@ -112,8 +114,8 @@ impl Backing {
             .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
             .open(path)
             .map_err(|error| match error.raw_os_error() {
-                Some(libc::EROFS) => OpenError::ReadOnly,
-                Some(libc::EACCES) if !readonly && File::open(path).is_ok() => OpenError::ReadOnly,
+                Some(libc::EROFS) => OpenError::ReadOnly(error),
+                Some(libc::EACCES | libc::EPERM) if !readonly && can_read(path) => OpenError::ReadOnly(error),
                 _ => OpenError::Io(error),
             })?;
         let metadata = file.metadata().map_err(OpenError::Io)?;
@@ -125,7 +127,10 @@ impl Backing {
         } else {
             measure(&file).map_err(|errno| OpenError::Io(errno.into()))?
         };
-        if size == 0 || !size.is_multiple_of(SECTOR) {
+        if size == 0 {
+            return Err(OpenError::Empty);
+        }
+        if !size.is_multiple_of(SECTOR) {
             return Err(OpenError::Size(size));
         }
         let in_memory = metadata.is_file() && is_in_memory(&file);
@@ -138,12 +143,20 @@ impl Backing {
     }
 }
 
+/// Whether it could be served with `readonly=on`. Does not wait, whatever the file has become meanwhile.
+fn can_read(path: &Path) -> bool {
+    OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path).is_ok()
+}
+
 fn check_kind(metadata: &Metadata) -> Result<(), OpenError> {
     let kind = metadata.file_type();
     match () {
-        () if kind.is_dir() => Err(OpenError::Directory),
         () if kind.is_file() || kind.is_block_device() => Ok(()),
-        () => Err(OpenError::Kind),
+        () if kind.is_dir() => Err(OpenError::Kind("a directory")),
+        () if kind.is_char_device() => Err(OpenError::Kind("a character device")),
+        () if kind.is_fifo() => Err(OpenError::Kind("a pipe")),
+        () if kind.is_socket() => Err(OpenError::Kind("a socket")),
+        () => Err(OpenError::Kind("a file of an unknown kind")),
     }
 }
 
@@ -217,20 +230,21 @@ mod tests {
     #[test]
     fn what_cannot_be_a_disk_is_refused() {
         let open = |path: &str| Backing::open(path.as_ref(), false).unwrap_err().to_string();
-        assert_eq!(open("/"), "is a directory");
-        assert_eq!(open("/dev/null"), "is neither a file nor a block device");
-        assert_eq!(open("/nonexistent"), "no such file");
+        assert_eq!(open("/"), "is a directory, not an image file or block device");
+        assert_eq!(open("/dev/null"), "is a character device, not an image file or block device");
+        assert_eq!(open("/nonexistent"), "cannot open: No such file or directory");
         let odd = image(1000);
         assert!(matches!(Backing::open(odd.path(), false), Err(OpenError::Size(1000))));
         let empty = image(0);
-        assert!(matches!(Backing::open(empty.path(), false), Err(OpenError::Size(0))));
+        assert!(matches!(Backing::open(empty.path(), false), Err(OpenError::Empty)));
     }
 
     #[test]
     fn a_write_protected_file_needs_readonly() {
         let file = image(4096);
         fs::set_permissions(file.path(), std::os::unix::fs::PermissionsExt::from_mode(0o444)).unwrap();
-        assert!(matches!(Backing::open(file.path(), false), Err(OpenError::ReadOnly)));
+        let error = Backing::open(file.path(), false).unwrap_err().to_string();
+        assert_eq!(error, "the file is read-only (mode 0444); add readonly=on, or make it writable");
         assert_eq!(Backing::open(file.path(), true).unwrap().sectors(), 8);
     }
 

@@ -8,9 +8,10 @@ mod ring;
 
 use std::sync::Arc;
 
+use outrigger_process::launch;
+use outrigger_process::options::{OptionError, Options, named};
 use virtio_bindings::virtio_blk as spec;
 
-use crate::options::{OptionError, Pairs};
 use crate::process::StartError;
 use crate::transport::{Identity, VirtioDevice, Work, WorkerError};
 
@@ -22,7 +23,7 @@ Keys of --disk:
   path=FILE     a raw image (size a multiple of 512 bytes) or a block device; locked while in use
   readonly=on   the guest cannot write; several processes may share the file
   serial=ID     what the guest sees as the disk's serial, up to 20 bytes
-  queues=N      request queues, 1 to 64 (default 1; one per virtual CPU is best)
+  queues=N      request queues, 1 to 64 (default: one per virtual CPU, or 1 if outrigger did not start this process)
 
 Examples:
   truncate -s 1G disk.img && outrigger-blk --disk path=disk.img --socket /run/disk.sock
@@ -60,13 +61,18 @@ pub struct Blk {
 #[derive(Debug, thiserror::Error)]
 pub enum BlkError {
     /// The argument makes no sense.
-    #[error(transparent)]
-    Option(#[from] OptionError),
+    #[error("{}: {problem}", named("--disk", argument))]
+    Option {
+        /// What was given.
+        argument: String,
+        /// What is wrong with it.
+        problem: OptionError,
+    },
     /// The file cannot be used.
-    #[error("--disk path={path}: {source}")]
+    #[error("{}: {source}", named("--disk", argument))]
     Open {
-        /// The file.
-        path: String,
+        /// What was given.
+        argument: String,
         /// Why.
         source: OpenError,
     },
@@ -84,22 +90,47 @@ impl StartError for BlkError {
 impl Blk {
     /// Opens the disk that a `--disk` argument describes.
     pub fn open(argument: &str) -> Result<Self, BlkError> {
-        let pairs = Pairs::parse("--disk", argument, &["path", "readonly", "serial", "queues"])?;
-        let path = pairs.required("path")?;
-        let readonly = pairs.on_off("readonly")?;
-        let queues = pairs.number("queues", 1..=MAX_QUEUES)?.unwrap_or(1);
-        let mut serial = [0; SERIAL_SIZE];
-        let text = pairs.get("serial").unwrap_or("").as_bytes();
-        let Some(room) = serial.get_mut(..text.len()) else {
-            return Err(pairs.error(format!("serial is longer than {SERIAL_SIZE} bytes")).into());
-        };
-        room.copy_from_slice(text);
-        let backing =
-            Backing::open(path.as_ref(), readonly).map_err(|source| BlkError::Open { path: path.into(), source })?;
+        let options = DiskOptions::parse(argument)
+            .map_err(|problem| BlkError::Option { argument: argument.to_owned(), problem })?;
+        let backing = Backing::open(options.path.as_ref(), options.readonly)
+            .map_err(|source| BlkError::Open { argument: argument.to_owned(), source })?;
         ring::probe().map_err(BlkError::IoUring)?;
+        let queues = options.queues.unwrap_or(launch::vcpus().unwrap_or(1).clamp(1, MAX_QUEUES));
         let config = config(&backing, queues);
-        Ok(Self { backing: Arc::new(backing), serial, queues, config })
+        Ok(Self { backing: Arc::new(backing), serial: options.serial, queues, config })
     }
+}
+
+/// What a `--disk` argument says.
+struct DiskOptions {
+    path: String,
+    readonly: bool,
+    serial: [u8; SERIAL_SIZE],
+    queues: Option<u16>,
+}
+
+impl DiskOptions {
+    fn parse(argument: &str) -> Result<Self, OptionError> {
+        let options = Options::parse(argument, &["path", "readonly", "serial", "queues"], None)?;
+        Ok(Self {
+            path: options.required("path", "FILE")?.to_owned(),
+            readonly: options.switch("readonly")?,
+            serial: options.parsed("serial", serial)?.unwrap_or_default(),
+            queues: options.number("queues", 1..=MAX_QUEUES)?,
+        })
+    }
+}
+
+fn serial(text: &str) -> Result<[u8; SERIAL_SIZE], String> {
+    if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err("must be printable ASCII without spaces".to_owned());
+    }
+    let mut serial = [0; SERIAL_SIZE];
+    let Some(room) = serial.get_mut(..text.len()) else {
+        return Err(format!("is {} bytes long, at most {SERIAL_SIZE} are possible", text.len()));
+    };
+    room.copy_from_slice(text.as_bytes());
+    Ok(serial)
 }
 
 /// `struct virtio_blk_config` (virtio 1.2, section 5.2.4, "Device configuration layout").

@@ -427,9 +427,26 @@ fn a_disk_in_memory_is_a_disk(way: Way) {
 #[test]
 fn arguments_that_cannot_be_meant_are_one_line() {
     let error = |argument: &str| Blk::open(argument).unwrap_err().to_string();
-    assert_eq!(error("path=/"), "--disk path=/: is a directory");
-    assert_eq!(error("readonly=on"), "--disk readonly=on: path= is missing");
-    assert!(error("path=/x,serial=123456789012345678901").contains("serial is longer than 20 bytes"));
-    assert!(error("path=/x,queues=0").contains("not a number from 1 to 64"));
-    assert!(error("path=/x,size=1").contains("unknown key \"size\""));
+    let not_key_value =
+        "is not KEY=VALUE; it takes path, readonly, serial and queues (a comma inside a value is written twice)";
+    let table = [
+        ("", "is empty"),
+        ("root.img", &format!("'root.img' {not_key_value}")),
+        ("path=/x,", &format!("'' {not_key_value}")),
+        ("path=/x,size=1", "unknown key 'size'; it takes path, readonly, serial and queues"),
+        ("path=/x,path=/y", "key 'path' is given twice"),
+        ("path=", "path: is empty"),
+        ("readonly=on", "needs path=FILE"),
+        ("path=/x,readonly=true", "readonly: must be on or off, not 'true'"),
+        ("path=/x,serial=123456789012345678901", "serial: is 21 bytes long, at most 20 are possible"),
+        ("path=/x,serial=a b", "serial: must be printable ASCII without spaces"),
+        ("path=/x,serial=é", "serial: must be printable ASCII without spaces"),
+        ("path=/x,queues=0", "queues: must be between 1 and 64"),
+        ("path=/x,queues=65", "queues: must be between 1 and 64"),
+        ("path=/", "is a directory, not an image file or block device"),
+        ("path=/nonexistent/a,,b", "cannot open: No such file or directory"),
+    ];
+    for (argument, problem) in table {
+        assert_eq!(error(argument), format!("--disk {argument}: {problem}"));
+    }
 }

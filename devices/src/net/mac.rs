@@ -1,5 +1,6 @@
 //! Ethernet addresses.
 
+use std::fmt;
 use std::str::FromStr;
 
 /// An Ethernet address.
@@ -19,18 +20,49 @@ impl Mac {
     }
 }
 
-impl FromStr for Mac {
-    type Err = ();
+/// A text that is no address of a card.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MacError {
+    /// Not six bytes.
+    #[error("must be six hexadecimal bytes like 52:54:00:12:34:56")]
+    Form,
+    /// An address that no card can have.
+    #[error("{address} is {what}; a card needs a unicast address like 52:54:00:12:34:56")]
+    NotUnicast {
+        /// The address.
+        address: Mac,
+        /// "a multicast address" or "all zeros".
+        what: &'static str,
+    },
+}
 
-    fn from_str(text: &str) -> Result<Self, ()> {
-        let mut mac = [0; 6];
+impl FromStr for Mac {
+    type Err = MacError;
+
+    fn from_str(text: &str) -> Result<Self, MacError> {
+        let mut bytes = [0; 6];
         let mut parts = text.split(':');
-        for byte in &mut mac {
-            let part = parts.next().filter(|part| part.len() == 2 && !part.starts_with('+')).ok_or(())?;
-            *byte = u8::from_str_radix(part, 16).map_err(drop)?;
+        for byte in &mut bytes {
+            let two_digits = |part: &&str| part.len() == 2 && part.bytes().all(|digit| digit.is_ascii_hexdigit());
+            let part = parts.next().filter(two_digits).ok_or(MacError::Form)?;
+            *byte = u8::from_str_radix(part, 16).map_err(|_| MacError::Form)?;
         }
-        let unicast = mac[0] & 1 == 0 && mac != [0; 6];
-        (parts.next().is_none() && unicast).then_some(Self(mac)).ok_or(())
+        if parts.next().is_some() {
+            return Err(MacError::Form);
+        }
+        let address = Self(bytes);
+        match bytes {
+            [0, 0, 0, 0, 0, 0] => Err(MacError::NotUnicast { address, what: "all zeros" }),
+            [first, ..] if first & 1 != 0 => Err(MacError::NotUnicast { address, what: "a multicast address" }),
+            _ => Ok(address),
+        }
+    }
+}
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
     }
 }
 
@@ -41,11 +73,15 @@ mod tests {
     #[test]
     fn addresses_are_read_strictly() {
         assert_eq!("02:00:00:00:0a:FF".parse(), Ok(Mac([2, 0, 0, 0, 10, 255])));
-        for text in
-            ["", "02:00:00:00:00", "02:00:00:00:00:01:02", "2:0:0:0:0:1", "01:00:00:00:00:01", "00:00:00:00:00:00"]
-        {
-            assert_eq!(text.parse::<Mac>(), Err(()), "{text}");
+        let no_bytes =
+            ["", "02:00:00:00:00", "02:00:00:00:00:01:02", "2:0:0:0:0:1", "02:00:00:00:00:+5", "02:00:00:00:00:5g"];
+        for text in no_bytes {
+            assert_eq!(text.parse::<Mac>(), Err(MacError::Form), "{text}");
         }
+        let line = |text: &str| text.parse::<Mac>().unwrap_err().to_string();
+        let wanted = "a card needs a unicast address like 52:54:00:12:34:56";
+        assert_eq!(line("01:00:00:00:00:0A"), format!("01:00:00:00:00:0a is a multicast address; {wanted}"));
+        assert_eq!(line("00:00:00:00:00:00"), format!("00:00:00:00:00:00 is all zeros; {wanted}"));
     }
 
     #[test]

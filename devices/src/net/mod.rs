@@ -10,9 +10,9 @@ mod transmit;
 use std::io;
 use std::sync::Arc;
 
+use outrigger_process::options::{OptionError, Options, named};
 use virtio_bindings::virtio_net as spec;
 
-use crate::options::{OptionError, Pairs};
 use crate::process::StartError;
 use crate::transport::{Identity, VirtioDevice, Work, WorkerError};
 use control::Control;
@@ -91,13 +91,18 @@ pub struct Net {
 #[derive(Debug, thiserror::Error)]
 pub enum NetError {
     /// The argument makes no sense.
-    #[error(transparent)]
-    Option(#[from] OptionError),
+    #[error("{}: {problem}", named("--net", argument))]
+    Option {
+        /// What was given.
+        argument: String,
+        /// What is wrong with it.
+        problem: OptionError,
+    },
     /// The tap cannot be used.
-    #[error("--net tap={name}: {source}")]
+    #[error("{}: {source}", named("--net", argument))]
     Tap {
-        /// Its name.
-        name: String,
+        /// What was given.
+        argument: String,
         /// Why.
         source: TapError,
     },
@@ -112,17 +117,10 @@ impl StartError for NetError {
 impl Net {
     /// Opens the network card that a `--net` argument describes.
     pub fn open(argument: &str) -> Result<Self, NetError> {
-        let pairs = Pairs::parse("--net", argument, &["tap", "mac", "queues", "mtu"])?;
-        let name = pairs.required("tap")?;
-        let mac = match pairs.get("mac") {
-            None => Mac::from_name(name),
-            Some(text) => text
-                .parse()
-                .map_err(|()| pairs.error(format!("mac={text}: not a unicast address like 02:00:00:00:00:01")))?,
-        };
-        let queues = pairs.number("queues", 1..=MAX_PAIRS)?.unwrap_or(1);
-        let mtu = pairs.number("mtu", 68..=u16::MAX)?;
-        let tap = Tap::open(name, queues, mtu).map_err(|source| NetError::Tap { name: name.into(), source })?;
+        let CardOptions { tap, mac, queues, mtu } = CardOptions::parse(argument)
+            .map_err(|problem| NetError::Option { argument: argument.to_owned(), problem })?;
+        let tap =
+            Tap::open(&tap, queues, mtu).map_err(|source| NetError::Tap { argument: argument.to_owned(), source })?;
         let config = config(mac, queues, tap.mtu);
         Ok(Self { tap: Arc::new(tap), pairs: queues, config })
     }
@@ -149,6 +147,27 @@ impl Net {
         } else {
             Box::new(move |active| Transmitter::new(tap, queue / 2).serve(active))
         }
+    }
+}
+
+/// What a `--net` argument says.
+struct CardOptions {
+    tap: String,
+    mac: Mac,
+    queues: u16,
+    mtu: Option<u16>,
+}
+
+impl CardOptions {
+    fn parse(argument: &str) -> Result<Self, OptionError> {
+        let options = Options::parse(argument, &["tap", "mac", "queues", "mtu"], None)?;
+        let tap = options.required("tap", "NAME")?;
+        Ok(Self {
+            tap: tap.to_owned(),
+            mac: options.parsed("mac", str::parse)?.unwrap_or_else(|| Mac::from_name(tap)),
+            queues: options.number("queues", 1..=MAX_PAIRS)?.unwrap_or(1),
+            mtu: options.number("mtu", 68..=u16::MAX)?,
+        })
     }
 }
 

@@ -41,7 +41,7 @@ pub mod offload {
 #[non_exhaustive]
 pub enum TapError {
     /// Not a name that an interface can have.
-    #[error("not an interface name: 1 to 15 bytes without '/' or spaces")]
+    #[error("not an interface name: 1 to 15 characters of ASCII, no spaces, '/', ':' or '%'")]
     Name,
     /// Another process uses it.
     #[error("in use by another process")]
