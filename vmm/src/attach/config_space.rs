@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use super::discovery::{Description, MsiCapability};
+use super::interrupts::Mode;
 use crate::irq::Message;
 use crate::irq::msi::MsiState;
 use crate::pci::bar::{BARS, Bars, ROM};
@@ -24,6 +25,8 @@ pub(super) struct ConfigSpace {
     size: usize,
     msi: Option<MsiCapability>,
     msix: Option<u16>,
+    /// There is a pin.
+    intx: bool,
 }
 
 impl ConfigSpace {
@@ -39,6 +42,7 @@ impl ConfigSpace {
             size,
             msi: description.msi,
             msix: description.msix.map(|msix| msix.offset),
+            intx: description.intx,
         };
         space.own(register::COMMAND, &[0, 0], &command::WRITABLE.to_le_bytes());
         space.own(register::HEADER_TYPE, &[0], &[0]);
@@ -133,13 +137,22 @@ impl ConfigSpace {
         self.u16(register::COMMAND)
     }
 
-    /// Enable and function mask of MSI-X.
-    pub(super) fn msix(&self) -> (bool, bool) {
-        let control = self.msix.map_or(0, |offset| self.u16(offset + 2));
-        (control & MSIX_ENABLE != 0, control & MSIX_MASK != 0)
+    /// How the device interrupts now: MSI-X goes before MSI, and MSI before INTx.
+    pub(super) fn mode(&self) -> Mode {
+        let command = self.command();
+        let msix = self.msix.map(|offset| self.u16(offset + 2)).filter(|control| control & MSIX_ENABLE != 0);
+        let msi = self.msi();
+        // A function that decodes nothing has not been started, or is being sized.
+        let intx = command & (command::IO | command::MEMORY) != 0 && command & command::INTX_DISABLE == 0;
+        match msix {
+            Some(control) => Mode::Msix { masked: control & MSIX_MASK != 0 },
+            None if msi.enabled => Mode::Msi(msi),
+            None if intx && self.intx => Mode::Intx,
+            None => Mode::None,
+        }
     }
 
-    pub(super) fn msi(&self) -> MsiState {
+    fn msi(&self) -> MsiState {
         let Some(msi) = self.msi else { return MsiState::default() };
         let control = self.u16(msi.offset + 2);
         let high = if msi.wide { u64::from(self.u32(msi.offset + 8)) << 32 } else { 0 };
@@ -178,4 +191,47 @@ fn as_usize(range: &Range<u16>) -> Range<usize> {
 /// Whether two ranges of registers have any in common.
 pub(super) fn touches(range: &Range<u16>, offset: u16, length: u16) -> bool {
     range.start < offset + length && offset < range.end
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::discovery::MsixCapability;
+    use super::super::testing::description;
+    use super::*;
+
+    const MSI: u16 = 0x50;
+    const MSIX: u16 = 0x70;
+
+    fn config_space() -> ConfigSpace {
+        let mut description = description();
+        description.intx = true;
+        description.msi = Some(MsiCapability { offset: MSI, vectors: 4, wide: true, maskable: true });
+        description.msix = Some(MsixCapability { offset: MSIX, vectors: 4, table: (0, 0), pba: (0, 0x800) });
+        ConfigSpace::new(&description, 11)
+    }
+
+    fn write(space: &mut ConfigSpace, offset: u16, value: u16) {
+        space.write(&(offset..offset + 2), &value.to_le_bytes());
+    }
+
+    #[test]
+    fn msix_goes_before_msi_and_msi_before_intx() {
+        let mut space = config_space();
+        assert_eq!(space.mode(), Mode::None);
+        write(&mut space, register::COMMAND, command::MEMORY);
+        assert_eq!(space.mode(), Mode::Intx);
+        write(&mut space, register::COMMAND, command::MEMORY | command::INTX_DISABLE);
+        assert_eq!(space.mode(), Mode::None);
+        write(&mut space, MSI + 4, 0x1000);
+        write(&mut space, MSI + 12, 0x41);
+        write(&mut space, MSI + 2, 0x11);
+        let Mode::Msi(state) = space.mode() else { panic!("{:?}", space.mode()) };
+        assert_eq!((state.message, state.granted), (Message { address: 0x1000, data: 0x41 }, 2));
+        write(&mut space, MSIX + 2, MSIX_ENABLE | MSIX_MASK);
+        assert_eq!(space.mode(), Mode::Msix { masked: true });
+        write(&mut space, MSIX + 2, MSIX_ENABLE);
+        assert_eq!(space.mode(), Mode::Msix { masked: false });
+        space.reset();
+        assert_eq!(space.mode(), Mode::None);
+    }
 }

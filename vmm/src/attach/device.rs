@@ -12,7 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::config_space::{ConfigSpace, touches};
 use super::discovery::Description;
 use super::exits::Served;
-use super::interrupts::{Interrupts, Wanted};
+use super::interrupts::Interrupts;
 use super::message::note;
 use super::placement::Placement;
 use super::regions::Regions;
@@ -21,7 +21,7 @@ use crate::irq::IrqError;
 use crate::layout::intx_gsi;
 use crate::pci::bar::{Bars, Kind, ROM};
 use crate::pci::windows::Windows;
-use crate::pci::{Function, Slot, capabilities, command, register};
+use crate::pci::{Function, Slot, capabilities, register};
 use crate::stats::DeviceLine;
 
 /// A device process, attached.
@@ -61,7 +61,7 @@ impl Device {
         windows: &mut Windows,
     ) -> Result<Self, AttachError> {
         let gsi = intx_gsi(slot.0, 0);
-        let interrupts = Interrupts::new(backplane, description, gsi)?;
+        let interrupts = Interrupts::new(&backplane.vm, &backplane.routes, description, gsi)?;
         let mut bars = description.bars.clone();
         windows.place(&mut bars)?;
         let mut config = ConfigSpace::new(description, u8::try_from(gsi).unwrap_or(0));
@@ -207,14 +207,7 @@ impl Device {
     }
 
     fn update_interrupts(&self, state: &mut State) {
-        let command = state.config.command();
-        let in_use = command & (command::IO | command::MEMORY) != 0;
-        let wanted = Wanted {
-            intx: in_use && command & command::INTX_DISABLE == 0,
-            msi: state.config.msi(),
-            msix: state.config.msix(),
-        };
-        if let Err(error) = state.interrupts.update(&self.client, wanted) {
+        if let Err(error) = state.interrupts.follow(&self.client, state.config.mode()) {
             log::warn!("{}: {error}", self.slot);
         }
     }

@@ -1,5 +1,5 @@
-//! The interrupts of one device: exactly one of INTx, MSI and MSI-X is connected to its server at a time, following what
-//! the guest enabled.
+//! The interrupts of one device: exactly one of INTx, MSI and MSI-X is connected to its server at a time, following the
+//! [`Mode`] that the guest chose.
 
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,12 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use outrigger_protocol::client::{Client, ClientError};
 use outrigger_protocol::pci::{INTX_IRQ, MSI_IRQ, MSIX_IRQ};
 
-use super::Backplane;
 use super::discovery::Description;
-use crate::irq::IrqError;
 use crate::irq::intx::Intx;
 use crate::irq::msi::{Msi, MsiState};
 use crate::irq::msix::Msix;
+use crate::irq::{IrqError, Routes};
+use crate::vm::Vm;
 
 pub(super) struct Interrupts {
     pub(super) intx: Option<Intx>,
@@ -20,15 +20,32 @@ pub(super) struct Interrupts {
     pub(super) msix: Option<Arc<Mutex<Msix>>>,
     /// The VFIO index of the type that is connected to the server.
     connected: Option<u32>,
+    /// The mode that was reached; none: KVM or the server refused, and the next write to configuration space tries again.
+    reached: Option<Mode>,
 }
 
-/// What the guest enabled.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Wanted {
-    pub(super) intx: bool,
-    pub(super) msi: MsiState,
-    /// Enable and function mask.
-    pub(super) msix: (bool, bool),
+/// How a device interrupts, as the guest's registers say. Computed in one place, [`super::config_space::ConfigSpace::mode`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mode {
+    None,
+    Intx,
+    Msi(MsiState),
+    Msix {
+        /// The function mask; each vector has one of its own in the table.
+        masked: bool,
+    },
+}
+
+impl Mode {
+    /// The VFIO index of the interrupt type.
+    const fn irq(self) -> Option<u32> {
+        match self {
+            Self::None => None,
+            Self::Intx => Some(INTX_IRQ),
+            Self::Msi(_) => Some(MSI_IRQ),
+            Self::Msix { .. } => Some(MSIX_IRQ),
+        }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -40,25 +57,38 @@ pub(super) enum InterruptError {
 }
 
 impl Interrupts {
-    pub(super) fn new(backplane: &Backplane, description: &Description, gsi: u32) -> Result<Self, IrqError> {
-        let (vm, routes) = (&backplane.vm, &backplane.routes);
+    pub(super) fn new(
+        vm: &Arc<Vm>,
+        routes: &Arc<Routes>,
+        description: &Description,
+        gsi: u32,
+    ) -> Result<Self, IrqError> {
         let intx = description.intx.then(|| Intx::new(vm.clone(), gsi)).transpose()?;
         let msi = description.msi.map(|msi| Msi::new(vm, routes.clone(), msi.vectors)).transpose()?;
         let msix = description.msix.map(|msix| Msix::new(vm, routes.clone(), msix.vectors)).transpose()?;
-        Ok(Self { intx, msi, msix: msix.map(|msix| Arc::new(Mutex::new(msix))), connected: None })
+        Ok(Self {
+            intx,
+            msi,
+            msix: msix.map(|msix| Arc::new(Mutex::new(msix))),
+            connected: None,
+            reached: Some(Mode::None),
+        })
     }
 
-    /// Follows what the guest enabled; MSI-X goes before MSI, and MSI before INTx.
-    pub(super) fn update(&mut self, client: &Client, wanted: Wanted) -> Result<(), InterruptError> {
-        let next = if wanted.msix.0 && self.msix.is_some() {
-            Some(MSIX_IRQ)
-        } else if wanted.msi.enabled && self.msi.is_some() {
-            Some(MSI_IRQ)
-        } else if wanted.intx && self.intx.is_some() {
-            Some(INTX_IRQ)
-        } else {
-            None
-        };
+    /// Connects what `mode` says, and nothing else. A mode that is reached already costs nothing.
+    pub(super) fn follow(&mut self, client: &Client, mode: Mode) -> Result<(), InterruptError> {
+        if self.reached.replace(mode) == Some(mode) {
+            return Ok(());
+        }
+        let result = self.change(client, mode);
+        if result.is_err() {
+            self.reached = None;
+        }
+        result
+    }
+
+    fn change(&mut self, client: &Client, mode: Mode) -> Result<(), InterruptError> {
+        let next = mode.irq();
         if let Some(previous) = self.connected.filter(|_| self.connected != next) {
             self.connected = None;
             // A server that refuses signals eventfds that nobody listens to any more.
@@ -80,10 +110,10 @@ impl Interrupts {
             self.connected = Some(next);
         }
         if let Some(mut msix) = self.msix() {
-            msix.set_control(next == Some(MSIX_IRQ), wanted.msix.1)?;
+            msix.set_control(next == Some(MSIX_IRQ), mode == Mode::Msix { masked: true })?;
         }
         if let Some(msi) = &mut self.msi {
-            msi.set(if next == Some(MSI_IRQ) { wanted.msi } else { MsiState::default() })?;
+            msi.set(if let Mode::Msi(state) = mode { state } else { MsiState::default() })?;
         }
         if next == Some(INTX_IRQ)
             && let Some(intx) = &mut self.intx
@@ -93,7 +123,7 @@ impl Interrupts {
         Ok(())
     }
 
-    /// The MSI-X table back to what it is after power-on; what is enabled is [`Self::update`]'s.
+    /// The MSI-X table back to what it is after power-on; what is enabled is [`Self::follow`]'s.
     pub(super) fn reset_table(&self) -> Result<(), IrqError> {
         self.msix().map_or(Ok(()), |mut msix| msix.reset())
     }
@@ -118,5 +148,37 @@ impl Interrupts {
 
     fn msix(&self) -> Option<MutexGuard<'_, Msix>> {
         self.msix.as_ref().map(|msix| msix.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+    use std::thread;
+    use std::time::Duration;
+
+    use super::super::discovery::MsixCapability;
+    use super::super::testing::{self, Nothing, description};
+    use super::*;
+    use crate::irq::Routes;
+    use crate::vm::Vm;
+
+    #[test]
+    fn a_write_that_changes_no_mode_waits_for_nobody() {
+        let mut description = description();
+        description.msix = Some(MsixCapability { offset: 0x70, vectors: 4, table: (0, 0), pba: (0, 0x800) });
+        let vm = Vm::new(1).unwrap();
+        let mut interrupts = Interrupts::new(&vm, &Routes::new(vm.clone()).unwrap(), &description, 16).unwrap();
+        let client = testing::client(Nothing);
+        interrupts.follow(&client, Mode::Intx).unwrap();
+        let msix = interrupts.msix.clone().unwrap();
+        let a_vcpu_writes_the_table = msix.lock().unwrap();
+        let (done, is_done) = channel();
+        thread::spawn(move || {
+            interrupts.follow(&client, Mode::Intx).unwrap();
+            done.send(()).unwrap();
+        });
+        is_done.recv_timeout(Duration::from_secs(5)).expect("it waits for the MSI-X table");
+        drop(a_vcpu_writes_the_table);
     }
 }

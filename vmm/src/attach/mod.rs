@@ -31,6 +31,8 @@ pub mod paths;
 mod placement;
 mod regions;
 mod stand_in;
+#[cfg(test)]
+mod testing;
 pub mod watch;
 
 use std::sync::Arc;

@@ -3,6 +3,9 @@
 //! The device process signals an eventfd and masks itself; KVM raises the pin. When the guest ends the interrupt, KVM
 //! lowers the pin and signals the resample eventfd, upon which the device is told to unmask: if the cause still stands, it
 //! signals again.
+//!
+//! The trigger's open file is shared with the device process, which can clear `O_NONBLOCK`: only KVM reads it. The
+//! resample eventfd is the VMM's alone.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
@@ -44,12 +47,6 @@ impl Intx {
     #[must_use]
     pub fn resample(&self) -> &EventFd {
         &self.resample
-    }
-
-    /// Whether the pin is connected.
-    #[must_use]
-    pub fn is_connected(&self) -> bool {
-        self.connected
     }
 
     /// Connects or disconnects the pin.

@@ -40,12 +40,6 @@ impl Msix {
         self.vectors.iter().map(Vector::fd)
     }
 
-    /// Whether the function is enabled.
-    #[must_use]
-    pub fn is_enabled(&self) -> bool {
-        self.enabled
-    }
-
     /// Enable and function mask of the capability's message control register.
     ///
     /// # Errors
