@@ -17,6 +17,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::attach::device::Device;
 use crate::attach::discovery::discover;
+use crate::attach::link::Link;
 use crate::attach::watch::{WatchError, watch};
 use crate::attach::{AttachError, Backplane};
 use crate::config::{Dma, PciDeviceConfig};
@@ -92,6 +93,7 @@ struct Peripheral {
     label: String,
     dma: Dma,
     device: Arc<Device>,
+    link: Arc<Link>,
     process: Option<RefCell<DeviceProcess>>,
 }
 
@@ -122,7 +124,7 @@ impl Peripherals {
         let mut all = Vec::new();
         for (slot, Connected { label, dma, stream, mut process }) in (1..).map(Slot).zip(connected) {
             let attached = attach(stream, &options, slot, backplane, (ram, dma), windows);
-            let device = attached.map_err(|error| {
+            let (device, link) = attached.map_err(|error| {
                 let status = match &error {
                     AttachError::Client(_) => process.as_mut().and_then(|process| process.wait(EXIT_WAIT)),
                     _ => None,
@@ -132,7 +134,7 @@ impl Peripherals {
             })?;
             let device = Arc::new(device);
             assert!(bus.insert(slot, device.clone()), "slots are given out once, and there are at most 31 devices");
-            all.push(Rc::new(Peripheral { label, dma, device, process: process.map(RefCell::new) }));
+            all.push(Rc::new(Peripheral { label, dma, device, link, process: process.map(RefCell::new) }));
         }
         Ok(Self { all })
     }
@@ -144,7 +146,7 @@ impl Peripherals {
     pub fn watch(&self, events: &mut EventLoop, stop: &Stop) -> Result<(), WatchError> {
         for peripheral in &self.all {
             let (dead, stop) = (Rc::clone(peripheral), stop.clone());
-            watch(&peripheral.device, events, move || dead.announce_death(&stop))?;
+            watch(&peripheral.device, &peripheral.link, events, move || dead.announce_death(&stop))?;
         }
         Ok(())
     }
@@ -153,7 +155,8 @@ impl Peripherals {
     /// is told.
     pub fn notice_deaths(&self, stop: &Stop) {
         for peripheral in &self.all {
-            if peripheral.device.client().serve_ready().is_err() && peripheral.device.withdraw_once() {
+            peripheral.link.check();
+            if peripheral.link.lost().is_some() && peripheral.device.withdraw() {
                 peripheral.announce_death(stop);
             }
         }
@@ -188,17 +191,18 @@ impl Peripherals {
 
     /// Ends all connections, and with them every wait for an answer.
     pub fn disconnect(&self) {
-        self.all.iter().for_each(|peripheral| peripheral.device.disconnect());
+        self.all.iter().for_each(|peripheral| peripheral.link.end());
     }
 }
 
 impl Peripheral {
     fn announce_death(&self, stop: &Stop) {
         stop.device_died();
-        let Self { label, device, process, .. } = self;
+        let Self { label, device, link, process, .. } = self;
         let status = process.as_ref().and_then(|process| process.borrow_mut().wait(EXIT_WAIT));
         let who = process.as_ref().map_or("its device process", |process| process.borrow().program());
-        let what = status.map_or("closed the connection or stopped answering".to_owned(), ending);
+        let cause = || link.lost().map_or_else(String::new, ToString::to_string);
+        let what = status.map_or_else(cause, ending);
         let consequence = "from now on the guest reads all-ones from it";
         // Where standard error is closed the exit status has to do.
         let _ = writeln!(io::stderr(), "outrigger: {} ({label}): {who} {what}; {consequence}", device.slot());
@@ -257,14 +261,15 @@ fn attach(
     backplane: &Backplane,
     (ram, dma): (&Arc<GuestRam>, Dma),
     windows: &mut Windows,
-) -> Result<Device, AttachError> {
-    let client = Arc::new(Client::new(stream, Arc::new(SharedRam(ram.clone())), options)?);
+) -> Result<(Device, Arc<Link>), AttachError> {
+    let client = Client::new(stream, Arc::new(SharedRam(ram.clone())), options)?;
     let description = discover(&client)?;
     for region in ram.regions() {
         let file = (dma == Dma::Shared).then(|| (ram.fd(), region.file_offset));
         client.dma_map(region.guest, region.size, file)?;
     }
-    Device::new(client, &description, slot, backplane, windows)
+    let link = Arc::new(Link::new(client));
+    Ok((Device::new(link.clone(), &description, slot, backplane, windows)?, link))
 }
 
 /// Guest RAM for servers that reach it by messages.

@@ -8,6 +8,7 @@ use crate::attach::exits::Served;
 use crate::vcpu::{ExitCounters, Exits};
 
 /// Accesses to one part of one device.
+#[derive(Clone, Debug)]
 pub struct DeviceLine {
     /// `0000:00:01.0 BAR0`, `0000:00:01.0 configuration`.
     pub what: String,

@@ -84,7 +84,8 @@ pub enum ClientError {
 
 impl ClientError {
     /// Whether the connection can no longer be used.
-    pub(super) fn is_fatal(&self) -> bool {
+    #[must_use]
+    pub fn is_fatal(&self) -> bool {
         !matches!(self, Self::Refused { .. } | Self::Local { .. })
     }
 }

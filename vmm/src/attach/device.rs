@@ -5,14 +5,14 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use outrigger_protocol::client::{Client, ClientError};
 use outrigger_protocol::pci::CONFIG_REGION;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::config_space::{ConfigSpace, touches};
 use super::discovery::Description;
 use super::exits::Served;
-use super::interrupts::Interrupts;
+use super::interrupts::{InterruptError, Interrupts};
+use super::link::Link;
 use super::message::note;
 use super::placement::Placement;
 use super::regions::Regions;
@@ -24,16 +24,14 @@ use crate::pci::windows::Windows;
 use crate::pci::{Function, Slot, capabilities, register};
 use crate::stats::DeviceLine;
 
-/// A device process, attached.
+/// A device: what the guest sees of it, for as long as the slot exists.
 pub struct Device {
     slot: Slot,
-    client: Arc<Client>,
     backplane: Backplane,
     /// Vendor and device id, for people.
     identity: u32,
     resettable: bool,
     flr: Option<(u16, u8)>,
-    regions: Regions,
     state: Mutex<State>,
     /// Accesses to configuration space.
     config_accesses: AtomicU64,
@@ -43,9 +41,24 @@ struct State {
     config: ConfigSpace,
     bars: Bars,
     interrupts: Interrupts,
+    life: Life,
+}
+
+/// Whether something serves the device.
+enum Life {
+    Attached(Box<Attachment>),
+    /// Its process is gone: everything reads as all-ones, and writes vanish.
+    Lost {
+        /// What the VMM answered until then.
+        served: Vec<DeviceLine>,
+    },
+}
+
+/// What serves a device now. It may be lost and, some day, replaced.
+struct Attachment {
+    link: Arc<Link>,
+    regions: Regions,
     placements: [Option<Placement>; ROM + 1],
-    /// The server is gone: everything reads as all-ones.
-    dead: bool,
 }
 
 impl Device {
@@ -54,7 +67,7 @@ impl Device {
     /// # Errors
     /// If the device cannot be attached.
     pub fn new(
-        client: Arc<Client>,
+        link: Arc<Link>,
         description: &Description,
         slot: Slot,
         backplane: &Backplane,
@@ -66,16 +79,15 @@ impl Device {
         windows.place(&mut bars)?;
         let mut config = ConfigSpace::new(description, u8::try_from(gsi).unwrap_or(0));
         config.refresh_bars(&bars);
-        let regions = Regions::new(&client, description, &interrupts, backplane)?;
-        let state = State { config, bars, interrupts, placements: Default::default(), dead: false };
+        let regions = Regions::new(&link, description, &interrupts, backplane)?;
+        let attachment = Attachment { link, regions, placements: Default::default() };
+        let state = State { config, bars, interrupts, life: Life::Attached(Box::new(attachment)) };
         Ok(Self {
             slot,
-            client,
             backplane: backplane.clone(),
             identity: capabilities::read_u32(&description.config, 0),
             resettable: description.resettable,
             flr: description.flr,
-            regions,
             state: Mutex::new(state),
             config_accesses: AtomicU64::new(0),
         })
@@ -85,12 +97,6 @@ impl Device {
     #[must_use]
     pub fn slot(&self) -> Slot {
         self.slot
-    }
-
-    /// The connection to its process.
-    #[must_use]
-    pub fn client(&self) -> &Arc<Client> {
-        &self.client
     }
 
     /// A duplicate of the eventfd that KVM signals when the guest has ended an INTx interrupt, if there is a pin.
@@ -103,45 +109,40 @@ impl Device {
         intx.map(|intx| intx.resample().try_clone().map_err(IrqError::EventFd)).transpose()
     }
 
-    /// The guest has ended an INTx interrupt: the device may assert it again.
-    pub fn unmask_intx(&self) {
-        match self.client.unmask_irq(outrigger_protocol::pci::INTX_IRQ, 0) {
-            // Who shares the pin with a device that died still ends interrupts; the death was told.
-            Ok(()) | Err(ClientError::Disconnected(_)) => {}
-            Err(error) => log::warn!("{}: unmasking INTx: {error}", self.slot),
-        }
-    }
-
     /// The machine is reset: the device forgets everything.
     pub fn reset(&self) {
         self.reset_locked(&mut self.lock());
     }
 
-    /// Ends the connection, and with it every wait for the server.
-    pub fn disconnect(&self) {
-        self.client.close();
-        self.regions.ioregionfds.close();
-    }
-
     /// How many accesses to each part the VMM answered, where it answered any.
     #[must_use]
     pub fn served(&self) -> Vec<DeviceLine> {
-        let line = |part: String, served| DeviceLine { what: format!("{} {part}", self.slot), served };
         let message = self.config_accesses.load(Ordering::Relaxed);
-        let config = line("configuration".into(), Served { message, ..Served::default() });
-        let regions = self.regions.placeables.iter().enumerate();
-        let regions = regions.map(|(index, placeable)| line(region_name(index), placeable.exits.served()));
+        let served = Served { message, ..Served::default() };
+        let config = DeviceLine { what: format!("{} configuration", self.slot), served };
+        let regions = match &self.lock().life {
+            Life::Attached(attachment) => self.served_regions(attachment),
+            Life::Lost { served } => served.clone(),
+        };
         std::iter::once(config).chain(regions).filter(|line| line.served != Served::default()).collect()
     }
 
-    /// The server is gone: from now on everything reads as all-ones, and writes vanish. False: that was so already.
-    #[must_use]
-    pub fn withdraw_once(&self) -> bool {
-        // Whoever waits for the server holds the state; this ends the wait.
-        self.disconnect();
+    fn served_regions(&self, attachment: &Attachment) -> Vec<DeviceLine> {
+        let regions = attachment.regions.0.iter().enumerate();
+        let what = |index| format!("{} {}", self.slot, region_name(index));
+        regions.map(|(index, region)| DeviceLine { what: what(index), served: region.exits.served() }).collect()
+    }
+
+    /// Takes away what served the device, whose link has failed: from now on everything reads as all-ones, writes vanish,
+    /// and no interrupt comes. False: that was so already.
+    pub fn withdraw(&self) -> bool {
         let mut state = self.lock();
-        state.placements = Default::default();
-        !std::mem::replace(&mut state.dead, true)
+        let Life::Attached(attachment) = &state.life else { return false };
+        let served = self.served_regions(attachment);
+        state.interrupts.disconnect();
+        // Dropped with the state locked: a guest that moves a BAR meanwhile finds the place free.
+        state.life = Life::Lost { served };
+        true
     }
 
     /// The path that each part of each region takes, one line each.
@@ -161,7 +162,8 @@ impl Device {
                 Kind::Memory64 { prefetchable: true } => "64-bit prefetchable memory",
             };
             let _ = write!(text, "\n  {name}  {kind} at {:#x}, {:#x} bytes", bar.address, bar.size);
-            let paths = &self.regions.placeables[index].paths;
+            let Life::Attached(attachment) = &state.life else { continue };
+            let paths = &attachment.regions.0[index].paths;
             for part in paths.complete() {
                 let Range { start, end } = part.range;
                 let _ = write!(text, "\n    {start:#07x}-{:#07x}  {}", end - 1, paths.explain(&part));
@@ -171,7 +173,9 @@ impl Device {
     }
 
     fn reset_locked(&self, state: &mut State) {
-        state.placements = Default::default();
+        if let Life::Attached(attachment) = &mut state.life {
+            attachment.placements = Default::default();
+        }
         state.config.reset();
         for index in 0..=ROM {
             state.bars.place(index, 0);
@@ -182,7 +186,8 @@ impl Device {
             log::error!("{}: resetting MSI-X: {error}", self.slot);
         }
         if self.resettable
-            && let Err(error) = self.client.reset()
+            && let Life::Attached(attachment) = &state.life
+            && let Err(error) = attachment.link.call(|client| client.reset())
         {
             note(&error, "reset", CONFIG_REGION, 0);
         }
@@ -192,35 +197,39 @@ impl Device {
     fn update_placements(&self, state: &mut State) {
         let command = state.config.command();
         let wanted = |index| state.bars.decoded(index, command);
+        let Life::Attached(attachment) = &mut state.life else { return };
+        let Attachment { regions, placements, .. } = &mut **attachment;
         // Take away first: a BAR may move to where another one was.
-        for index in 0..=ROM {
-            let placed = state.placements[index].as_ref().map(|placement| placement.address);
-            if placed.is_some() && placed != wanted(index) {
-                state.placements[index] = None;
+        for (index, placement) in placements.iter_mut().enumerate() {
+            if placement.as_ref().is_some_and(|placement| Some(placement.address) != wanted(index)) {
+                *placement = None;
             }
         }
-        for index in 0..=ROM {
-            if let (None, Some(address), Some(bar)) = (&state.placements[index], wanted(index), state.bars.get(index)) {
-                state.placements[index] = self.regions.placeables[index].place(&self.backplane, bar, address);
+        for (index, placement) in placements.iter_mut().enumerate() {
+            if let (None, Some(address), Some(bar)) = (&placement, wanted(index), state.bars.get(index)) {
+                *placement = regions.0[index].place(&self.backplane, bar, address);
             }
         }
     }
 
     fn update_interrupts(&self, state: &mut State) {
-        if let Err(error) = state.interrupts.follow(&self.client, state.config.mode()) {
-            log::warn!("{}: {error}", self.slot);
+        let Life::Attached(attachment) = &state.life else { return };
+        match state.interrupts.follow(&attachment.link, state.config.mode()) {
+            Err(InterruptError::Client(error)) if error.is_fatal() => {}
+            Err(error) => log::warn!("{}: {error}", self.slot),
+            Ok(()) => {}
         }
     }
 
     /// Tells the server what the guest wrote, without what is none of its business.
-    fn forward_write(&self, range: &Range<u16>, data: &[u8]) {
+    fn forward_write(&self, link: &Link, range: &Range<u16>, data: &[u8]) {
         let mut bytes = [0; 4];
         let bytes = &mut bytes[..data.len()];
         bytes.copy_from_slice(data);
         if let Some((at, bit)) = self.flr.filter(|(at, _)| range.contains(at)) {
             bytes[usize::from(at - range.start)] &= !(1 << bit);
         }
-        if let Err(error) = self.client.region_write(CONFIG_REGION, range.start.into(), bytes) {
+        if let Err(error) = link.call(|client| client.region_write(CONFIG_REGION, range.start.into(), bytes)) {
             note(&error, "write", CONFIG_REGION, range.start.into());
         }
     }
@@ -234,16 +243,24 @@ impl Device {
     }
 }
 
+impl State {
+    /// The connection to what serves the device, as long as it holds.
+    fn link(&self) -> Option<&Link> {
+        match &self.life {
+            Life::Attached(attachment) if attachment.link.lost().is_none() => Some(&attachment.link),
+            _ => None,
+        }
+    }
+}
+
 impl Function for Device {
     fn config_read(&self, offset: u16, data: &mut [u8]) {
         let range = register_range(offset, data);
         self.config_accesses.fetch_add(1, Ordering::Relaxed);
         let state = self.lock();
-        if state.dead {
-            return data.fill(0xff);
-        }
+        let Some(link) = state.link() else { return data.fill(0xff) };
         if state.config.needs_server(&range)
-            && let Err(error) = self.client.region_read(CONFIG_REGION, offset.into(), data)
+            && let Err(error) = link.call(|client| client.region_read(CONFIG_REGION, offset.into(), data))
         {
             note(&error, "read", CONFIG_REGION, offset.into());
             return data.fill(0xff);
@@ -264,7 +281,7 @@ impl Function for Device {
         self.config_accesses.fetch_add(1, Ordering::Relaxed);
         let mut state = self.lock();
         let state = &mut *state;
-        if state.dead {
+        if state.link().is_none() {
             return;
         }
         if state.config.write_bars(&range, data, &mut state.bars) {
@@ -275,8 +292,10 @@ impl Function for Device {
             self.update_placements(state);
         }
         self.update_interrupts(state);
-        if !touches(&range, register::INTERRUPT_LINE, 1) {
-            self.forward_write(&range, data);
+        if !touches(&range, register::INTERRUPT_LINE, 1)
+            && let Some(link) = state.link()
+        {
+            self.forward_write(link, &range, data);
         }
         if self.initiates_flr(&range, data) {
             self.reset_locked(state);

@@ -1,7 +1,5 @@
 //! What a server says about its device, asked once and checked before anything is built on it.
 
-use std::sync::Arc;
-
 use outrigger_protocol::client::{Client, IoFd, RegionInfo};
 use outrigger_protocol::{pci, wire};
 
@@ -81,7 +79,7 @@ impl MsixCapability {
 ///
 /// # Errors
 /// If the server doesn't answer, or what it says is no PCI device.
-pub fn discover(client: &Arc<Client>) -> Result<Description, AttachError> {
+pub fn discover(client: &Client) -> Result<Description, AttachError> {
     let bad = |problem: &str| AttachError::Device(problem.into());
     let info = client.device_info()?;
     if info.flags & wire::DEVICE_IS_PCI == 0 {

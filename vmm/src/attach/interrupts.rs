@@ -4,10 +4,11 @@
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use outrigger_protocol::client::{Client, ClientError};
+use outrigger_protocol::client::ClientError;
 use outrigger_protocol::pci::{INTX_IRQ, MSI_IRQ, MSIX_IRQ};
 
 use super::discovery::Description;
+use super::link::Link;
 use crate::irq::intx::Intx;
 use crate::irq::msi::{Msi, MsiState};
 use crate::irq::msix::Msix;
@@ -76,23 +77,23 @@ impl Interrupts {
     }
 
     /// Connects what `mode` says, and nothing else. A mode that is reached already costs nothing.
-    pub(super) fn follow(&mut self, client: &Client, mode: Mode) -> Result<(), InterruptError> {
+    pub(super) fn follow(&mut self, link: &Link, mode: Mode) -> Result<(), InterruptError> {
         if self.reached.replace(mode) == Some(mode) {
             return Ok(());
         }
-        let result = self.change(client, mode);
+        let result = self.change(link, mode);
         if result.is_err() {
             self.reached = None;
         }
         result
     }
 
-    fn change(&mut self, client: &Client, mode: Mode) -> Result<(), InterruptError> {
+    fn change(&mut self, link: &Link, mode: Mode) -> Result<(), InterruptError> {
         let next = mode.irq();
         if let Some(previous) = self.connected.filter(|_| self.connected != next) {
             self.connected = None;
             // A server that refuses signals eventfds that nobody listens to any more.
-            if let Err(error) = client.disable_irqs(previous) {
+            if let Err(error) = link.call(|client| client.disable_irqs(previous)) {
                 log::debug!("disabling interrupts of type {previous}: {error}");
             }
         }
@@ -106,7 +107,7 @@ impl Interrupts {
         if next != self.connected
             && let Some(next) = next
         {
-            self.connect(client, next)?;
+            self.connect(link, next)?;
             self.connected = Some(next);
         }
         if let Some(mut msix) = self.msix() {
@@ -123,25 +124,37 @@ impl Interrupts {
         Ok(())
     }
 
+    /// Disconnects KVM's side, so that no signal of the device's becomes an interrupt any more. What the guest set up stays.
+    pub(super) fn disconnect(&mut self) {
+        self.connected = None;
+        self.reached = None;
+        let msix = self.msix().map_or(Ok(()), |mut msix| msix.disconnect());
+        let msi = self.msi.as_mut().map_or(Ok(()), Msi::disconnect);
+        let intx = self.intx.as_mut().map_or(Ok(()), |intx| intx.set_connected(false));
+        for error in [msix, msi, intx].into_iter().filter_map(Result::err) {
+            log::error!("disconnecting the interrupts of a device that is gone: {error}");
+        }
+    }
+
     /// The MSI-X table back to what it is after power-on; what is enabled is [`Self::follow`]'s.
     pub(super) fn reset_table(&self) -> Result<(), IrqError> {
         self.msix().map_or(Ok(()), |mut msix| msix.reset())
     }
 
-    fn connect(&self, client: &Client, irq: u32) -> Result<(), ClientError> {
+    fn connect(&self, link: &Link, irq: u32) -> Result<(), ClientError> {
         match irq {
             MSIX_IRQ => {
                 let msix = self.msix();
                 let fds: Vec<BorrowedFd<'_>> = msix.iter().flat_map(|msix| msix.fds()).collect();
-                client.set_irq_eventfds(irq, 0, &fds)
+                link.call(|client| client.set_irq_eventfds(irq, 0, &fds))
             }
             MSI_IRQ => {
                 let fds: Vec<_> = self.msi.iter().flat_map(Msi::fds).collect();
-                client.set_irq_eventfds(irq, 0, &fds)
+                link.call(|client| client.set_irq_eventfds(irq, 0, &fds))
             }
             _ => {
                 let fds: Vec<_> = self.intx.iter().map(Intx::fd).collect();
-                client.set_irq_eventfds(irq, 0, &fds)
+                link.call(|client| client.set_irq_eventfds(irq, 0, &fds))
             }
         }
     }
@@ -169,13 +182,13 @@ mod tests {
         description.msix = Some(MsixCapability { offset: 0x70, vectors: 4, table: (0, 0), pba: (0, 0x800) });
         let vm = Vm::new(1).unwrap();
         let mut interrupts = Interrupts::new(&vm, &Routes::new(vm.clone()).unwrap(), &description, 16).unwrap();
-        let client = testing::client(Nothing);
-        interrupts.follow(&client, Mode::Intx).unwrap();
+        let link = testing::link(Nothing);
+        interrupts.follow(&link, Mode::Intx).unwrap();
         let msix = interrupts.msix.clone().unwrap();
         let a_vcpu_writes_the_table = msix.lock().unwrap();
         let (done, is_done) = channel();
         thread::spawn(move || {
-            interrupts.follow(&client, Mode::Intx).unwrap();
+            interrupts.follow(&link, Mode::Intx).unwrap();
             done.send(()).unwrap();
         });
         is_done.recv_timeout(Duration::from_secs(5)).expect("it waits for the MSI-X table");

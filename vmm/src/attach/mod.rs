@@ -9,12 +9,13 @@
 //! | `mapped` | the path without any exit |
 //! | `ioeventfd` | the path from KVM straight to the device process |
 //! | `ioregionfd` | the path from KVM straight to the device process, for any access |
-//! | `stand_in` | the same where KVM has it not, and what its breaking means |
+//! | `stand_in` | the same where KVM has it not |
 //! | `exits` | who answers what comes to the VMM |
 //! | `regions` | the regions of a device, ready to be placed |
 //! | `placement` | all paths of one BAR, at the address where the guest put it |
 //! | `config_space` | which bytes of configuration space are the VMM's |
 //! | `interrupts` | INTx, MSI and MSI-X of one device |
+//! | [`link`] | the connection to the device process, and the one place where its end is decided |
 //! | [`device`] | the function on the PCI bus, made of the above |
 //! | [`watch`] | its death, and its own requests |
 
@@ -25,6 +26,7 @@ pub mod exits;
 mod interrupts;
 mod ioeventfd;
 mod ioregionfd;
+pub mod link;
 mod mapped;
 mod message;
 pub mod paths;

@@ -3,12 +3,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use outrigger_protocol::client::Client;
-
 use super::discovery::{Description, MsixCapability};
 use super::exits::{Ioregion, MsixOverlay, RegionExits};
 use super::interrupts::Interrupts;
 use super::ioregionfd::asked_by;
+use super::link::Link;
 use super::mapped::MappedArea;
 use super::message::RegionMessages;
 use super::paths::{Path, RegionPaths};
@@ -16,23 +15,18 @@ use super::placement::Placeable;
 use super::stand_in::Ioregionfds;
 use super::{AttachError, Backplane};
 
-/// All regions of a device.
-pub(super) struct Regions {
-    /// By index.
-    pub(super) placeables: Vec<Placeable>,
-    /// The sockets of those that have some.
-    pub(super) ioregionfds: Ioregionfds,
-}
+/// All regions of a device, by index.
+pub(super) struct Regions(pub(super) Vec<Placeable>);
 
 impl Regions {
     pub(super) fn new(
-        client: &Arc<Client>,
+        link: &Arc<Link>,
         description: &Description,
         interrupts: &Interrupts,
         backplane: &Backplane,
     ) -> Result<Self, AttachError> {
         let asked_by = asked_by(&backplane.vm, backplane.allowed);
-        let mut ioregionfds = Ioregionfds::new(&backplane.vm, client, asked_by);
+        let mut ioregionfds = Ioregionfds::new(&backplane.vm, link, asked_by);
         let choose = |index| RegionPaths::choose(description, index, backplane.allowed, asked_by);
         let chosen: Vec<_> = (0..description.regions.len()).map(choose).collect();
         // A later access by another socket must not overtake a write by message.
@@ -49,7 +43,7 @@ impl Regions {
             });
             let io = description.bars.get(index).is_some_and(|bar| bar.kind.is_io());
             let messages =
-                RegionMessages { client: client.clone(), region: region.index, posted: !io && one_path_in_order };
+                RegionMessages { link: link.clone(), region: region.index, posted: !io && one_path_in_order };
             let ioregions = paths.ioregions.iter().map(|offer| {
                 let channel = ioregionfds.channel(&offer.fd).map_err(|source| {
                     AttachError::Device(format!("an ioregionfd of region {}: {source}", region.index))
@@ -60,7 +54,7 @@ impl Regions {
             let exits = Arc::new(RegionExits::new(region.size, overlay, ioregions, messages));
             placeables.push(Placeable { paths, areas, exits });
         }
-        Ok(Self { placeables, ioregionfds })
+        Ok(Self(placeables))
     }
 }
 

@@ -2,8 +2,8 @@
 //! commands on the same socket, so that the process does not know the difference. Where KVM can, an access comes here
 //! only if KVM has passed it on.
 //!
-//! An ioregionfd that breaks (the device has hung up, answered wrongly, or not in time) is the device's death: the
-//! connection to its process is closed, which the event loop notices and the user is told.
+//! An ioregionfd that breaks (the device has hung up, answered wrongly, or not in time) is the device's death:
+//! the [`Link`] fails.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -11,16 +11,17 @@ use std::sync::Arc;
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::stat::fstat;
 use nix::sys::time::{TimeVal, TimeValLike};
-use outrigger_protocol::client::{Client, Options};
+use outrigger_protocol::client::Options;
 use outrigger_protocol::ioregionfd::{AccessError, Requester, Size, SocketError};
 
 use super::ioregionfd::given_up;
+use super::link::{Cause, Link};
 use super::paths::AskedBy;
 use crate::vm::Vm;
 
 /// All ioregionfds of one device.
 pub(super) struct Ioregionfds {
-    client: Arc<Client>,
+    link: Arc<Link>,
     vm: Arc<Vm>,
     asked_by: AskedBy,
     /// By the number of the socket: the server may send one for several regions, each time as another descriptor.
@@ -29,9 +30,9 @@ pub(super) struct Ioregionfds {
 
 /// A socket, shared by the sub-regions that were offered with it.
 pub(super) struct Channel {
-    client: Arc<Client>,
+    link: Arc<Link>,
     fd: Arc<OwnedFd>,
-    requester: Requester,
+    requester: Arc<Requester>,
     /// KVM asks, and here is which.
     kvm: Option<Arc<Vm>>,
 }
@@ -41,8 +42,8 @@ pub(super) struct Channel {
 pub(super) struct Gone;
 
 impl Ioregionfds {
-    pub(super) fn new(vm: &Arc<Vm>, client: &Arc<Client>, asked_by: AskedBy) -> Self {
-        Self { client: client.clone(), vm: vm.clone(), asked_by, channels: Vec::new() }
+    pub(super) fn new(vm: &Arc<Vm>, link: &Arc<Link>, asked_by: AskedBy) -> Self {
+        Self { link: link.clone(), vm: vm.clone(), asked_by, channels: Vec::new() }
     }
 
     /// The channel on a socket of the server's.
@@ -56,7 +57,8 @@ impl Ioregionfds {
             return Ok(channel.clone());
         }
         let deadline = Options::default().deadline;
-        let requester = Requester::new(fd.clone(), deadline)?;
+        let requester = Arc::new(Requester::new(fd.clone(), deadline)?);
+        self.link.add_requester(&requester);
         let kvm = (self.asked_by == AskedBy::Kvm).then(|| self.vm.clone());
         if kvm.is_some() {
             // How long KVM waits. A server that kept a copy can change this, and so hang its own guest's vCPU, but not
@@ -66,14 +68,9 @@ impl Ioregionfds {
             setsockopt(fd, sockopt::ReceiveTimeout, &timeout).map_err(io)?;
             setsockopt(fd, sockopt::SendTimeout, &timeout).map_err(io)?;
         }
-        let channel = Arc::new(Channel { client: self.client.clone(), fd: fd.clone(), requester, kvm });
+        let channel = Arc::new(Channel { link: self.link.clone(), fd: fd.clone(), requester, kvm });
         self.channels.push((number, channel.clone()));
         Ok(channel)
-    }
-
-    /// Ends every wait for an answer, KVM's too.
-    pub(super) fn close(&self) {
-        self.channels.iter().for_each(|(_, channel)| channel.requester.close());
     }
 }
 
@@ -114,22 +111,14 @@ impl Channel {
             return Err(Gone);
         }
         if given_up(vm, &self.fd) {
-            log::info!("KVM has given up an ioregionfd");
-            self.requester.close();
-            self.client.close();
+            self.link.fail(Cause::GivenUpByKvm);
             return Err(Gone);
         }
         Ok(true)
     }
 
     fn broken(&self, error: &AccessError) -> Gone {
-        match error {
-            AccessError::Broken => return Gone,
-            AccessError::HungUp => log::info!("ioregionfd: {error}"),
-            AccessError::Io(source) => log::warn!("ioregionfd: {error}: {source}"),
-            error => log::warn!("ioregionfd: {error}"),
-        }
-        self.client.close();
+        self.link.fail(error.into());
         Gone
     }
 }

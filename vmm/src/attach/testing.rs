@@ -9,6 +9,7 @@ use outrigger_protocol::client::{Client, ClientMemory, Options, RegionInfo};
 use outrigger_protocol::server::{self, ConfigSpace, Function, Registers};
 
 use super::discovery::Description;
+use super::link::Link;
 use crate::pci::bar::Bars;
 
 /// No memory at all.
@@ -25,13 +26,13 @@ impl ClientMemory for NoMemory {
 }
 
 /// A connection to a server of `registers` behind a BAR 0 of 4 KiB.
-pub(super) fn client(registers: impl Registers) -> Arc<Client> {
+pub(super) fn link(registers: impl Registers) -> Arc<Link> {
     let (ours, theirs) = UnixStream::pair().unwrap();
     thread::spawn(move || {
         let config = ConfigSpace::new(0x1af4, 0x10f1, 0x08_80_00).with_bar(0, 0x1000);
         server::serve(&mut Function::new(config, registers), theirs, &server::Options::default())
     });
-    Arc::new(Client::new(ours, Arc::new(NoMemory), &Options::default()).unwrap())
+    Arc::new(Link::new(Client::new(ours, Arc::new(NoMemory), &Options::default()).unwrap()))
 }
 
 /// Nothing behind any register.

@@ -37,6 +37,14 @@ impl Msi {
         Ok(Self { routes, vectors })
     }
 
+    /// Disconnects every vector from KVM, whatever the guest set up. Signals stay in the eventfds.
+    ///
+    /// # Errors
+    /// If KVM refuses one; the others are disconnected all the same.
+    pub fn disconnect(&mut self) -> Result<(), IrqError> {
+        self.vectors.iter_mut().map(Vector::disconnect).fold(Ok(()), Result::and)
+    }
+
     /// The eventfds that the device process signals, by vector.
     pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.vectors.iter().map(Vector::fd)

@@ -11,6 +11,7 @@ use outrigger_protocol::ioregionfd::{Endpoint, Handler, SocketType};
 use outrigger_protocol::server::{self, ConfigSpace, Function, Registers};
 
 use super::*;
+use crate::attach::link::{Cause, Link};
 use crate::attach::paths::AskedBy;
 use crate::attach::stand_in::Ioregionfds;
 use crate::vm::Vm;
@@ -65,8 +66,7 @@ impl ClientMemory for NoMemory {
 struct Fixture {
     seen: Receiver<Seen>,
     endpoint: Endpoint,
-    client: Arc<Client>,
-    ioregionfds: Ioregionfds,
+    link: Arc<Link>,
     exits: RegionExits,
 }
 
@@ -79,19 +79,20 @@ fn fixture(pause: Duration) -> Fixture {
         let config = ConfigSpace::new(0x1af4, 0x10f1, 0x08_80_00).with_bar(0, 0x1000);
         server::serve(&mut Function::new(config, registers), theirs, &server::Options::default())
     });
-    let client = Arc::new(Client::new(ours, Arc::new(NoMemory), &Options::default()).unwrap());
+    let client = Client::new(ours, Arc::new(NoMemory), &Options::default()).unwrap();
+    let link = Arc::new(Link::new(client));
     let endpoint = Endpoint::start("asked", SocketType::Seqpacket, Asked(told, pause)).unwrap();
     let copy = || -> Arc<OwnedFd> { Arc::new(endpoint.as_fd().try_clone_to_owned().unwrap()) };
-    let mut ioregionfds = Ioregionfds::new(&Vm::new(1).unwrap(), &client, AskedBy::Vmm);
+    let mut ioregionfds = Ioregionfds::new(&Vm::new(1).unwrap(), &link, AskedBy::Vmm);
     let mut ioregion = |range, user_data, posted| {
         let channel = ioregionfds.channel(&copy()).unwrap();
         Ioregion { range, user_data, posted, channel }
     };
     let ioregions = vec![ioregion(0x300..0x310, 3, true), ioregion(0x100..0x200, 1, false)];
     assert!(Arc::ptr_eq(&ioregions[0].channel, &ioregions[1].channel), "one socket has one turn at a time");
-    let messages = RegionMessages { client: client.clone(), region: 0, posted: false };
+    let messages = RegionMessages { link: link.clone(), region: 0, posted: false };
     let exits = RegionExits::new(0x1000, None, ioregions, messages);
-    Fixture { seen, endpoint, client, ioregionfds, exits }
+    Fixture { seen, endpoint, link, exits }
 }
 
 impl Fixture {
@@ -136,12 +137,13 @@ fn what_the_protocol_cannot_say_goes_by_message() {
 
 #[test]
 fn a_socket_that_breaks_is_the_death_of_the_device() {
-    let Fixture { endpoint, exits, client, .. } = fixture(Duration::ZERO);
+    let Fixture { endpoint, exits, link, .. } = fixture(Duration::ZERO);
     drop(endpoint);
     let mut data = [0; 4];
     exits.read(0x300, &mut data);
     assert_eq!(data, [0xff; 4]);
-    assert!(client.region_read(0, 0, &mut data).is_err(), "the connection is closed");
+    assert_eq!(link.lost(), Some(&Cause::HungUp));
+    assert!(link.call(|client| client.region_read(0, 0, &mut data)).is_err(), "the connection is closed");
     exits.read(0x100, &mut data);
     exits.write(0x100, &data);
     exits.read(0, &mut data);
@@ -150,7 +152,7 @@ fn a_socket_that_breaks_is_the_death_of_the_device() {
 
 #[test]
 fn closing_ends_the_wait_of_a_vcpu() {
-    let Fixture { seen, endpoint, exits, ioregionfds, .. } = fixture(Duration::from_secs(3));
+    let Fixture { seen, endpoint, exits, link } = fixture(Duration::from_secs(3));
     let start = Instant::now();
     thread::scope(|threads| {
         let vcpu = threads.spawn(|| {
@@ -159,10 +161,11 @@ fn closing_ends_the_wait_of_a_vcpu() {
             data
         });
         seen.recv_timeout(Duration::from_secs(5)).unwrap();
-        ioregionfds.close();
+        link.end();
         assert_eq!(vcpu.join().unwrap(), [0xff; 4]);
     });
     assert!(start.elapsed() < Duration::from_secs(2));
+    assert_eq!(link.lost(), Some(&Cause::Ended), "who is let go is not to blame");
     drop(endpoint);
 }
 
@@ -179,7 +182,8 @@ impl Handler for Echo {
 /// One access at a time is on the socket, so each gets its own answer.
 #[test]
 fn vcpus_that_share_a_socket_get_their_own_answers() {
-    let Fixture { client, mut ioregionfds, .. } = fixture(Duration::ZERO);
+    let Fixture { link, .. } = fixture(Duration::ZERO);
+    let mut ioregionfds = Ioregionfds::new(&Vm::new(1).unwrap(), &link, AskedBy::Vmm);
     let endpoint = Endpoint::start("echo", SocketType::Stream, Echo).unwrap();
     let fd = Arc::new(endpoint.as_fd().try_clone_to_owned().unwrap());
     let channel = ioregionfds.channel(&fd).unwrap();
@@ -189,7 +193,7 @@ fn vcpus_that_share_a_socket_get_their_own_answers() {
         posted,
         channel: channel.clone(),
     };
-    let messages = RegionMessages { client, region: 0, posted: false };
+    let messages = RegionMessages { link, region: 0, posted: false };
     let exits = RegionExits::new(0x1000, None, vec![ioregion(0x100, false), ioregion(0x200, true)], messages);
     thread::scope(|threads| {
         for start in [0x100, 0x200, 0x100, 0x200] {

@@ -1,0 +1,144 @@
+//! The connection to the process that serves a device now, and the one place where its end is decided.
+//!
+//! Whoever finds out that the process can no longer be used calls [`Link::fail`]; the first cause stays. From then on
+//! every call fails at once, every wait is over, and the thread that watches the sockets sees them hung up.
+
+use std::error::Error;
+use std::fmt;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use outrigger_protocol::client::{Client, ClientError};
+use outrigger_protocol::ioregionfd::{AccessError, Requester};
+
+/// A connection to a device process.
+#[derive(Debug)]
+pub struct Link {
+    client: Client,
+    /// The other sockets on which the process is asked: they end with the connection.
+    requesters: Mutex<Vec<Arc<Requester>>>,
+    lost: OnceLock<Cause>,
+}
+
+/// Why a link is no more.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// This side ended it. Nothing is wrong with the device.
+    Ended,
+    /// The process closed a socket, or is gone.
+    HungUp,
+    /// The process did not answer, or did not take what it was sent, in time.
+    Silent,
+    /// The process did what the protocol forbids, or the socket failed.
+    Broken(String),
+    /// KVM gave up an ioregionfd: the process hung up, answered wrongly, or too late. KVM does not say which.
+    GivenUpByKvm,
+}
+
+impl Link {
+    /// Takes over a negotiated connection.
+    #[must_use]
+    pub fn new(client: Client) -> Self {
+        Self { client, requesters: Mutex::default(), lost: OnceLock::new() }
+    }
+
+    /// Why the link is no more; `None` while it holds.
+    #[must_use]
+    pub fn lost(&self) -> Option<&Cause> {
+        self.lost.get()
+    }
+
+    /// Ends the link, and with it every wait for the process. Never blocks.
+    pub fn fail(&self, cause: Cause) {
+        // An error says that there was a cause already.
+        let _ = self.lost.set(cause);
+        self.client.close();
+        self.requesters.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(|requester| requester.close());
+    }
+
+    /// Ends the link without blame.
+    pub fn end(&self) {
+        self.fail(Cause::Ended);
+    }
+
+    /// Fails the link if the process has closed the connection and nobody has noticed yet.
+    pub fn check(&self) {
+        let hung_up = |watched: outrigger_protocol::client::Watch<'_>| {
+            let mut fds = [PollFd::new(watched.fd, PollFlags::from_bits_retain(libc::POLLRDHUP))];
+            poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+        };
+        if self.lost().is_none() && self.client.watch().any(hung_up) {
+            self.fail(Cause::HungUp);
+        }
+    }
+
+    /// Makes a call on the connection. An error after which the connection cannot be used fails the link.
+    ///
+    /// # Errors
+    /// The call's.
+    pub fn call<T>(&self, call: impl FnOnce(&Client) -> Result<T, ClientError>) -> Result<T, ClientError> {
+        call(&self.client).inspect_err(|error| {
+            if error.is_fatal() {
+                self.fail(error.into());
+            }
+        })
+    }
+
+    /// The connection's sockets, to be polled.
+    pub fn watch(&self) -> impl Iterator<Item = outrigger_protocol::client::Watch<'_>> {
+        self.client.watch()
+    }
+
+    /// Adds a socket that ends with the link.
+    pub(super) fn add_requester(&self, requester: &Arc<Requester>) {
+        self.requesters.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(requester));
+        if self.lost().is_some() {
+            requester.close();
+        }
+    }
+}
+
+impl From<&ClientError> for Cause {
+    fn from(error: &ClientError) -> Self {
+        match error {
+            ClientError::Disconnected(_) => Self::HungUp,
+            ClientError::TimedOut { .. } => Self::Silent,
+            error => Self::Broken(chain(error)),
+        }
+    }
+}
+
+impl From<&AccessError> for Cause {
+    fn from(error: &AccessError) -> Self {
+        match error {
+            AccessError::Broken | AccessError::HungUp => Self::HungUp,
+            AccessError::TimedOut(_) => Self::Silent,
+            error => Self::Broken(format!("ioregionfd: {}", chain(error))),
+        }
+    }
+}
+
+/// What the process did, after its name.
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ended => f.write_str("was let go"),
+            Self::HungUp => f.write_str("closed the connection"),
+            Self::Silent => f.write_str("stopped answering"),
+            Self::Broken(how) => write!(f, "broke the protocol: {how}"),
+            Self::GivenUpByKvm => f.write_str("closed its ioregionfd, stopped answering on it or answered wrongly"),
+        }
+    }
+}
+
+/// An error and all its causes.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
+}
