@@ -6,15 +6,20 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use log::{info, warn};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 use outrigger_process::launch::{EXIT_HOST, EXIT_USAGE};
 use outrigger_process::options::one_line;
+use outrigger_process::{inherited, output};
 use outrigger_protocol::capabilities::DEFAULT_MAX_DATA_XFER_SIZE;
 use outrigger_protocol::server::{Listener, Options, serve};
 
 use crate::transport::{PciFunction, VirtioDevice};
+
+/// How long standard error may take to accept the last lines.
+const LAST_LINES: Duration = Duration::from_secs(2);
 
 /// Why a device could not be opened, in one line for the user.
 pub trait StartError: Display {
@@ -65,22 +70,24 @@ pub fn parse<A: clap::Parser>(program: &str) -> Result<A, ExitCode> {
 
 /// Runs a device process: the whole of `main` after parsing its arguments.
 pub fn run<D: VirtioDevice, E: StartError>(
-    program: &str,
+    program: &'static str,
     service: &Service,
     open: impl FnOnce() -> Result<D, E>,
 ) -> ExitCode {
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
+    output::init(program);
     let options = Options { max_data_xfer_size: service.max_data_xfer_size, ..Options::default() };
-    let result = match &service.endpoint {
+    let prepared = inherited::normalize().map_err(|error| host(format!("cannot set signals and limits: {error}")));
+    let result = prepared.and_then(|()| match &service.endpoint {
         Endpoint { socket: Some(path), .. } => listen(path, &options, open),
         Endpoint { fd: Some(fd), .. } => inherited(*fd, &options, open),
         _ => Err(usage("--socket PATH or --fd N is missing")),
-    };
-    result.unwrap_or_else(|(message, status)| {
-        // Where standard error is closed the status has to do.
-        let _ = writeln!(io::stderr(), "{}", one_line(&format!("{program}: {message}")));
+    });
+    let status = result.unwrap_or_else(|(message, status)| {
+        output::tell(one_line(&message));
         ExitCode::from(status)
-    })
+    });
+    output::finish(LAST_LINES);
+    status
 }
 
 /// Only errors before the first client are returned, as one line each.
@@ -168,8 +175,11 @@ fn inherited_socket(fd: RawFd) -> io::Result<UnixStream> {
 
 fn block_signals() -> nix::Result<SigSet> {
     let mut signals = SigSet::empty();
+    // What the caller had ignored stays so; blocked, it would come all the same.
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
-        signals.add(signal);
+        if !inherited::is_ignored(signal) {
+            signals.add(signal);
+        }
     }
     pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&signals), None)?;
     Ok(signals)

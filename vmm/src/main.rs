@@ -4,51 +4,58 @@
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use outrigger::cli::{self, Request};
 use outrigger::config::Config;
-use outrigger::outcome::{STATUS_POWER_OFF, STATUS_USAGE};
+use outrigger::outcome::{Outcome, STATUS_HOST, STATUS_POWER_OFF, STATUS_USAGE};
+use outrigger_process::output::{self, tell};
+
+/// How long standard error may take to accept the last lines.
+const LAST_LINES: Duration = Duration::from_secs(2);
+/// The same after a signal, which is to end the run within a second.
+const LAST_LINES_AFTER_SIGNAL: Duration = Duration::from_millis(200);
 
 fn main() -> ExitCode {
-    let log = env_logger::Env::default().default_filter_or("warn");
-    env_logger::Builder::from_env(log)
-        .format(|line, record| {
-            let level = record.level().as_str().to_ascii_lowercase();
-            writeln!(line, "outrigger: {level}: {}", record.args())
-        })
-        .init();
-    ExitCode::from(match cli::parse(std::env::args_os()) {
-        Ok(Request::Run(config)) => run(&config),
+    output::init("outrigger");
+    if let Err(error) = outrigger_process::inherited::normalize() {
+        tell(format_args!("cannot bring signals and limits into a known state: {error}"));
+        output::finish(LAST_LINES);
+        return ExitCode::from(STATUS_HOST);
+    }
+    let mut patience = LAST_LINES;
+    let status = match cli::parse(std::env::args_os()) {
+        Ok(Request::Run(config)) => run(&config, &mut patience),
         Ok(Request::Print(text)) => {
             // Nobody is left to tell when standard output is closed.
             let _ = std::io::stdout().write_all(text.as_bytes());
             STATUS_POWER_OFF
         }
         Err(error) => {
-            tell(&error.to_string());
+            tell(error);
             STATUS_USAGE
         }
-    })
+    };
+    output::finish(patience);
+    ExitCode::from(status)
 }
 
-fn run(config: &Config) -> u8 {
+fn run(config: &Config, patience: &mut Duration) -> u8 {
     match outrigger::run::run(config) {
         Ok(outcome) => {
+            if matches!(outcome, Outcome::Interrupted(_) | Outcome::UserQuit) {
+                *patience = LAST_LINES_AFTER_SIGNAL;
+            }
             if outcome.is_failure() {
-                tell(&outcome.to_string());
+                tell(&outcome);
             }
             outcome.status()
         }
         Err(error) => {
             if !error.is_told() {
-                tell(&error.line());
+                tell(error.line());
             }
             error.status()
         }
     }
-}
-
-fn tell(what: &str) {
-    // Where standard error is closed the status has to do.
-    let _ = writeln!(std::io::stderr(), "outrigger: {what}");
 }

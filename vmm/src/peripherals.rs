@@ -1,7 +1,7 @@
 //! The PCI devices of a run: each one's process started or its socket found, attached, watched, and let go at the end.
 
 use std::cell::RefCell;
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitStatus;
@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use outrigger_process::output::tell;
 use outrigger_protocol::client::{Client, ClientMemory, Options};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -204,8 +205,7 @@ impl Peripheral {
         let cause = || link.lost().map_or_else(String::new, ToString::to_string);
         let what = status.map_or_else(cause, ending);
         let consequence = "from now on the guest reads all-ones from it";
-        // Where standard error is closed the exit status has to do.
-        let _ = writeln!(io::stderr(), "outrigger: {} ({label}): {who} {what}; {consequence}", device.slot());
+        tell(format_args!("{} ({label}): {who} {what}; {consequence}", device.slot()));
     }
 }
 

@@ -1,7 +1,9 @@
 //! A run: from a checked configuration to the guest's end.
 
 use std::error::Error;
-use std::io::{self, Write};
+use std::io;
+
+use outrigger_process::output;
 
 use crate::attach::watch::WatchError;
 use crate::builder::{BuildError, Machine};
@@ -89,8 +91,7 @@ pub fn run(config: &Config) -> Result<Outcome, RunError> {
 
     machine.peripherals.watch(&mut events, &stop)?;
     if config.show_devices {
-        // Where standard error is closed there is nobody to show it to.
-        let _ = write!(io::stderr(), "{}", machine.peripherals.describe());
+        output::print(format_args!("{}", machine.peripherals.describe()));
     }
 
     console.start(&stop)?;
@@ -101,8 +102,7 @@ pub fn run(config: &Config) -> Result<Outcome, RunError> {
     machine.peripherals.notice_deaths(&stop);
     machine.stop();
     if config.stats {
-        // As above.
-        let _ = write!(io::stderr(), "{}", machine.stats());
+        output::print(format_args!("{}", machine.stats()));
     }
     console.finish();
     ran.map(|()| stop.outcome().unwrap_or_else(failed))

@@ -1,17 +1,16 @@
 //! Signals as events of the main thread: those that end the run, and those by which a shell stops and continues it.
 //!
 //! They are blocked before any thread starts, so that every thread inherits the mask and only the signalfd sees them.
-//! A process started by this one inherits the mask too: [`unblock`] is for the moment between fork and exec.
 
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use nix::libc;
 use nix::sys::epoll::EpollFlags;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask, raise};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use outrigger_process::inherited::is_ignored;
 
 use crate::events::{EventLoop, EventsError};
 use crate::outcome::{Outcome, Stop};
@@ -47,7 +46,8 @@ impl Signals {
     /// # Errors
     /// [`SignalsError::TakeOver`].
     pub fn block() -> Result<Self, SignalsError> {
-        let watched: SigSet = END.into_iter().chain(JOB_CONTROL).collect();
+        // What the caller had ignored stays so; blocked, it would come all the same.
+        let watched: SigSet = END.into_iter().filter(|&signal| !is_ignored(signal)).chain(JOB_CONTROL).collect();
         let blocked: SigSet = watched.iter().chain(BACKGROUND).collect();
         let take_over = |errno: nix::errno::Errno| SignalsError::TakeOver(errno.into());
         pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&blocked), None).map_err(take_over)?;
@@ -99,17 +99,6 @@ fn serve(signal: Signal, stop: &Stop, terminal: Option<&Terminal>) {
     }
 }
 
-/// Unblocks all signals in the calling thread: for a child process between fork and exec. Async-signal-safe.
-///
-/// # Errors
-/// The host's; there is none for a valid set.
-pub fn unblock() -> io::Result<()> {
-    let none = SigSet::empty();
-    // SAFETY: the set is valid for reads, and no previous mask is asked for.
-    let result = unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, none.as_ref(), std::ptr::null_mut()) };
-    if result == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(result)) }
-}
-
 #[cfg(test)]
 mod tests {
     use nix::sys::pthread::{pthread_kill, pthread_self};
@@ -130,17 +119,5 @@ mod tests {
             });
             assert_eq!(outcome.join().unwrap(), Some(Outcome::Interrupted(signal)));
         }
-    }
-
-    #[test]
-    fn a_child_can_have_its_signals_back() {
-        std::thread::spawn(|| {
-            let _signals = Signals::block().unwrap();
-            assert!(SigSet::thread_get_mask().unwrap().contains(Signal::SIGTERM));
-            unblock().unwrap();
-            assert_eq!(SigSet::thread_get_mask().unwrap().iter().count(), 0);
-        })
-        .join()
-        .unwrap();
     }
 }

@@ -6,7 +6,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use outrigger_process::child;
 
 use crate::config::{DiskConfig, NetConfig};
 
@@ -80,9 +81,8 @@ impl DeviceProcess {
         let (ours, theirs) = UnixStream::pair().map_err(|source| SpawnError::Socket { program, source })?;
         let mut command = Command::new(&path);
         command.args(arguments).args(["--fd", "0"]);
-        // A process group of its own: Ctrl-C at the terminal is for the VMM, which ends its children in order. Standard
-        // output is the guest's console and none of theirs.
-        command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null()).process_group(0);
+        // Standard output is the guest's console and none of theirs.
+        child::prepare(&mut command).stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null());
         let child = command.spawn().map_err(|source| SpawnError::Start { program: path, source })?;
         Ok((Self { program, child }, ours))
     }

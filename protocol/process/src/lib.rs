@@ -1,9 +1,19 @@
-//! What the VMM and the device programs have in common as processes.
+//! What the VMM and the device programs have in common as processes, whoever started them and wherever their messages go.
 //!
-//! - [`launch`]: how the VMM starts a device program, and how a program says that it cannot start.
-//! - [`options`]: the text of an option, `KEY=VALUE,KEY=VALUE`.
+//! | module | one idea |
+//! |---|---|
+//! | [`launch`] | how the VMM starts a device program, and how a program says that it cannot start |
+//! | [`options`] | the text of an option, `KEY=VALUE,KEY=VALUE` |
+//! | [`inherited`] | state that the caller left behind (signals, limits), brought into a known form |
+//! | [`child`] | a child process that starts in that known form and ends with its parent |
+//! | [`output`] | lines for the user and the log, written by a thread that alone may block |
+//! | [`rate_limit`] | a bound on the lines that a peer or a guest can cause |
 
-#![forbid(unsafe_code)]
-
+pub mod child;
+pub mod inherited;
 pub mod launch;
 pub mod options;
+pub mod output;
+pub mod rate_limit;
+
+pub use rate_limit::RateLimit;

@@ -1,0 +1,222 @@
+//! Lines for the user and the log on standard error, which may be a pipe that nobody reads.
+//!
+//! A line goes into a bounded queue and is written by a thread of its own, which alone may block in write(2). What finds
+//! the queue full is dropped and counted, and the count is written as soon as there is room. The thread starts with the
+//! first line, so that a program with nothing to say does not pay for it. Standard error is shared with the caller and
+//! with other processes, so neither its flags nor a poll could keep a write from blocking.
+
+use std::collections::VecDeque;
+use std::fmt::{Arguments, Display};
+use std::io::{self, Write};
+use std::sync::{Condvar, Mutex, MutexGuard, Once, OnceLock, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Bytes that wait to be written, at most; a log line that does not fit is dropped.
+const ROOM: usize = 256 * 1024;
+/// Bytes of what the user asked for that wait to be written, at most, log lines included.
+const ROOM_FOR_USER: usize = 4 * ROOM;
+
+static PROGRAM: OnceLock<&'static str> = OnceLock::new();
+static QUEUE: Queue = Queue::new();
+static WRITER: Once = Once::new();
+
+/// Makes [`log`] write to standard error by way of the queue, at level `warn` unless `RUST_LOG` says otherwise.
+///
+/// `program` is put before each line.
+pub fn init(program: &'static str) {
+    let _ = PROGRAM.set(program);
+    let filter = env_logger::Env::default().default_filter_or("warn");
+    let built = env_logger::Builder::from_env(filter)
+        .format(move |line, record| {
+            let level = record.level().as_str().to_ascii_lowercase();
+            writeln!(line, "{program}: {level}: {}", record.args())
+        })
+        .target(env_logger::Target::Pipe(Box::new(LogLines)))
+        .write_style(env_logger::WriteStyle::Never)
+        .try_init();
+    debug_assert!(built.is_ok(), "a program has one logger");
+}
+
+/// Tells the user something in one line, with the program's name before it.
+pub fn tell(line: impl Display) {
+    let program = PROGRAM.get().copied().unwrap_or("outrigger");
+    push(format!("{program}: {line}\n").into_bytes(), ROOM_FOR_USER);
+}
+
+/// Writes text that the user asked for, as it is.
+pub fn print(text: Arguments<'_>) {
+    push(text.to_string().into_bytes(), ROOM_FOR_USER);
+}
+
+/// Waits until everything is written, but not longer than `limit`: for the end of a program.
+pub fn finish(limit: Duration) {
+    let deadline = Instant::now() + limit;
+    let mut state = QUEUE.lock();
+    while state.writing || !state.lines.is_empty() || state.dropped > 0 {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return;
+        }
+        state = QUEUE.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+    }
+}
+
+fn push(text: Vec<u8>, room: usize) {
+    QUEUE.push(text, room);
+    WRITER.call_once(|| {
+        // Without a thread the lines stay in the queue; the program goes on.
+        let _ =
+            thread::Builder::new().name("output".into()).stack_size(64 * 1024).spawn(|| QUEUE.write_to(io::stderr()));
+    });
+}
+
+/// Where the logger writes: each call brings one whole line.
+struct LogLines;
+
+impl Write for LogLines {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        push(line.to_vec(), ROOM);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+struct Queue {
+    state: Mutex<State>,
+    /// Signalled when there is something to write, and when something has been written.
+    changed: Condvar,
+}
+
+struct State {
+    lines: VecDeque<Vec<u8>>,
+    /// The sum of their lengths.
+    bytes: usize,
+    /// How many lines found no room.
+    dropped: u64,
+    /// The writer has taken lines and has not written all of them yet.
+    writing: bool,
+}
+
+impl Queue {
+    const fn new() -> Self {
+        let state = State { lines: VecDeque::new(), bytes: 0, dropped: 0, writing: false };
+        Self { state: Mutex::new(state), changed: Condvar::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, text: Vec<u8>, room: usize) {
+        let mut state = self.lock();
+        if text.len() > room.saturating_sub(state.bytes) {
+            state.dropped += 1;
+            return;
+        }
+        state.bytes += text.len();
+        state.lines.push_back(text);
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Writes lines for as long as the process lives.
+    fn write_to(&self, mut out: impl Write) {
+        loop {
+            let text = self.take();
+            // Where standard error is closed, the exit status has to do.
+            let _ = out.write_all(&text);
+            let mut state = self.lock();
+            state.writing = false;
+            drop(state);
+            self.changed.notify_all();
+        }
+    }
+
+    /// Waits for lines and takes the first, or the count of those dropped once all that was kept is written.
+    fn take(&self) -> Vec<u8> {
+        let mut state = self.lock();
+        loop {
+            if let Some(line) = state.lines.pop_front() {
+                state.bytes -= line.len();
+                state.writing = true;
+                return line;
+            }
+            if state.dropped > 0 {
+                let dropped = std::mem::take(&mut state.dropped);
+                state.writing = true;
+                let program = PROGRAM.get().copied().unwrap_or("outrigger");
+                let why = "standard error was not read in time";
+                return format!("{program}: warning: {dropped} log lines dropped: {why}\n").into_bytes();
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    /// A queue whose writer's other end is a socket that the test reads when it likes.
+    fn fixture() -> (&'static Queue, UnixStream) {
+        let queue: &'static Queue = Box::leak(Box::new(Queue::new()));
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        thread::spawn(move || queue.write_to(theirs));
+        (queue, ours)
+    }
+
+    #[test]
+    fn lines_arrive_in_order() {
+        let (queue, mut reader) = fixture();
+        for number in 0..1000 {
+            queue.push(format!("{number:04}\n").into_bytes(), ROOM);
+        }
+        let mut text = [0; 5000];
+        reader.read_exact(&mut text).unwrap();
+        let expected: String = (0..1000).map(|number| format!("{number:04}\n")).collect();
+        assert_eq!(String::from_utf8_lossy(&text), expected);
+    }
+
+    #[test]
+    fn a_reader_that_does_not_read_costs_lines_and_no_time() {
+        let (queue, mut reader) = fixture();
+        let line = vec![b'x'; 1000];
+        let start = Instant::now();
+        // A socket's buffer and the queue together hold less than this.
+        let sent: u64 = 10_000;
+        (0..sent).for_each(|_| queue.push(line.clone(), ROOM));
+        assert!(start.elapsed() < Duration::from_secs(5), "no push waits for the reader");
+        let dropped = queue.lock().dropped;
+        assert!(dropped > 1000, "{dropped}");
+        assert!(queue.lock().bytes <= ROOM);
+
+        // Nothing is lost in silence: as many lines arrive as were kept, and then the count of the others.
+        let mut text = String::new();
+        let mut buffer = [0; 65536];
+        while !text.contains("dropped") {
+            let count = reader.read(&mut buffer).unwrap();
+            text.push_str(std::str::from_utf8(&buffer[..count]).unwrap());
+        }
+        assert!(text.contains(&format!("{dropped} log lines dropped")), "{}", &text[text.len() - 200..]);
+        assert_eq!(text.bytes().filter(|&byte| byte == b'x').count() as u64, (sent - dropped) * 1000);
+    }
+
+    #[test]
+    fn what_the_user_asked_for_has_room_beside_log_lines() {
+        let queue = Queue::new();
+        queue.push(vec![b'x'; ROOM], ROOM);
+        queue.push(vec![b'y'; 1], ROOM);
+        assert_eq!(queue.lock().dropped, 1);
+        queue.push(vec![b'z'; ROOM], ROOM_FOR_USER);
+        assert_eq!(queue.lock().dropped, 1);
+        queue.push(vec![b'z'; 3 * ROOM], ROOM_FOR_USER);
+        assert_eq!(queue.lock().dropped, 2, "that is bounded, too");
+    }
+}
