@@ -285,10 +285,24 @@ impl Driver {
         self.client.set_irq_eventfds(INTX_IRQ, 0, &[fd]).unwrap();
     }
 
+    /// Resets, and waits until that is over, as drivers must.
+    pub fn reset(&self) {
+        self.set_status(0);
+        self.wait_for_reset();
+    }
+
+    /// Waits for a reset that has begun.
+    pub fn wait_for_reset(&self) {
+        let deadline = Instant::now() + DEADLINE;
+        while self.status() != 0 {
+            assert!(Instant::now() < deadline, "the reset is not over");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Resets and negotiates, up to FEATURES_OK.
     pub fn negotiate(&mut self, features: u64) {
-        self.set_status(0);
-        assert_eq!(self.status(), 0);
+        self.reset();
         self.queues.clear();
         self.set_status(3);
         let features = (features | FEATURE_VERSION_1).to_le_bytes();

@@ -13,9 +13,9 @@ use vmm_sys_util::eventfd::EventFd;
 use super::device::VirtioDevice;
 use super::pci_config::{COMMON_OFFSET, DEVICE_OFFSET, DEVICE_SIZE, ISR_OFFSET, NOTIFY_MULTIPLIER, NOTIFY_OFFSET};
 use super::queue::{Queue, QueueState};
-use super::registers::{Action, CommonRegisters, TRANSPORT_FEATURES};
+use super::registers::{Action, CommonRegisters, NO_VECTOR, TRANSPORT_FEATURES};
 use super::signals::Signals;
-use super::worker::{Context, STOP_DEADLINE, Worker, WorkerError};
+use super::worker::{Context, Ended, Endings, Order, STOP_DEADLINE, Worker, WorkerError};
 
 /// One queue's service.
 #[derive(Debug, Default)]
@@ -27,15 +27,59 @@ enum Service {
     Suspended(QueueState),
     /// In service.
     Running(Worker),
-    /// Its worker could not be started or stopped: out of service until the device is reset.
+    /// Its worker was told to stop and has not ended yet: it may still be writing client memory.
+    Stopping { worker: Worker, since: Instant, then: Then },
+    /// Its worker could not be started, or was not suspended in time: out of service until the driver resets it.
     Broken,
+}
+
+/// What becomes of a queue once its worker has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Then {
+    Off,
+    Suspended,
+    Broken,
+}
+
+impl Service {
+    /// Stops the worker, if there is one.
+    fn stop(&mut self, order: Order, then: Then) {
+        *self = match std::mem::take(self) {
+            Self::Running(worker) => {
+                worker.tell(order);
+                Self::Stopping { worker, since: Instant::now(), then }
+            }
+            Self::Stopping { worker, since, then: before } => {
+                worker.tell(order);
+                let then = if order == Order::Abandon { then } else { before };
+                Self::Stopping { worker, since, then }
+            }
+            idle if then == Then::Suspended => idle,
+            _ => Self::Off,
+        }
+    }
+
+    /// Takes note of a worker that has ended.
+    fn settle(&mut self) {
+        let Self::Stopping { worker, then, .. } = self else { return };
+        *self = match (worker.ended(), *then) {
+            (Ended::No, _) => return,
+            (_, Then::Off) => Self::Off,
+            (Ended::At(state), Then::Suspended) => Self::Suspended(state),
+            (Ended::Panicked, _) | (_, Then::Broken) => Self::Broken,
+        };
+    }
+
+    fn is_stopping(&self) -> bool {
+        matches!(self, Self::Stopping { .. })
+    }
 }
 
 /// A virtio device behind its registers.
 ///
-/// Register accesses come by message, on the thread that serves the client, or by ioregionfd, on the thread of
-/// [`super::register_fd`]. These two share it under a lock, which no queue's thread takes. An access holds the lock until
-/// it is done, a reset and a queue that is stopped included, so none of the two ever sees half of the other's.
+/// [`super::shared`] has it under a lock, and waits without that lock for what takes time: a reset, a queue that stops.
+/// Each is in two parts, therefore: it begins, and it is over once [`Control::settle`] has found that all workers have
+/// ended which it has told to stop. Whatever comes in between finds a device that is being reset, or has no memory.
 #[derive(Debug)]
 pub struct Control<D> {
     device: D,
@@ -43,7 +87,12 @@ pub struct Control<D> {
     signals: Arc<Signals>,
     doorbells: Vec<Arc<EventFd>>,
     services: Vec<Service>,
+    /// Some of `services` are stopping.
+    stopping: bool,
+    endings: Arc<Endings>,
     memory: Memory,
+    /// The client's memory is about to change: no worker starts.
+    frozen: bool,
     /// None: no client, or one that came after another and has not reset the device yet.
     interrupts: Option<Arc<Interrupts>>,
     /// The client that started the queues has left. Its successor's memory is another guest's, so queues stay
@@ -64,7 +113,10 @@ impl<D: VirtioDevice> Control<D> {
             // Blocking, so that a worker which has nothing else to wait for waits by reading.
             doorbells: (0..queues).map(|_| EventFd::new(libc::EFD_CLOEXEC).map(Arc::new)).collect::<io::Result<_>>()?,
             services: (0..queues).map(|_| Service::Off).collect(),
+            stopping: false,
+            endings: Arc::default(),
             memory: Memory::default(),
+            frozen: false,
             interrupts: None,
             orphaned: false,
             device,
@@ -76,15 +128,38 @@ impl<D: VirtioDevice> Control<D> {
         &self.doorbells
     }
 
+    /// Where the ends of workers are counted.
+    pub fn endings(&self) -> &Arc<Endings> {
+        &self.endings
+    }
+
     /// A client is there.
     pub fn connected(&mut self, interrupts: &Arc<Interrupts>) {
         self.interrupts = Some(Arc::clone(interrupts));
     }
 
-    /// From when this returns, no queue refers to other memory of the client than this.
-    pub fn memory_changed(&mut self, memory: &Memory) {
-        self.suspend();
+    /// Tells all workers to stop: client memory is about to change, or the client is gone.
+    pub fn begin_suspend(&mut self) {
+        self.frozen = true;
+        for service in &mut self.services {
+            service.stop(Order::Suspend, Then::Suspended);
+        }
+        self.stopping = true;
+        self.settle();
+    }
+
+    /// From now on, no queue refers to other memory of the client than this; but for those of workers that have not ended
+    /// yet, which are out of service, and keep the memory that they had.
+    pub fn end_suspend(&mut self, memory: &Memory) {
+        self.settle();
+        for index in self.indices() {
+            if let Service::Stopping { then: then @ Then::Suspended, .. } = &mut self.services[usize::from(index)] {
+                *then = Then::Broken;
+                self.fail(format_args!("queue {index}: I/O does not finish"));
+            }
+        }
         self.memory = memory.clone();
+        self.frozen = false;
         self.resume();
     }
 
@@ -95,19 +170,50 @@ impl<D: VirtioDevice> Control<D> {
         }
     }
 
-    /// The client is gone.
+    /// The client is gone, and the queues are suspended.
     pub fn disconnected(&mut self) {
-        self.suspend();
         self.orphaned = self.registers.is_running();
-        self.memory = Memory::default();
+        self.end_suspend(&Memory::default());
         self.interrupts = None;
+    }
+
+    /// Whether a reset of the device or of a queue has begun and is not over.
+    pub fn is_resetting(&self) -> bool {
+        let stops = |service: &Service| matches!(service, Service::Stopping { then: Then::Off, .. });
+        self.stopping && self.services.iter().any(stops)
+    }
+
+    /// Takes note of workers that have ended. Returns until when it is worth waiting for the others; none: there is none,
+    /// and a reset is over.
+    pub fn settle(&mut self) -> Option<Instant> {
+        if !self.stopping {
+            return None;
+        }
+        for index in self.indices() {
+            let service = &mut self.services[usize::from(index)];
+            service.settle();
+            if !service.is_stopping() {
+                self.registers.reset_queue(index);
+            }
+        }
+        let since = self.services.iter().filter_map(|service| match service {
+            Service::Stopping { since, .. } => Some(*since),
+            _ => None,
+        });
+        let wait_until = since.max().map(|since| since + STOP_DEADLINE);
+        self.stopping = wait_until.is_some();
+        if !self.stopping && self.registers.is_resetting() {
+            self.registers.reset();
+            self.signals.reset();
+            self.device.deactivate();
+            self.orphaned = false;
+        }
+        wait_until
     }
 
     /// Tells the driver that it must reset the device, and the log why.
     fn fail(&self, reason: Arguments<'_>) {
-        if let Some(interrupts) = &self.interrupts {
-            self.signals.fail(interrupts, format_args!("{} {reason}", self.device.name()));
-        }
+        self.signals.fail(self.interrupts.as_deref(), format_args!("{} {reason}", self.device.name()));
     }
 
     fn indices(&self) -> std::ops::Range<u16> {
@@ -122,19 +228,28 @@ impl<D: VirtioDevice> Control<D> {
             return self.fail(format_args!("cannot start: {error}"));
         }
         for index in self.indices() {
-            if let Some(layout) = self.registers.queue(index) {
-                if !layout.is_reachable(&self.memory) {
-                    return self.fail(format_args!("queue {index}: not in memory that the client made available"));
-                }
-                self.services[usize::from(index)] = Service::Suspended(QueueState::default());
+            if !self.enable(index) {
+                return;
             }
         }
         self.resume();
     }
 
+    /// Takes a queue into service if the driver has enabled it; returns whether that went well.
+    fn enable(&mut self, index: u16) -> bool {
+        if let Some(layout) = self.registers.queue(index) {
+            if !layout.is_reachable(&self.memory) {
+                self.fail(format_args!("queue {index}: not in memory that the client made available"));
+                return false;
+            }
+            self.services[usize::from(index)] = Service::Suspended(QueueState::default());
+        }
+        true
+    }
+
     /// Starts the workers of all suspended queues whose memory is there.
     fn resume(&mut self) {
-        if self.orphaned || !self.registers.is_running() {
+        if self.frozen || self.orphaned || self.registers.is_resetting() || !self.registers.is_running() {
             return;
         }
         for index in self.indices() {
@@ -157,6 +272,7 @@ impl<D: VirtioDevice> Control<D> {
             doorbell: Arc::clone(&self.doorbells[usize::from(index)]),
             signals: Arc::clone(&self.signals),
             interrupts: Arc::clone(interrupts),
+            endings: Arc::clone(&self.endings),
         };
         let started = self
             .device
@@ -171,56 +287,35 @@ impl<D: VirtioDevice> Control<D> {
         }
     }
 
-    /// Stops all workers. When this returns, nothing refers to client memory (but see [`super::worker`]).
-    fn suspend(&mut self) {
-        let deadline = Instant::now() + STOP_DEADLINE;
-        for service in &self.services {
-            if let Service::Running(worker) = service {
-                worker.begin_stop();
-            }
+    /// A reset begins. Once it is over, the device is back in the state after power-on; until then, the status says that
+    /// it is not.
+    pub fn begin_reset(&mut self) {
+        self.registers.begin_reset();
+        for service in &mut self.services {
+            service.stop(Order::Abandon, Then::Off);
         }
-        for index in self.indices() {
-            self.suspend_queue(index, deadline);
-        }
+        self.stopping = true;
+        self.settle();
     }
 
-    fn suspend_queue(&mut self, index: u16, deadline: Instant) {
-        let service = &mut self.services[usize::from(index)];
-        if !matches!(service, Service::Running(_)) {
-            return;
-        }
-        // Broken until it is known to have stopped.
-        if let Service::Running(worker) = std::mem::replace(service, Service::Broken) {
-            match worker.stop(deadline) {
-                Some(state) => *service = Service::Suspended(state),
-                None => self.fail(format_args!("queue {index}: could not be stopped")),
-            }
-        }
-    }
-
-    /// Back to the state after power-on, with no queue running.
-    pub fn reset(&mut self) {
-        self.suspend();
-        self.services.iter_mut().for_each(|service| *service = Service::Off);
-        self.registers.reset();
-        self.signals.reset();
-        self.device.deactivate();
-        self.orphaned = false;
+    fn begin_queue_reset(&mut self, index: u16) {
+        self.signals.set_queue_vector(index, NO_VECTOR);
+        self.services[usize::from(index)].stop(Order::Abandon, Then::Off);
+        self.stopping = true;
+        self.settle();
     }
 
     fn act(&mut self, action: Action) {
         match action {
             Action::None => {}
-            Action::Reset => self.reset(),
+            Action::Reset => self.begin_reset(),
             Action::Start => self.start(),
             Action::StartQueue(index) => {
-                self.services[usize::from(index)] = Service::Suspended(QueueState::default());
-                self.resume();
+                if self.enable(index) {
+                    self.resume();
+                }
             }
-            Action::StopQueue(index) => {
-                self.suspend_queue(index, Instant::now() + STOP_DEADLINE);
-                self.services[usize::from(index)] = Service::Off;
-            }
+            Action::ResetQueue(index) => self.begin_queue_reset(index),
             Action::ConfigVector(vector) => self.signals.set_config_vector(vector),
             Action::QueueVector(queue, vector) => self.signals.set_queue_vector(queue, vector),
             Action::BadQueue(index, error) => {
@@ -231,6 +326,7 @@ impl<D: VirtioDevice> Control<D> {
 
     /// Reads at `offset` of the registers' BAR; within it.
     pub fn read(&mut self, offset: u64, data: &mut [u8]) {
+        self.settle();
         let length = data.len();
         data.fill(0);
         match offset {
@@ -251,6 +347,7 @@ impl<D: VirtioDevice> Control<D> {
 
     /// Writes at `offset` of the registers' BAR; within it.
     pub fn write(&mut self, offset: u64, data: &[u8]) {
+        self.settle();
         match offset {
             COMMON_OFFSET..ISR_OFFSET => {
                 let action = self.registers.write(usize_from(offset - COMMON_OFFSET), data);
@@ -281,9 +378,11 @@ pub(super) fn usize_from(offset: u64) -> usize {
 
 impl<D> Drop for Control<D> {
     fn drop(&mut self) {
-        for service in self.services.drain(..) {
-            if let Service::Running(worker) = service {
-                worker.stop(Instant::now() + STOP_DEADLINE);
+        self.services.iter_mut().for_each(|service| service.stop(Order::Abandon, Then::Off));
+        let deadline = Instant::now() + STOP_DEADLINE;
+        for service in &self.services {
+            if let Service::Stopping { worker, .. } = service {
+                worker.wait(deadline);
             }
         }
     }

@@ -3,7 +3,7 @@
 use std::cell::OnceCell;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use log::warn;
 use nix::errno::Errno;
@@ -19,6 +19,7 @@ use super::pci_config::{
     CONFIG_SIZE, ConfigEvent, ConfigSpace, MSIX_BAR, MSIX_BAR_SIZE, NOTIFY_MULTIPLIER, NOTIFY_OFFSET,
     REGISTERS_BAR_SIZE, Window,
 };
+use super::shared::Shared;
 use super::{MAX_QUEUES, register_fd};
 
 const MSIX_REGION: u32 = MSIX_BAR as u32;
@@ -27,7 +28,7 @@ const MSIX_REGION: u32 = MSIX_BAR as u32;
 #[derive(Debug)]
 pub struct PciFunction<D> {
     name: &'static str,
-    control: Arc<Mutex<Control<D>>>,
+    registers: Shared<D>,
     doorbells: Vec<Arc<EventFd>>,
     /// Of this client, from when it asks. None: there could be none, and accesses come by message.
     register_fd: OnceCell<Option<Endpoint>>,
@@ -60,18 +61,13 @@ impl<D: VirtioDevice> PciFunction<D> {
         Ok(Self {
             name,
             doorbells: control.doorbells().to_vec(),
-            control: Arc::new(Mutex::new(control)),
+            registers: Shared::new(control),
             register_fd: OnceCell::new(),
             config,
             msix: vec![0; usize_from(MSIX_BAR_SIZE)],
             regions,
             irqs,
         })
-    }
-
-    /// An access by ioregionfd is waited for.
-    fn control(&self) -> MutexGuard<'_, Control<D>> {
-        self.control.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The doorbells. Size zero matches any width, as drivers write two bytes or four, and lets KVM take its shortest
@@ -88,7 +84,7 @@ impl<D: VirtioDevice> PciFunction<D> {
     /// The registers. Writes are answered: see [`register_fd`].
     fn register_fd(&self) -> Option<IoFd<'_>> {
         let endpoint = self.register_fd.get_or_init(|| {
-            let started = register_fd::start(self.name, &self.control);
+            let started = register_fd::start(self.name, &self.registers);
             started.inspect_err(|error| warn!("{}: no ioregionfd for its registers: {error}", self.name)).ok()
         });
         let kind = IoFdKind::Ioregionfd { user_data: 0, posted_writes: false };
@@ -116,7 +112,7 @@ impl<D: VirtioDevice> PciFunction<D> {
         match self.config.write(usize_from(offset), data) {
             ConfigEvent::None => Ok(()),
             ConfigEvent::FunctionReset => {
-                self.reset();
+                Device::reset(self);
                 Ok(())
             }
             ConfigEvent::WriteWindow(Window { bar, offset, length }, value) => {
@@ -136,16 +132,16 @@ impl<D: VirtioDevice> Device for PciFunction<D> {
     }
 
     fn connected(&mut self, interrupts: &Arc<Interrupts>) {
-        self.control().connected(interrupts);
+        self.registers.connected(interrupts);
     }
 
     fn memory_changed(&mut self, memory: &Memory) {
-        self.control().memory_changed(memory);
+        self.registers.memory_changed(memory);
     }
 
     fn read(&mut self, region: u32, offset: u64, data: &mut [u8]) -> Result<(), Errno> {
         match region {
-            BAR0_REGION => self.control().read(offset, data),
+            BAR0_REGION => self.registers.read(offset, data),
             MSIX_REGION => data.copy_from_slice(self.access_msix(offset, data.len())?),
             CONFIG_REGION => self.read_config(offset, data),
             _ => return Err(Errno::EINVAL),
@@ -155,7 +151,7 @@ impl<D: VirtioDevice> Device for PciFunction<D> {
 
     fn write(&mut self, region: u32, offset: u64, data: &[u8]) -> Result<(), Errno> {
         match region {
-            BAR0_REGION => self.control().write(offset, data),
+            BAR0_REGION => self.registers.write(offset, data),
             MSIX_REGION => self.access_msix(offset, data.len())?.copy_from_slice(data),
             CONFIG_REGION => return self.write_config(offset, data),
             _ => return Err(Errno::EINVAL),
@@ -173,19 +169,23 @@ impl<D: VirtioDevice> Device for PciFunction<D> {
 
     fn unmasked(&mut self, irq: u32) {
         if irq == INTX_IRQ {
-            self.control().intx_unmasked();
+            self.registers.intx_unmasked();
         }
     }
 
     fn reset(&mut self) {
-        self.control().reset();
+        self.registers.reset();
         self.config.reset();
         self.msix.fill(0);
     }
 
+    fn finish_reset(&mut self) -> Result<(), Errno> {
+        if self.registers.reset_is_over() { Ok(()) } else { Err(Errno::ETIMEDOUT) }
+    }
+
     fn disconnected(&mut self) {
-        // First, and without the lock: once its thread has ended, the client that left has no way to the registers.
+        // First: once its thread has ended, the client that left has no way to the registers.
         self.register_fd.take();
-        self.control().disconnected();
+        self.registers.disconnected();
     }
 }

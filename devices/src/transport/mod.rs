@@ -10,7 +10,7 @@
 //! - [`layout`]: where a virtqueue is; [`queue`]: one in service; [`chain`]: descriptor chains.
 //! - `rings`: a queue's memory, `mapped` or in `shadow` copies.
 //! - [`worker`]: the threads, and how they are stopped so that no I/O refers to client memory any more.
-//! - [`control`]: what the registers control, shared by messages and [`register_fd`], their ioregionfd.
+//! - [`control`]: what the registers control; [`shared`] by messages and [`register_fd`], their ioregionfd.
 //! - [`function`]: the above as a PCI function.
 
 pub mod chain;
@@ -25,6 +25,7 @@ pub mod register_fd;
 pub mod registers;
 mod rings;
 mod shadow;
+pub mod shared;
 pub mod signals;
 pub mod worker;
 

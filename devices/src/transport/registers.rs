@@ -56,14 +56,15 @@ const QUEUE_RESET: usize = 0x3a;
 pub enum Action {
     /// Nothing.
     None,
-    /// The driver reset the device. The registers are reset by [`CommonRegisters::reset`].
+    /// The driver reset the device. The registers change when it is over ([`CommonRegisters::reset`]).
     Reset,
     /// The driver is ready: start the enabled queues.
     Start,
     /// A queue was enabled while the driver was ready.
     StartQueue(u16),
-    /// A queue was reset: its worker must stop.
-    StopQueue(u16),
+    /// The driver reset a queue: its worker must stop. The registers change when it has
+    /// ([`CommonRegisters::reset_queue`]).
+    ResetQueue(u16),
     /// The configuration-change vector is now this one.
     ConfigVector(u16),
     /// A queue's vector is now this one.
@@ -77,6 +78,8 @@ struct QueueRegisters {
     size: u16,
     vector: u16,
     enabled: bool,
+    /// A reset of the queue has begun.
+    resetting: bool,
     descriptors: u64,
     driver: u64,
     device: u64,
@@ -88,6 +91,7 @@ impl QueueRegisters {
         size: MAX_QUEUE_SIZE,
         vector: NO_VECTOR,
         enabled: false,
+        resetting: false,
         descriptors: 0,
         driver: 0,
         device: 0,
@@ -103,6 +107,8 @@ pub struct CommonRegisters {
     device_feature_select: u32,
     driver_feature_select: u32,
     status: u8,
+    /// A reset of the device has begun.
+    resetting: bool,
     config_vector: u16,
     queue_select: u16,
     queues: Vec<QueueRegisters>,
@@ -117,15 +123,34 @@ impl CommonRegisters {
             device_feature_select: 0,
             driver_feature_select: 0,
             status: 0,
+            resetting: false,
             config_vector: NO_VECTOR,
             queue_select: 0,
             queues: vec![QueueRegisters::RESET; usize::from(queues)],
         }
     }
 
-    /// Back to the state after power-on.
+    /// A reset begins: until it is over, the status keeps what it has, by which the driver knows (virtio 1.2, section
+    /// 4.1.4.3.1, `device_status`), and nothing can be written.
+    pub fn begin_reset(&mut self) {
+        self.resetting = true;
+    }
+
+    /// Whether a reset of the device has begun.
+    pub fn is_resetting(&self) -> bool {
+        self.resetting
+    }
+
+    /// A reset is over: back to the state after power-on.
     pub fn reset(&mut self) {
         *self = Self::new(self.offered, self.num_queues());
+    }
+
+    /// The reset of a queue, if one has begun, is over: back to the state after power-on (virtio 1.2, section 2.6.1.1).
+    pub fn reset_queue(&mut self, index: u16) {
+        if let Some(queue) = self.queues.get_mut(usize::from(index)).filter(|queue| queue.resetting) {
+            *queue = QueueRegisters::RESET;
+        }
     }
 
     /// The features that driver and device agreed on.
@@ -138,11 +163,12 @@ impl CommonRegisters {
         self.status & (STATUS_DRIVER_OK | STATUS_FAILED) == STATUS_DRIVER_OK
     }
 
-    /// The layout of a queue, if it is enabled.
+    /// The layout of a queue, if it is enabled and not about to be reset.
     pub fn queue(&self, index: u16) -> Option<QueueLayout> {
         let event_idx = self.accepted & FEATURE_EVENT_IDX != 0;
         let indirect = self.accepted & FEATURE_INDIRECT != 0;
-        self.queues.get(usize::from(index))?.layout.map(|layout| layout.with_features(event_idx, indirect))
+        let queue = self.queues.get(usize::from(index)).filter(|queue| !queue.resetting)?;
+        queue.layout.map(|layout| layout.with_features(event_idx, indirect))
     }
 
     fn num_queues(&self) -> u16 {
@@ -175,14 +201,19 @@ impl CommonRegisters {
             put(QUEUE_DESCRIPTORS, &queue.descriptors.to_le_bytes());
             put(QUEUE_DRIVER, &queue.driver.to_le_bytes());
             put(QUEUE_DEVICE, &queue.device.to_le_bytes());
+            put(QUEUE_RESET, &u16::from(queue.resetting).to_le_bytes());
         }
         for (byte, at) in data.iter_mut().zip(offset..) {
             *byte = image.get(at).copied().unwrap_or(0);
         }
     }
 
-    /// Writes at `offset`. Accesses of a width that the field does not have are ignored (virtio 1.2, section 4.1.3.1).
+    /// Writes at `offset`. Accesses of a width that the field does not have are ignored (virtio 1.2, section 4.1.3.1), and
+    /// so is all that a driver writes without waiting for its reset.
     pub fn write(&mut self, offset: usize, data: &[u8]) -> Action {
+        if self.resetting {
+            return Action::None;
+        }
         match (offset, data) {
             (STATUS, &[value]) => self.write_status(value),
             (_, &[a, b]) => self.write_u16(offset, u16::from_le_bytes([a, b])),
@@ -228,7 +259,8 @@ impl CommonRegisters {
             QUEUE_SELECT => self.queue_select = value,
             _ => {}
         }
-        let Some(queue) = self.queues.get_mut(usize::from(index)) else { return Action::None };
+        let queue = self.queues.get_mut(usize::from(index)).filter(|queue| !queue.resetting);
+        let Some(queue) = queue else { return Action::None };
         match (offset, value) {
             (QUEUE_SIZE, _) if !queue.enabled => queue.size = value,
             (QUEUE_VECTOR, _) => {
@@ -246,8 +278,8 @@ impl CommonRegisters {
                 }
             }
             (QUEUE_RESET, 1) if self.accepted & FEATURE_RING_RESET != 0 => {
-                *queue = QueueRegisters::RESET;
-                return Action::StopQueue(index);
+                queue.resetting = true;
+                return Action::ResetQueue(index);
             }
             _ => {}
         }
@@ -264,7 +296,7 @@ impl CommonRegisters {
             _ => {}
         }
         let Some(queue) = self.queues.get_mut(usize::from(self.queue_select)) else { return };
-        if queue.enabled {
+        if queue.enabled || queue.resetting {
             return;
         }
         let (field, half) = match offset & !4 {
@@ -424,10 +456,41 @@ mod tests {
         accept(&mut registers, OFFERED);
         enable(&mut registers, 0);
         registers.write(STATUS, &[0x0f]);
-        assert_eq!(registers.write(QUEUE_RESET, &[1, 0]), Action::StopQueue(0));
+        registers.write(QUEUE_VECTOR, &[1, 0]);
+        assert_eq!(registers.write(QUEUE_RESET, &[1, 0]), Action::ResetQueue(0));
+        // Until the worker has stopped, the queue says that it is being reset, and nothing helps.
+        assert_eq!(registers.write(QUEUE_RESET, &[1, 0]), Action::None);
+        assert_eq!(enable(&mut registers, 0), Action::None);
+        assert_eq!(registers.write(QUEUE_VECTOR, &[1, 0]), Action::None);
+        assert_eq!(read(&registers, QUEUE_RESET), [1, 0]);
+        assert_eq!(read(&registers, QUEUE_ENABLE), [1, 0]);
+        assert_eq!(registers.queue(0), None);
+        registers.reset_queue(0);
+        registers.reset_queue(1);
         assert_eq!(read(&registers, QUEUE_RESET), [0; 2]);
         assert_eq!(read(&registers, QUEUE_ENABLE), [0; 2]);
+        assert_eq!(read(&registers, QUEUE_VECTOR), NO_VECTOR.to_le_bytes());
+        assert_eq!(read(&registers, QUEUE_SIZE), MAX_QUEUE_SIZE.to_le_bytes());
+        assert_eq!(read(&registers, QUEUE_DESCRIPTORS), [0; 8]);
         assert_eq!(enable(&mut registers, 0), Action::StartQueue(0));
+    }
+
+    #[test]
+    fn a_reset_shows_the_old_status_and_takes_no_writes_until_it_is_over() {
+        let mut registers = registers();
+        accept(&mut registers, OFFERED);
+        registers.write(STATUS, &[0x0f]);
+        assert_eq!(registers.write(STATUS, &[0]), Action::Reset);
+        registers.begin_reset();
+        for status in [0, 1, 3, 0x80] {
+            assert_eq!(registers.write(STATUS, &[status]), Action::None);
+            assert_eq!(read(&registers, STATUS), [0x0f]);
+        }
+        assert_eq!(enable(&mut registers, 0), Action::None);
+        registers.reset();
+        assert_eq!(read(&registers, STATUS), [0]);
+        assert_eq!(registers.write(STATUS, &[1]), Action::None);
+        assert_eq!(read(&registers, STATUS), [1]);
     }
 
     proptest! {

@@ -74,12 +74,15 @@ impl Signals {
     }
 
     /// The device cannot go on before the driver resets it (virtio 1.2, section 2.1.2), for the reason that is logged.
-    pub fn fail(&self, interrupts: &Interrupts, reason: Arguments<'_>) {
+    /// Without a client, its successor finds out by reading the status.
+    pub fn fail(&self, interrupts: Option<&Interrupts>, reason: Arguments<'_>) {
         let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         log.warn(format_args!("{reason}; the device needs a reset"));
         drop(log);
         self.needs_reset.store(true, Ordering::Relaxed);
-        self.fire(interrupts, self.config_vector.load(Ordering::Relaxed), ISR_CONFIG);
+        if let Some(interrupts) = interrupts {
+            self.fire(interrupts, self.config_vector.load(Ordering::Relaxed), ISR_CONFIG);
+        }
     }
 
     /// Whether [`Signals::fail`] was called since the last reset.

@@ -1,15 +1,15 @@
 //! The threads that move data, one per enabled queue.
 //!
 //! A worker is stopped by a flag and its own doorbell, and hands back its [`QueueState`] when no I/O refers to client
-//! memory any more. I/O on regular files cannot be taken back once the kernel has begun it, so stopping waits for it,
-//! up to [`STOP_DEADLINE`]. A worker that takes longer is left alone: it keeps its own reference to the old mapping, so
-//! this process stays safe, and its queue stays out of service.
+//! memory any more. I/O on regular files cannot be taken back once the kernel has begun it, so a worker may take any time
+//! to end, and nobody waits for one while others are kept waiting: whoever told it to stop looks later, or sleeps on
+//! [`Endings`]. Until then the worker keeps its own reference to client memory, so this process stays safe.
 
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, sync_channel};
-use std::thread::{Builder, JoinHandle};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 use log::error;
@@ -19,8 +19,8 @@ use vmm_sys_util::eventfd::EventFd;
 use super::queue::{Queue, QueueError, QueueState};
 use super::signals::Signals;
 
-/// How long stopping all workers of a device may take: less than a client waits for the reply that hangs on it.
-pub const STOP_DEADLINE: Duration = Duration::from_secs(8);
+/// How long the client is kept waiting for a worker to end: less than it waits for the reply that hangs on it.
+pub const STOP_DEADLINE: Duration = if cfg!(test) { Duration::from_secs(2) } else { Duration::from_secs(8) };
 
 /// What a queue's thread does until it is told to stop. When it returns, no I/O may refer to client memory.
 pub type Work = Box<dyn FnOnce(&mut ActiveQueue) -> Result<(), WorkerError> + Send>;
@@ -59,6 +59,50 @@ impl WorkerError {
     }
 }
 
+/// What a worker was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Order {
+    /// Go on.
+    Work,
+    /// Begin nothing more, finish what was begun, and return.
+    Suspend,
+    /// Return as soon as nothing refers to client memory: the driver has reset the queue, no result is of use any more.
+    Abandon,
+}
+
+/// Counts the workers of a device that have ended, so that one can sleep until the next one has.
+#[derive(Debug, Default)]
+pub struct Endings {
+    count: Mutex<u64>,
+    more: Condvar,
+}
+
+impl Endings {
+    /// How many have ended so far.
+    pub fn count(&self) -> u64 {
+        *self.count.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sleeps until more than `seen` have ended; returns whether they have by the deadline.
+    pub fn wait_beyond(&self, seen: u64, deadline: Instant) -> bool {
+        let count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = deadline.saturating_duration_since(Instant::now());
+        let waited = self.more.wait_timeout_while(count, left, |count| *count <= seen);
+        *waited.unwrap_or_else(PoisonError::into_inner).0 > seen
+    }
+}
+
+/// Adds to [`Endings`] when it is dropped, by a panic as well.
+struct Ending(Arc<Endings>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        *self.0.count.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        self.0.more.notify_all();
+    }
+}
+
 /// What a worker needs besides its queue.
 #[derive(Debug)]
 pub struct Context {
@@ -72,6 +116,8 @@ pub struct Context {
     pub signals: Arc<Signals>,
     /// The client's eventfds.
     pub interrupts: Arc<Interrupts>,
+    /// Where its end is counted.
+    pub endings: Arc<Endings>,
 }
 
 /// A queue in service, on its worker's thread.
@@ -80,13 +126,20 @@ pub struct ActiveQueue {
     /// The rings.
     pub queue: Queue,
     context: Context,
-    stop: Arc<AtomicBool>,
+    order: Arc<AtomicU8>,
 }
 
 impl ActiveQueue {
-    /// Whether the worker must finish what it has begun and return.
+    /// Whether the worker must begin nothing more and return. To be asked before each request: a batch may be long.
+    #[inline]
     pub fn stopping(&self) -> bool {
-        self.stop.load(Ordering::Acquire)
+        self.order.load(Ordering::Acquire) >= Order::Suspend as u8
+    }
+
+    /// Whether what has begun need not even be finished: see [`Order::Abandon`].
+    #[inline]
+    pub fn abandoned(&self) -> bool {
+        self.order.load(Ordering::Acquire) >= Order::Abandon as u8
     }
 
     /// Becomes readable when there is work, or when the worker must stop.
@@ -113,14 +166,24 @@ impl ActiveQueue {
     }
 }
 
-/// A running worker, as the serving thread holds it.
+/// A worker, as the threads that control it hold it.
 #[derive(Debug)]
 pub struct Worker {
     name: String,
     doorbell: Arc<EventFd>,
-    stop: Arc<AtomicBool>,
+    order: Arc<AtomicU8>,
     finished: Receiver<QueueState>,
-    thread: JoinHandle<()>,
+}
+
+/// Whether a worker has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Not yet.
+    No,
+    /// It has, and this is where its queue is.
+    At(QueueState),
+    /// It has panicked.
+    Panicked,
 }
 
 impl Worker {
@@ -128,50 +191,54 @@ impl Worker {
     pub fn start(context: Context, queue: Queue, work: Work) -> io::Result<Self> {
         let name = format!("{}-q{}", context.name, context.index);
         let doorbell = Arc::clone(&context.doorbell);
-        let stop = Arc::new(AtomicBool::new(false));
+        let order = Arc::new(AtomicU8::new(Order::Work as u8));
         let (sender, finished) = sync_channel(1);
-        let mut active = ActiveQueue { queue, context, stop: Arc::clone(&stop) };
-        let thread = Builder::new().name(name.clone()).spawn(move || {
+        let ending = Ending(Arc::clone(&context.endings));
+        let active = ActiveQueue { queue, context, order: Arc::clone(&order) };
+        Builder::new().name(name.clone()).spawn(move || {
+            // Dropped in the reverse order: that it has ended is known when there is a state, or none is to come.
+            let _ending = ending;
+            let sender = sender;
+            let mut active = active;
             if let Err(error) = work(&mut active) {
                 let Context { name, index, signals, interrupts, .. } = &active.context;
                 let line = format_args!("{name} queue {index}: {error}");
-                if error.is_disconnection() {
-                    // The queue is sound. The serving thread is about to notice.
+                if error.is_disconnection() || active.abandoned() {
+                    // The queue is sound and the serving thread is about to notice, or nobody uses it any more.
                     log::debug!("{line}");
                 } else {
-                    signals.fail(interrupts, line);
+                    signals.fail(Some(interrupts), line);
                 }
             }
             let state = active.queue.state();
-            // Lets go of client memory before the serving thread hears of it.
+            // Lets go of client memory before anyone hears of it.
             drop(active);
-            // Nobody hears of it if the serving thread has given up waiting.
+            // Nobody hears of it if the device is gone.
             let _ = sender.send(state);
         })?;
-        Ok(Self { name, doorbell, stop, finished, thread })
+        Ok(Self { name, doorbell, order, finished })
     }
 
-    /// Tells the worker to stop, without waiting.
-    pub fn begin_stop(&self) {
-        self.stop.store(true, Ordering::Release);
+    /// Tells the worker to stop, without waiting. The strictest of several orders counts.
+    pub fn tell(&self, order: Order) {
+        self.order.fetch_max(order as u8, Ordering::Release);
         if let Err(error) = self.doorbell.write(1) {
             error!("{}: cannot ring its doorbell: {error}", self.name);
         }
     }
 
-    /// Stops the worker and returns where its queue is; none if it has not stopped by the deadline.
-    pub fn stop(self, deadline: Instant) -> Option<QueueState> {
-        self.begin_stop();
-        match self.finished.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(state) => {
-                // It has nothing left to do but to end.
-                let _ = self.thread.join();
-                Some(state)
-            }
-            Err(_) => {
-                error!("{}: I/O did not finish in time; the queue is out of service", self.name);
-                None
-            }
+    /// Whether it has ended; an end is reported once.
+    pub fn ended(&self) -> Ended {
+        match self.finished.try_recv() {
+            Ok(state) => Ended::At(state),
+            Err(TryRecvError::Empty) => Ended::No,
+            Err(TryRecvError::Disconnected) => Ended::Panicked,
         }
+    }
+
+    /// Waits for its end, when nobody else is kept waiting by that; returns whether it has ended by the deadline.
+    pub fn wait(&self, deadline: Instant) -> bool {
+        let left = deadline.saturating_duration_since(Instant::now());
+        !matches!(self.finished.recv_timeout(left), Err(RecvTimeoutError::Timeout))
     }
 }

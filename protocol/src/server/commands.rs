@@ -50,7 +50,7 @@ impl Commands<'_> {
             Command::DeviceFeature => self.feature(&message, reply),
             Command::DeviceReset if message.payload.is_empty() => {
                 self.device.reset();
-                Ok(())
+                self.device.finish_reset()
             }
             Command::DeviceReset => Err(Errno::EINVAL),
             Command::Version => Err(Errno::EINVAL),

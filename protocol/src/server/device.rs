@@ -77,6 +77,12 @@ pub trait Device {
     /// `VFIO_USER_DEVICE_RESET`: back to the state after power-on, with no DMA left in flight.
     fn reset(&mut self);
 
+    /// Waits for what [`Device::reset`] has begun and cannot take back, such as I/O of the kernel's. The client is told
+    /// that the device was reset after this; an error is the reply when there is DMA in flight all the same.
+    fn finish_reset(&mut self) -> Result<(), Errno> {
+        Ok(())
+    }
+
     /// The client is gone: stop using its memory and interrupts. Guest-visible state is kept
     /// (specification: "Client Disconnection").
     fn disconnected(&mut self);
