@@ -102,7 +102,7 @@ impl<D: VirtioDevice> PciFunction<D> {
         if let Some(Window { bar, offset, length }) = self.config.window(at, data.len()) {
             let mut value = [0; 4];
             if self.read(bar.into(), offset.into(), &mut value[..length]).is_ok() {
-                self.config.set_window_data(value);
+                self.config.set_window_data(&value[..length]);
             }
         }
         self.config.read(at, data);

@@ -104,11 +104,15 @@ impl ConfigSpace {
         space.virtio(COMMON, NOTIFY, 1, 16, COMMON_OFFSET, COMMON_SIZE);
         space.virtio(NOTIFY, ISR, 2, 20, NOTIFY_OFFSET, notify_size);
         space.put(NOTIFY + 16, &NOTIFY_MULTIPLIER.to_le_bytes());
-        space.virtio(ISR, DEVICE, 3, 16, ISR_OFFSET, 1);
-        space.virtio(DEVICE, ACCESS, 4, 16, DEVICE_OFFSET, device_size);
+        // A device without configuration has no such capability: a structure of no bytes is none that drivers accept.
+        let after_isr = if device_size > 0 { DEVICE } else { ACCESS };
+        space.virtio(ISR, after_isr, 3, 16, ISR_OFFSET, 1);
+        if device_size > 0 {
+            space.virtio(DEVICE, ACCESS, 4, 16, DEVICE_OFFSET, device_size);
+        }
         space.virtio(ACCESS, 0, 5, 20, 0, 0);
         space.allow(ACCESS + 4, &[0xff]);
-        space.allow(ACCESS + 8, &[0xff; 8]);
+        space.allow(ACCESS + 8, &[0xff; 12]);
         space.pristine = space.bytes.clone();
         space
     }
@@ -185,12 +189,15 @@ impl ConfigSpace {
         self.writable[at..at + mask.len()].copy_from_slice(mask);
     }
 
-    /// The window that an access at `offset` of `length` bytes reaches, if it does.
+    /// The window that an access at `offset` of `length` bytes reaches, if it does: the access is to be among those bytes of
+    /// `pci_cfg_data` that the window has.
     pub fn window(&self, offset: usize, length: usize) -> Option<Window> {
-        let reached = offset < ACCESS_DATA + 4 && offset + length > ACCESS_DATA;
         let field = |at: usize| u32::from_le_bytes(self.bytes[at..at + 4].try_into().expect("four bytes"));
-        let length = match field(ACCESS + 12) {
-            length @ (1 | 2 | 4) => length as usize,
+        let (length, reached) = match field(ACCESS + 12) {
+            size @ (1 | 2 | 4) => {
+                let size = size as usize;
+                (size, offset < ACCESS_DATA + size && offset + length > ACCESS_DATA)
+            }
             _ => return None,
         };
         let window = Window { bar: self.bytes[ACCESS + 4], offset: field(ACCESS + 8), length };
@@ -204,9 +211,9 @@ impl ConfigSpace {
         (reached && fits && aligned).then_some(window)
     }
 
-    /// Shows what was read through the window.
-    pub fn set_window_data(&mut self, data: [u8; 4]) {
-        self.put(ACCESS_DATA, &data);
+    /// Shows what was read through the window, whose bytes these are.
+    pub fn set_window_data(&mut self, data: &[u8]) {
+        self.put(ACCESS_DATA, data);
     }
 
     /// Reads; bytes beyond the end are zero.
@@ -219,19 +226,21 @@ impl ConfigSpace {
     /// Writes the bits that can be.
     pub fn write(&mut self, offset: usize, data: &[u8]) -> ConfigEvent {
         const INITIATE_RESET: usize = EXPRESS_DEVICE_CONTROL + 1;
-        let mut window_data = [0; 4];
         let mut event = ConfigEvent::None;
         for (&byte, at) in data.iter().zip(offset..) {
             let (Some(kept), Some(&mask)) = (self.bytes.get_mut(at), self.writable.get(at)) else { break };
             *kept = *kept & !mask | byte & mask;
             match at {
                 INITIATE_RESET if byte & 0x80 != 0 => event = ConfigEvent::FunctionReset,
-                ACCESS_DATA.. if at < ACCESS_DATA + 4 => window_data[at - ACCESS_DATA] = byte,
                 _ => {}
             }
         }
         match self.window(offset, data.len()) {
-            Some(window) if event == ConfigEvent::None => ConfigEvent::WriteWindow(window, window_data),
+            // What the driver did not write now, it has read or written before.
+            Some(window) if event == ConfigEvent::None => {
+                let bytes = self.bytes[ACCESS_DATA..][..4].try_into().expect("four bytes");
+                ConfigEvent::WriteWindow(window, bytes)
+            }
             _ => event,
         }
     }
@@ -253,18 +262,28 @@ mod tests {
         u32::from_le_bytes(data)
     }
 
-    #[test]
-    fn the_capability_chain_visits_every_structure_once() {
-        let space = space();
-        let mut at = u32_at(&space, CAPABILITIES_POINTER) as usize & 0xff;
+    fn capabilities(space: &ConfigSpace) -> Vec<(u8, u8)> {
+        let mut at = u32_at(space, CAPABILITIES_POINTER) as usize & 0xff;
         let mut found = Vec::new();
         while at != 0 {
-            let header = u32_at(&space, at).to_le_bytes();
+            let header = u32_at(space, at).to_le_bytes();
             found.push(if header[0] == CAPABILITY_VENDOR { (header[0], header[3]) } else { (header[0], 0) });
             assert!(found.len() < 16 && at.is_multiple_of(4));
             at = header[1].into();
         }
-        assert_eq!(found, [(0x10, 0), (0x11, 0), (9, 1), (9, 2), (9, 3), (9, 4), (9, 5)]);
+        found
+    }
+
+    #[test]
+    fn the_capability_chain_visits_every_structure_once() {
+        assert_eq!(capabilities(&space()), [(0x10, 0), (0x11, 0), (9, 1), (9, 2), (9, 3), (9, 4), (9, 5)]);
+    }
+
+    /// Linux refuses a device whose capability for it has no bytes.
+    #[test]
+    fn a_device_without_configuration_has_no_capability_for_it() {
+        let entropy = ConfigSpace::new(Identity { device_type: 4, class: 0xff_00_00 }, 1, 0);
+        assert_eq!(capabilities(&entropy), [(0x10, 0), (0x11, 0), (9, 1), (9, 2), (9, 3), (9, 5)]);
     }
 
     #[test]
