@@ -12,7 +12,7 @@ use super::bounce::Bounce;
 use super::{MAX_ZERO_SECTORS, SERIAL_SIZE};
 use crate::byte;
 use crate::transport::chain::{gather, part, scatter};
-use crate::transport::{Chain, QueueError, Segment, WorkerError};
+use crate::transport::{Chain, Segment, WorkerError};
 
 /// Where the disk is among the ring's registered files.
 pub const DISK_FILE: types::Fixed = types::Fixed(0);
@@ -76,6 +76,8 @@ pub struct Request {
     /// Its first buffer with bytes that remain.
     first_buffer: u16,
     buffers: u16,
+    /// Bytes that the driver lets us write before the status byte.
+    room: u32,
     /// Where the status byte goes.
     pub status_address: u64,
     /// How often the kernel asked to try again.
@@ -130,11 +132,21 @@ impl Request {
         let (Some(last), true) = (chain.writable().last(), chain.readable_bytes() >= HEADER_SIZE) else {
             return Err(WorkerError::host("malformed request")(io::Error::other("no header or no status byte")));
         };
-        let header = header(memory, chain).map_err(QueueError::from)?;
-        let mut request =
-            Self { status_address: last.address.saturating_add(u64::from(last.length - 1)), ..Self::default() };
-        let parsed = request.prepare(disk, memory, chain, &header, buffers, bounce);
-        Ok((request, parsed.unwrap_or_else(|error| Parsed::Failed(Status::IoError, error))))
+        let mut request = Self {
+            status_address: last.address.saturating_add(u64::from(last.length - 1)),
+            room: chain.writable_bytes() - 1,
+            ..Self::default()
+        };
+        let parsed = match header(memory, chain) {
+            Ok(header) => request.prepare(disk, memory, chain, &header, buffers, bounce),
+            Err(error) => Err(error.into()),
+        };
+        match parsed {
+            Ok(parsed) => Ok((request, parsed)),
+            // There is nobody to report to.
+            Err(RequestError::Memory(error @ MemoryError::Disconnected { .. })) => Err(error.into()),
+            Err(error) => Ok((request, Parsed::Failed(Status::IoError, error))),
+        }
     }
 
     fn prepare(
@@ -147,7 +159,7 @@ impl Request {
         bounce: &mut Option<Bounce>,
     ) -> Result<Parsed, RequestError> {
         let (kind, sector) = (u32_at(header, 0), u64::from_le_bytes(header[8..].try_into().expect("eight bytes")));
-        let (sent, wanted) = (chain.readable_bytes() - HEADER_SIZE, chain.writable_bytes() - 1);
+        let (sent, wanted) = (chain.readable_bytes() - HEADER_SIZE, self.room);
         let writes = [spec::VIRTIO_BLK_T_OUT, spec::VIRTIO_BLK_T_DISCARD, spec::VIRTIO_BLK_T_WRITE_ZEROES];
         if disk.backing.readonly && writes.contains(&kind) {
             return Err(RequestError::ReadOnly(kind));
@@ -287,6 +299,22 @@ impl Request {
     /// Bytes that have been moved.
     pub fn done(&self) -> u32 {
         self.length - self.remaining
+    }
+
+    /// Bytes of data in the driver's buffers when the request ends with `status`, from their start.
+    pub fn written(&self, status: Status) -> u32 {
+        match (self.operation, status) {
+            (Operation::Read, Status::Ok) => self.length,
+            // Short: what was there has been read.
+            (Operation::Read, _) => self.done(),
+            _ => 0,
+        }
+    }
+
+    /// What the used ring says when `written` bytes of data were written: the driver may rely on as many bytes from the
+    /// start of its buffers (virtio 1.2, section 2.7.8.2), so the status byte counts only if nothing is missing before it.
+    pub fn used_length(&self, written: u32) -> u32 {
+        if written == self.room { written.saturating_add(1) } else { written }
     }
 
     /// Takes note of `bytes` that the kernel has moved, fewer than remain.

@@ -169,6 +169,9 @@ impl Service<'_> {
     fn take(&mut self, active: &mut ActiveQueue) -> Result<bool, WorkerError> {
         active.queue.suppress_doorbell()?;
         for count in 0..active.queue.size() {
+            if active.stopping() {
+                break;
+            }
             let Some(head) = active.queue.pop(&mut self.chain)? else { return Ok(count > 0) };
             self.begin(active, head)?;
         }
@@ -292,7 +295,7 @@ impl Service<'_> {
         let status = match (request.operation, result) {
             (Operation::Read | Operation::Write, 1..) if moved < request.remaining => {
                 request.advance(moved, &mut self.buffers[self.slots[index]]);
-                return self.resubmit(active, head);
+                return self.go_on(active, head);
             }
             (Operation::Read | Operation::Write, 0) => {
                 self.warn(head, "the file ends there");
@@ -302,22 +305,29 @@ impl Service<'_> {
             (Operation::Zero, error) if error == -libc::EOPNOTSUPP => {
                 // Some file systems can only punch holes.
                 request.operation = Operation::ZeroUnmap;
-                return self.resubmit(active, head);
+                return self.go_on(active, head);
             }
             (Operation::Discard | Operation::ZeroUnmap, error) if error == -libc::EOPNOTSUPP => Status::Unsupported,
             (_, error) if [-libc::EINTR, -libc::EAGAIN].contains(&error) && request.retries < MAX_RETRIES => {
                 request.retries += 1;
-                return self.resubmit(active, head);
+                return self.go_on(active, head);
             }
             (_, error) => {
                 self.warn(head, &io::Error::from_raw_os_error(-error).to_string());
                 Status::IoError
             }
         };
-        let request = &self.requests[index];
-        let is_read = request.operation == Operation::Read && status == Status::Ok;
-        let written = if is_read { request.length } else { 0 };
+        let written = self.requests[index].written(status);
         Ok(self.end(active, head, status, written)?)
+    }
+
+    /// What remains of a request is done next, unless nobody wants it any more.
+    fn go_on(&mut self, active: &mut ActiveQueue, head: u16) -> Result<(), WorkerError> {
+        if !active.abandoned() {
+            return self.resubmit(active, head);
+        }
+        let written = self.requests[usize::from(head)].written(Status::IoError);
+        Ok(self.end(active, head, Status::IoError, written)?)
     }
 
     fn warn(&mut self, head: u16, cause: &str) {
@@ -331,15 +341,17 @@ impl Service<'_> {
             return Err(error.into());
         }
         self.warn(head, &error.to_string());
-        Ok(self.end(active, head, Status::IoError, 0)?)
+        let written = self.requests[usize::from(head)].written(Status::IoError);
+        Ok(self.end(active, head, Status::IoError, written)?)
     }
 
+    /// Reports a request, the first `written` bytes of whose data were written to the driver's buffers.
     fn end(&mut self, active: &mut ActiveQueue, head: u16, status: Status, written: u32) -> Result<(), MemoryError> {
         self.bounces[usize::from(head)] = None;
         self.free.push(self.slots[usize::from(head)]);
-        let address = self.requests[usize::from(head)].status_address;
-        active.queue.memory().write_array(address, [status as u8])?;
-        active.queue.push(head, written.saturating_add(1));
+        let request = &self.requests[usize::from(head)];
+        active.queue.memory().write_array(request.status_address, [status as u8])?;
+        active.queue.push(head, request.used_length(written));
         Ok(())
     }
 }
