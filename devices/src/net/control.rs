@@ -8,7 +8,7 @@ use virtio_bindings::virtio_net as spec;
 
 use super::tap::Tap;
 use crate::byte;
-use crate::transport::chain::gather;
+use crate::transport::chain::{gather, part};
 use crate::transport::{ActiveQueue, Chain, WorkerError};
 
 const OK: u8 = byte(spec::VIRTIO_NET_OK);
@@ -16,6 +16,8 @@ const ERROR: u8 = byte(spec::VIRTIO_NET_ERR);
 const CLASS_RX: u8 = byte(spec::VIRTIO_NET_CTRL_RX);
 const CLASS_MAC: u8 = byte(spec::VIRTIO_NET_CTRL_MAC);
 const CLASS_MQ: u8 = byte(spec::VIRTIO_NET_CTRL_MQ);
+const RX_PROMISC: u8 = byte(spec::VIRTIO_NET_CTRL_RX_PROMISC);
+const RX_ALLMULTI: u8 = byte(spec::VIRTIO_NET_CTRL_RX_ALLMULTI);
 const MAC_TABLE_SET: u8 = byte(spec::VIRTIO_NET_CTRL_MAC_TABLE_SET);
 const MQ_PAIRS_SET: u8 = byte(spec::VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET);
 
@@ -26,6 +28,8 @@ pub struct Control {
     pub tap: Arc<Tap>,
     /// How many queue pairs there are.
     pub pairs: u16,
+    /// Whether the driver can have more than one.
+    pub multi_queue: bool,
 }
 
 impl Control {
@@ -34,11 +38,16 @@ impl Control {
         let mut chain = Chain::new();
         while !active.stopping() {
             while let Some(head) = active.queue.pop(&mut chain)? {
-                let Some(last) = chain.writable().last() else {
+                // First of what we write; a result, which none of these commands has, would come after it.
+                let Some(ack) = chain.writable().first().map(|segment| segment.address) else {
                     return Err(WorkerError::host("malformed command")(io::Error::other("no room for its status")));
                 };
-                let answer = self.command(active.queue.memory(), &chain)?;
-                active.queue.memory().write(last.address.saturating_add(u64::from(last.length - 1)), &[answer])?;
+                let answer = match self.command(active.queue.memory(), &chain) {
+                    Err(error @ MemoryError::Disconnected { .. }) => return Err(error.into()),
+                    Err(_) => ERROR,
+                    Ok(answer) => answer,
+                };
+                active.queue.memory().write_array(ack, [answer])?;
                 active.queue.push(head, 1);
                 active.publish()?;
                 if active.stopping() {
@@ -58,8 +67,9 @@ impl Control {
         let [class, command, low, high] = bytes;
         Ok(match (class, command) {
             // A tap delivers everything; filters would only spare the guest work, and it may not rely on them.
-            (CLASS_RX, _) | (CLASS_MAC, MAC_TABLE_SET) => OK,
-            (CLASS_MQ, MQ_PAIRS_SET) if chain.readable_bytes() >= 4 => {
+            (CLASS_RX, RX_PROMISC | RX_ALLMULTI) if chain.readable_bytes() >= 3 => OK,
+            (CLASS_MAC, MAC_TABLE_SET) if is_mac_table(memory, chain)? => OK,
+            (CLASS_MQ, MQ_PAIRS_SET) if self.multi_queue && chain.readable_bytes() >= 4 => {
                 let pairs = u16::from_le_bytes([low, high]);
                 match (1..=self.pairs).contains(&pairs).then(|| self.tap.attach(pairs)) {
                     Some(Ok(())) => OK,
@@ -73,4 +83,19 @@ impl Control {
             _ => ERROR,
         })
     }
+}
+
+/// Whether the data of a command is two lists of addresses, each with its length first (virtio 1.2, section 5.1.6.5.2).
+fn is_mac_table(memory: &Memory, chain: &Chain) -> Result<bool, MemoryError> {
+    let mut at = 2;
+    for _ in 0..2 {
+        let mut entries = [0; 4];
+        gather(memory, part(chain.readable(), at, 4), &mut entries)?;
+        let end = u32::from_le_bytes(entries).checked_mul(6).and_then(|bytes| bytes.checked_add(at + 4));
+        match end {
+            Some(end) if end <= chain.readable_bytes() => at = end,
+            _ => return Ok(false),
+        }
+    }
+    Ok(true)
 }

@@ -131,7 +131,7 @@ impl Net {
         let pairs = if features & MULTI_QUEUE != 0 { self.pairs } else { 1 };
         let tap = Arc::clone(&self.tap);
         if queue == 2 * pairs {
-            let control = Control { tap, pairs };
+            let control = Control { tap, pairs, multi_queue: features & MULTI_QUEUE != 0 };
             Box::new(move |active| control.serve(active))
         } else if queue > 2 * pairs {
             // Enabled for nothing.

@@ -16,6 +16,7 @@ use outrigger_protocol::server::{Memory, MemoryError};
 
 use super::pace::Pace;
 use super::tap::{HEADER_SIZE, MAX_PACKET, Tap};
+use crate::log_limit::LogLimit;
 use crate::transport::chain::{part, scatter};
 use crate::transport::{ActiveQueue, Chain, Segment, WorkerError};
 
@@ -28,14 +29,12 @@ const FEW_LARGE: u32 = 64;
 /// After a wake-up for a single packet, so many are expected to be alike.
 const ALONE: u32 = 7;
 /// Where the header counts the buffers that a packet takes.
-const NUM_BUFFERS_OFFSET: usize = 10;
+const NUM_BUFFERS_OFFSET: u32 = 10;
 
 /// A chain taken from the queue and not filled yet.
 #[derive(Debug)]
 struct Buffer {
     head: u16,
-    /// Where the packet's header goes if it is the first.
-    address: u64,
     length: usize,
     segments: usize,
 }
@@ -66,6 +65,7 @@ pub struct Receiver {
     unmapped: usize,
     chain: Chain,
     pace: Pace,
+    log: LogLimit,
     /// Takes the rest of a packet that is longer than `buffers`.
     overflow: Box<[u8]>,
 }
@@ -102,6 +102,7 @@ impl Receiver {
             unmapped: 0,
             chain: Chain::new(),
             pace: Pace::default(),
+            log: LogLimit::default(),
             overflow: vec![0; MAX_PACKET].into_boxed_slice(),
         }
     }
@@ -146,6 +147,9 @@ impl Receiver {
     /// second one: waiting tells as well.
     fn receive(&mut self, active: &mut ActiveQueue) -> Result<Next, WorkerError> {
         for count in 0..BATCH {
+            if active.stopping() {
+                break;
+            }
             self.fill(active, self.wanted)?;
             if self.buffers.is_empty() {
                 return Ok(Next::Buffers);
@@ -182,28 +186,37 @@ impl Receiver {
             }
             let Some(head) = active.queue.pop(&mut self.chain)? else { return Ok(()) };
             let writable = self.chain.writable();
-            let first = writable.first().filter(|first| first.length as usize >= HEADER_SIZE);
-            let Some(first) = first else {
+            let length = self.chain.writable_bytes() as usize;
+            if length < HEADER_SIZE {
                 return Err(WorkerError::host("malformed buffer")(io::Error::other("no room for a packet's header")));
-            };
+            }
+            let memory = active.queue.memory();
+            if !writable.iter().all(|segment| memory.is_writable(segment.address, segment.length as usize)) {
+                if self.buffers.is_empty() {
+                    self.log.warn(format_args!("net: a buffer is not in memory that the client made available"));
+                    active.queue.push(head, 0);
+                    continue;
+                }
+                // Its turn comes when those before it are used.
+                active.queue.undo_pop(head);
+                return Ok(());
+            }
             if self.segments.len() + writable.len() >= self.segments.capacity() {
                 self.segments.drain(..self.first);
                 self.mapped.drain(..self.first);
                 self.first = 0;
             }
             for segment in writable {
-                let (memory, iov_len) = (active.queue.memory(), segment.length as usize);
+                let iov_len = segment.length as usize;
                 let iov_base: *mut libc::c_void = match memory.writable_slice(segment.address, iov_len) {
                     Ok(slice) => slice.ptr_guard_mut().as_ptr().cast(),
-                    Err(_) if memory.is_writable(segment.address, iov_len) => std::ptr::null_mut(),
-                    Err(error) => return Err(error.into()),
+                    Err(_) => std::ptr::null_mut(),
                 };
                 self.unmapped += usize::from(iov_base.is_null());
                 self.mapped.push(libc::iovec { iov_base, iov_len });
                 self.segments.push(*segment);
             }
-            let length = self.chain.writable_bytes() as usize;
-            self.buffers.push_back(Buffer { head, address: first.address, length, segments: writable.len() });
+            self.buffers.push_back(Buffer { head, length, segments: writable.len() });
             self.available += length;
         }
         Ok(())
@@ -284,10 +297,15 @@ impl Receiver {
         });
         let count = u16::try_from(buffers.count()).unwrap_or(u16::MAX).to_le_bytes();
         if direct == 0 {
-            self.overflow[NUM_BUFFERS_OFFSET..][..count.len()].copy_from_slice(&count);
+            self.overflow[NUM_BUFFERS_OFFSET as usize..][..count.len()].copy_from_slice(&count);
         } else {
-            let address = self.buffers.front().map_or(0, |buffer| buffer.address);
-            memory.write_array(address.saturating_add(NUM_BUFFERS_OFFSET as u64), count)?;
+            match self.segments[self.first..] {
+                [Segment { address, length }, ..] if length as usize >= HEADER_SIZE => {
+                    memory.write_array(address.saturating_add(NUM_BUFFERS_OFFSET.into()), count)?;
+                }
+                // Drivers may cut a header anywhere (virtio 1.2, section 2.7.4.1).
+                ref segments => scatter(memory, part(segments, NUM_BUFFERS_OFFSET, 2), &count)?,
+            }
         }
         if direct == length {
             return Ok(());

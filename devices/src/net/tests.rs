@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use super::*;
-use crate::testing::{BUFFERS, Driver, Served, Way, every_way};
+use crate::testing::{BUFFERS, Driver, RAM_SIZE, RAM_START, Served, Way, every_way};
 use crate::transport::pci_config::DEVICE_OFFSET;
 use crate::transport::registers::{FEATURE_EVENT_IDX, STATUS_NEEDS_RESET};
 
@@ -99,6 +99,8 @@ every_way! {
     packets_leave_through_the_tap
     packets_too_short_or_too_long_are_dropped_and_given_back
     packets_arrive_in_as_many_buffers_as_they_need
+    headers_may_be_cut_anywhere
+    buffers_outside_memory_cost_a_packet_at_most
     large_packets_arrive_whole_whatever_came_before
     packets_arrive_one_by_one_and_many_at_a_time
     without_mergeable_buffers_a_packet_that_does_not_fit_is_dropped
@@ -188,6 +190,69 @@ fn packets_arrive_in_as_many_buffers_as_they_need(way: Way) {
         assert_eq!(received[HEADER..], frame[..]);
     }
     driver.interrupted(RECEIVE + 1);
+}
+
+/// Virtio 1.2, section 2.7.4.1: the device makes no assumptions about the framing.
+fn headers_may_be_cut_anywhere(way: Way) {
+    for features in [0, MERGEABLE] {
+        let (_served, mut driver, wire) = card_with("cut", "", way);
+        driver.start(features, 3, 64);
+        let framings = [&[1, 11, 300][..], &[11, 1, 300], &[10, 290], &[5, 6, 300], &[1; 13]];
+        for (round, framing) in (0u64..).zip(framings) {
+            let mut lengths = framing.to_vec();
+            lengths.push(1000);
+            let at = |n: u64| BUFFERS + 0x1_0000 * round + 0x1000 * n;
+            let buffers: Vec<_> = (0..).zip(&lengths).map(|(n, &length)| (at(n), length, true)).collect();
+            driver.put(BUFFERS + 0x1_0000 * round, &vec![0xee; 0x1_0000]);
+            let head = driver.add(RECEIVE, &buffers);
+            driver.notify(RECEIVE);
+            let sent = frame(200, u8::try_from(round).unwrap());
+            wire.send(&sent);
+            assert_eq!(driver.used(RECEIVE), (head, 212));
+            let received: Vec<u8> =
+                buffers.iter().flat_map(|&(address, length, _)| driver.get(address, length as usize)).collect();
+            assert_eq!(received[10..12], [1, 0], "{framing:?}");
+            assert_eq!(received[12..212], sent[..], "{framing:?}");
+            assert!(received[212..].iter().all(|&byte| byte == 0xee));
+            driver.put(BUFFERS, &[&[0; HEADER], &sent[..]].concat());
+            let mut from = BUFFERS;
+            let mut pieces = Vec::new();
+            for &length in framing.iter().chain(&[212]) {
+                let length = length.min(u32::try_from(BUFFERS + 212 - from).unwrap());
+                pieces.push((from, length, false));
+                from += u64::from(length);
+            }
+            pieces.retain(|piece| piece.1 > 0);
+            let head = driver.add(TRANSMIT, &pieces);
+            driver.notify(TRANSMIT);
+            assert_eq!(driver.used(TRANSMIT), (head, 0));
+            assert_eq!(wire.receive(), sent);
+        }
+    }
+}
+
+fn buffers_outside_memory_cost_a_packet_at_most(way: Way) {
+    let (_served, mut driver, wire) = card_with("out", "", way);
+    driver.start(MERGEABLE, 3, 64);
+    let nowhere = RAM_START + RAM_SIZE;
+    let sent = frame(100, 1);
+    driver.put(BUFFERS, &[&[0; HEADER], &sent[..]].concat());
+    let head = driver.add(TRANSMIT, &[(BUFFERS, 12, false), (nowhere, 100, false)]);
+    driver.notify(TRANSMIT);
+    assert_eq!(driver.used(TRANSMIT), (head, 0));
+    driver.add(TRANSMIT, &[(BUFFERS, 112, false)]);
+    driver.notify(TRANSMIT);
+    assert_eq!(wire.receive(), sent);
+    // The second waits for the first to be used.
+    let first = driver.add(RECEIVE, &[(BUFFERS, 2048, true)]);
+    let second = driver.add(RECEIVE, &[(BUFFERS + 0x1000, 12, true), (nowhere, 2048, true)]);
+    let third = driver.add(RECEIVE, &[(BUFFERS + 0x2000, 2048, true)]);
+    driver.notify(RECEIVE);
+    for expected in [&[(first, 112)][..], &[(second, 0), (third, 112)]] {
+        wire.send(&sent);
+        expected.iter().for_each(|&used| assert_eq!(driver.used(RECEIVE), used));
+    }
+    assert_eq!(driver.status() & STATUS_NEEDS_RESET, 0);
 }
 
 fn large_packets_arrive_whole_whatever_came_before(way: Way) {
@@ -293,11 +358,22 @@ fn the_control_queue_sets_queue_pairs_and_refuses_what_it_does_not_know(way: Way
     driver.start(MULTI_QUEUE | MERGEABLE | bits(&[spec::VIRTIO_NET_F_CTRL_VQ]), 5, 64);
     let mut command = |bytes: &[u8]| {
         driver.put(BUFFERS, bytes);
-        driver.put(BUFFERS + 0x100, &[0xee]);
+        driver.put(BUFFERS + 0x100, &[0xee; 4]);
+        driver.put(BUFFERS + 0x200, &[0xee; 4]);
         let length = u32::try_from(bytes.len()).unwrap();
-        driver.add(4, &[(BUFFERS, length, false), (BUFFERS + 0x100, 1, true)]);
+        // The acknowledgement is the first byte; room for a result comes after it (virtio 1.2, section 5.1.6.5).
+        let buffers = [
+            (BUFFERS, 1, false),
+            (BUFFERS + 1, length - 1, false),
+            (BUFFERS + 0x100, 2, true),
+            (BUFFERS + 0x200, 2, true),
+        ];
+        let head = driver.add(4, &buffers);
         driver.notify(4);
-        driver.used(4);
+        assert_eq!(driver.used(4), (head, 1));
+        driver.free(4, (0..4).map(|n| (head + n) % 64));
+        assert_eq!(driver.get(BUFFERS + 0x101, 1), [0xee]);
+        assert_eq!(driver.get(BUFFERS + 0x200, 2), [0xee; 2]);
         driver.get(BUFFERS + 0x100, 1)[0]
     };
     for pairs in [2, 1, 2, 2, 1] {
@@ -307,6 +383,21 @@ fn the_control_queue_sets_queue_pairs_and_refuses_what_it_does_not_know(way: Way
         assert_eq!(command(&[4, 0, pairs, 0]), 1);
     }
     assert_eq!(command(&[0, 0, 1]), 0, "promiscuous mode");
+    assert_eq!(command(&[0, 1, 1]), 0, "all multicast");
+    for unknown in 2..=255 {
+        assert_eq!(command(&[0, unknown, 1]), 1);
+    }
+    assert_eq!(command(&[0, 0]), 1);
+    let table = |unicast: u32, multicast: u32, addresses: usize| {
+        let [unicast, multicast] = [unicast.to_le_bytes(), multicast.to_le_bytes()];
+        [&[1, 0][..], &unicast, &[2; 6], &multicast, &vec![3; 6 * (addresses - 1)]].concat()
+    };
+    assert_eq!(command(&table(1, 2, 3)), 0);
+    for (unicast, multicast, addresses) in [(1, 2, 2), (1, u32::MAX, 3), (u32::MAX, 0, 3), (0x2000_0000, 0, 3)] {
+        assert_eq!(command(&table(unicast, multicast, addresses)), 1);
+    }
+    assert_eq!(command(&[1, 0, 0, 0, 0, 0]), 1);
+    assert_eq!(command(&[1, 1, 2, 0, 0, 0, 0, 1]), 1, "the address is not set this way");
     assert_eq!(command(&[9, 0, 0, 0]), 1);
     assert_eq!(command(&[4]), 1);
 }

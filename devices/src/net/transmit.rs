@@ -61,6 +61,9 @@ impl Transmitter {
     /// Sends at most a queue full; returns whether the queue is empty.
     fn send_batch(&mut self, active: &mut ActiveQueue) -> Result<bool, WorkerError> {
         for _ in 0..active.queue.size() {
+            if active.stopping() {
+                return Ok(false);
+            }
             let Some(head) = active.queue.pop(&mut self.chain)? else { return Ok(true) };
             self.send(active.queue.memory())?;
             active.queue.push(head, 0);
@@ -76,7 +79,14 @@ impl Transmitter {
             return Ok(());
         }
         self.pace.moved(length);
-        self.collect(memory, length)?;
+        match self.collect(memory, length) {
+            Ok(()) => {}
+            Err(error @ MemoryError::Disconnected { .. }) => return Err(error),
+            Err(error) => {
+                self.log.warn(format_args!("net: dropped a packet: {error}"));
+                return Ok(());
+            }
+        }
         let result = match self.write() {
             Err(Errno::EAGAIN) => {
                 let mut fds = [PollFd::new(self.tap.queue(self.pair), PollFlags::POLLOUT)];
