@@ -4,7 +4,7 @@
 
 use std::fmt::{Display, Write};
 
-use crate::attach::exits::Served;
+use crate::attach::dispatch::AccessCounts;
 use crate::vcpu::{ExitCounters, Exits};
 
 /// Accesses to one part of one device.
@@ -13,7 +13,7 @@ pub struct DeviceLine {
     /// `0000:00:01.0 BAR0`, `0000:00:01.0 configuration`.
     pub what: String,
     /// Those that the VMM answered.
-    pub served: Served,
+    pub served: AccessCounts,
 }
 
 /// All tables.
@@ -57,7 +57,7 @@ mod tests {
 
     #[test]
     fn columns_are_aligned() {
-        let served = Served { msix: 3, stand_in: 20, message: 1_000_000 };
+        let served = AccessCounts { msix: 3, stand_in: 20, message: 1_000_000 };
         let text = report(&[DeviceLine { what: "0000:00:01.0 BAR0".into(), served }], &[]);
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines[0], "accesses that the VMM answered               message    stand-in       MSI-X");

@@ -10,16 +10,14 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::config_space::{ConfigSpace, touches};
 use super::discovery::Description;
-use super::exits::Served;
+use super::dispatch::{AccessCounts, log_refusal};
 use super::interrupts::{InterruptError, Interrupts};
 use super::link::Link;
-use super::message::note;
-use super::placement::Placement;
-use super::regions::Regions;
+use super::region::{Placement, Region, regions};
 use super::{AttachError, Backplane};
 use crate::irq::IrqError;
 use crate::layout::intx_gsi;
-use crate::pci::bar::{Bars, Kind, ROM};
+use crate::pci::bar::{Bar, Bars, Kind, ROM};
 use crate::pci::windows::Windows;
 use crate::pci::{Function, Slot, capabilities, register};
 use crate::stats::DeviceLine;
@@ -57,7 +55,8 @@ enum Life {
 /// What serves a device now. It may be lost and, some day, replaced.
 struct Attachment {
     link: Arc<Link>,
-    regions: Regions,
+    /// By index.
+    regions: Vec<Region>,
     placements: [Option<Placement>; ROM + 1],
 }
 
@@ -79,7 +78,7 @@ impl Device {
         windows.place(&mut bars)?;
         let mut config = ConfigSpace::new(description, u8::try_from(gsi).unwrap_or(0));
         config.refresh_bars(&bars);
-        let regions = Regions::new(&link, description, &interrupts, backplane)?;
+        let regions = regions(&link, description, &interrupts, backplane)?;
         let attachment = Attachment { link, regions, placements: Default::default() };
         let state = State { config, bars, interrupts, life: Life::Attached(Box::new(attachment)) };
         Ok(Self {
@@ -118,19 +117,19 @@ impl Device {
     #[must_use]
     pub fn served(&self) -> Vec<DeviceLine> {
         let message = self.config_accesses.load(Ordering::Relaxed);
-        let served = Served { message, ..Served::default() };
+        let served = AccessCounts { message, ..AccessCounts::default() };
         let config = DeviceLine { what: format!("{} configuration", self.slot), served };
         let regions = match &self.lock().life {
             Life::Attached(attachment) => self.served_regions(attachment),
             Life::Lost { served } => served.clone(),
         };
-        std::iter::once(config).chain(regions).filter(|line| line.served != Served::default()).collect()
+        std::iter::once(config).chain(regions).filter(|line| line.served != AccessCounts::default()).collect()
     }
 
     fn served_regions(&self, attachment: &Attachment) -> Vec<DeviceLine> {
-        let regions = attachment.regions.0.iter().enumerate();
+        let regions = attachment.regions.iter().enumerate();
         let what = |index| format!("{} {}", self.slot, region_name(index));
-        regions.map(|(index, region)| DeviceLine { what: what(index), served: region.exits.served() }).collect()
+        regions.map(|(index, region)| DeviceLine { what: what(index), served: region.dispatch.counts() }).collect()
     }
 
     /// Takes away what served the device, whose link has failed: from now on everything reads as all-ones, writes vanish,
@@ -146,9 +145,13 @@ impl Device {
     }
 
     /// The path that each part of each region takes, one line each.
+    ///
+    /// To be called before the guest runs: all BARs are where they are to be for a moment, so that what KVM refuses is
+    /// shown, too.
     #[must_use]
     pub fn describe(&self) -> String {
         let state = self.lock();
+        drop(self.place_all(&state));
         let mut text = String::new();
         let (vendor, device) = (self.identity & 0xffff, self.identity >> 16);
         let _ = write!(text, "{}  {vendor:04x}:{device:04x}", self.slot);
@@ -163,13 +166,18 @@ impl Device {
             };
             let _ = write!(text, "\n  {name}  {kind} at {:#x}, {:#x} bytes", bar.address, bar.size);
             let Life::Attached(attachment) = &state.life else { continue };
-            let paths = &attachment.regions.0[index].paths;
-            for part in paths.complete() {
-                let Range { start, end } = part.range;
-                let _ = write!(text, "\n    {start:#07x}-{:#07x}  {}", end - 1, paths.explain(&part));
+            for (Range { start, end }, line) in attachment.regions[index].dispatch.plan.lines() {
+                let _ = write!(text, "\n    {start:#07x}-{:#07x}  {line}", end - 1);
             }
         }
         text
+    }
+
+    /// Every BAR at its address, whatever the command register says.
+    fn place_all(&self, state: &State) -> Vec<Placement> {
+        let Life::Attached(attachment) = &state.life else { return Vec::new() };
+        let place = |(index, bar): (usize, &Bar)| attachment.regions[index].place(&self.backplane, bar, bar.address);
+        state.bars.iter().filter(|(_, bar)| bar.address != 0).filter_map(place).collect()
     }
 
     fn reset_locked(&self, state: &mut State) {
@@ -189,7 +197,7 @@ impl Device {
             && let Life::Attached(attachment) = &state.life
             && let Err(error) = attachment.link.call(|client| client.reset())
         {
-            note(&error, "reset", CONFIG_REGION, 0);
+            log_refusal(&error, "reset", CONFIG_REGION, 0);
         }
     }
 
@@ -207,7 +215,7 @@ impl Device {
         }
         for (index, placement) in placements.iter_mut().enumerate() {
             if let (None, Some(address), Some(bar)) = (&placement, wanted(index), state.bars.get(index)) {
-                *placement = regions.0[index].place(&self.backplane, bar, address);
+                *placement = regions[index].place(&self.backplane, bar, address);
             }
         }
     }
@@ -230,7 +238,7 @@ impl Device {
             bytes[usize::from(at - range.start)] &= !(1 << bit);
         }
         if let Err(error) = link.call(|client| client.region_write(CONFIG_REGION, range.start.into(), bytes)) {
-            note(&error, "write", CONFIG_REGION, range.start.into());
+            log_refusal(&error, "write", CONFIG_REGION, range.start.into());
         }
     }
 
@@ -262,7 +270,7 @@ impl Function for Device {
         if state.config.needs_server(&range)
             && let Err(error) = link.call(|client| client.region_read(CONFIG_REGION, offset.into(), data))
         {
-            note(&error, "read", CONFIG_REGION, offset.into());
+            log_refusal(&error, "read", CONFIG_REGION, offset.into());
             return data.fill(0xff);
         }
         state.config.overlay(&range, data);

@@ -15,6 +15,7 @@ use kvm_bindings::{KVMIO, kvm_ioeventfd, kvm_ioeventfd_flag_nr_datamatch, kvm_io
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
 
+use super::plan::Doorbell;
 use crate::vm::Vm;
 
 ioctl_iow_nr!(KVM_IOEVENTFD, KVMIO, 0x79, kvm_ioeventfd);
@@ -26,31 +27,28 @@ pub(super) struct Ioeventfd {
     registration: kvm_ioeventfd,
 }
 
-/// Where, and for which writes.
+/// A place in one of the guest's two address spaces.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Doorbell {
+pub(super) struct Address {
     pub(super) address: u64,
-    /// Bytes of the write; zero: any.
-    pub(super) size: u64,
-    pub(super) datamatch: Option<u64>,
     /// The address is an I/O port.
     pub(super) io: bool,
 }
 
 impl Ioeventfd {
-    pub(super) fn register(vm: &Arc<Vm>, fd: &Arc<OwnedFd>, doorbell: Doorbell) -> io::Result<Self> {
+    pub(super) fn register(vm: &Arc<Vm>, doorbell: &Doorbell, at: Address) -> io::Result<Self> {
         let flag = |set: bool, number: u32| u32::from(set) << number;
         let registration = kvm_ioeventfd {
             datamatch: doorbell.datamatch.unwrap_or(0),
-            addr: doorbell.address,
+            addr: at.address,
             len: u32::try_from(doorbell.size).map_err(io::Error::other)?,
-            fd: fd.as_raw_fd(),
+            fd: doorbell.fd.as_raw_fd(),
             flags: flag(doorbell.datamatch.is_some(), kvm_ioeventfd_flag_nr_datamatch)
-                | flag(doorbell.io, kvm_ioeventfd_flag_nr_pio),
+                | flag(at.io, kvm_ioeventfd_flag_nr_pio),
             ..Default::default()
         };
         set(vm, &registration)?;
-        Ok(Self { vm: vm.clone(), fd: fd.clone(), registration })
+        Ok(Self { vm: vm.clone(), fd: doorbell.fd.clone(), registration })
     }
 }
 
@@ -84,14 +82,15 @@ mod tests {
         let raw = EventFd::new(0).unwrap().into_raw_fd();
         // SAFETY: ownership moves from the EventFd.
         let fd = Arc::new(unsafe { OwnedFd::from_raw_fd(raw) });
+        let doorbell =
+            |size, datamatch| Doorbell { offset: 0, size, datamatch, fd: fd.clone(), refusal: Default::default() };
+        let at = Address { address: 0xc000_0000, io: false };
         for size in [0, 2, 4] {
-            let doorbell = Doorbell { address: 0xc000_0000, size, datamatch: None, io: false };
-            let first = Ioeventfd::register(&vm, &fd, doorbell).unwrap();
-            assert!(Ioeventfd::register(&vm, &fd, doorbell).is_err(), "the place is taken");
+            let first = Ioeventfd::register(&vm, &doorbell(size, None), at).unwrap();
+            assert!(Ioeventfd::register(&vm, &doorbell(size, None), at).is_err(), "the place is taken");
             drop(first);
-            Ioeventfd::register(&vm, &fd, doorbell).unwrap();
+            Ioeventfd::register(&vm, &doorbell(size, None), at).unwrap();
         }
-        let io = Doorbell { address: 0x1000, size: 2, datamatch: Some(7), io: true };
-        Ioeventfd::register(&vm, &fd, io).unwrap();
+        Ioeventfd::register(&vm, &doorbell(2, Some(7)), Address { address: 0x1000, io: true }).unwrap();
     }
 }

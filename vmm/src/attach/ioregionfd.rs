@@ -1,5 +1,10 @@
 //! The path on which KVM itself asks the device process for a register: a guest access becomes a command on a socket of
-//! the server's, and no user space of ours runs. Here it is given to KVM; where KVM does not have it, [`stand_in`] asks.
+//! the server's, and no user space of ours runs. [`Ioregionfd`] gives it to KVM. Where KVM cannot ask, [`Channel`] does as
+//! its stand-in, from the vCPU's exit: the same commands on the same socket, so that the process does not know the
+//! difference. Where KVM can, an access comes to the channel only if KVM has passed it on.
+//!
+//! An ioregionfd that breaks (the device has hung up, answered wrongly, or not in time) is the device's death: the [`Link`]
+//! fails.
 //!
 //! Order: an access is over when the device has answered it, so nothing later overtakes it, and it overtakes nothing,
 //! since a device with an ioregionfd has its writes by message answered, too. The exception is a sub-region whose server
@@ -7,22 +12,26 @@
 //! accesses on other paths. On one socket all stays in order.
 //!
 //! Overlap: KVM takes what no memory slot and no ioeventfd takes before it looks for an ioregionfd, so those may lie
-//! within one. The MSI-X table may not, since the VMM answers it after KVM has passed it on ([`super::paths`]).
+//! within one. The MSI-X table may not, since the VMM answers it after KVM has passed it on ([`super::plan`]).
 //!
 //! The interface is that of the patches in `protocol/kvm-ioregionfd`, for Linux 6.12; no released kernel has it. Source:
 //! "MMIO/PIO dispatch file descriptors (ioregionfd) design discussion", kvm mailing list, 2020-11-25, "KVM_SET_IOREGION".
-//!
-//! [`stand_in`]: super::stand_in
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use kvm_bindings::KVMIO;
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::stat::fstat;
+use nix::sys::time::{TimeVal, TimeValLike};
+use outrigger_protocol::client::Options;
+use outrigger_protocol::ioregionfd::{AccessError, Requester, Size, SocketError};
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
 
-use super::paths::AskedBy;
+use super::link::{Cause, Link};
+use super::plan::AskedBy;
 use crate::config::{AllowedPaths, PathName};
 use crate::vm::Vm;
 
@@ -58,7 +67,7 @@ pub(super) fn asked_by(vm: &Vm, allowed: AllowedPaths) -> AskedBy {
 }
 
 /// Whether KVM no longer uses a socket that it was given: the device has hung up, answered wrongly, or too late.
-pub(super) fn given_up(vm: &Vm, fd: &OwnedFd) -> bool {
+fn given_up(vm: &Vm, fd: &OwnedFd) -> bool {
     // KVM takes no broken socket for a region, so it is asked to, where no guest access goes.
     let region =
         KvmIoregion { guest_paddr: NOWHERE, memory_size: 1, user_data: 0, fd: fd.as_raw_fd(), flags: 0, pad: [0; 32] };
@@ -122,5 +131,115 @@ fn set(vm: &Vm, region: &KvmIoregion) -> io::Result<()> {
     match unsafe { ioctl_with_ref(vm.fd(), KVM_SET_IOREGION(), region) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// All ioregionfds of one device.
+pub(super) struct Ioregionfds {
+    link: Arc<Link>,
+    vm: Arc<Vm>,
+    asked_by: AskedBy,
+    /// By the number of the socket: the server may send one for several regions, each time as another descriptor.
+    channels: Vec<((u64, u64), Arc<Channel>)>,
+}
+
+/// A socket, shared by the sub-regions that were offered with it.
+pub(super) struct Channel {
+    link: Arc<Link>,
+    fd: Arc<OwnedFd>,
+    requester: Arc<Requester>,
+    /// KVM asks, and here is which.
+    kvm: Option<Arc<Vm>>,
+}
+
+/// What became of an access.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Asked<T> {
+    /// The device has answered.
+    Answered(T),
+    /// KVM asks the device, though not this time: the access began before the region was registered, or after it was
+    /// taken away. It goes by message.
+    PassedOnByKvm,
+    /// The device cannot be asked any more.
+    Lost,
+}
+
+impl Ioregionfds {
+    pub(super) fn new(vm: &Arc<Vm>, link: &Arc<Link>, asked_by: AskedBy) -> Self {
+        Self { link: link.clone(), vm: vm.clone(), asked_by, channels: Vec::new() }
+    }
+
+    /// The channel on a socket of the server's.
+    ///
+    /// # Errors
+    /// It is no socket that the protocol can be spoken on.
+    pub(super) fn channel(&mut self, fd: &Arc<OwnedFd>) -> Result<Arc<Channel>, SocketError> {
+        let stat = fstat(fd.as_fd()).map_err(|errno| SocketError::Io(errno.into()))?;
+        let number = (stat.st_dev, stat.st_ino);
+        if let Some((_, channel)) = self.channels.iter().find(|(other, _)| *other == number) {
+            return Ok(channel.clone());
+        }
+        let deadline = Options::default().deadline;
+        let requester = Arc::new(Requester::new(fd.clone(), deadline)?);
+        self.link.add_requester(&requester);
+        let kvm = (self.asked_by == AskedBy::Kvm).then(|| self.vm.clone());
+        if kvm.is_some() {
+            // How long KVM waits. A server that kept a copy can change this, and so hang its own guest's vCPU, but not
+            // the VMM, whose signals end the wait.
+            let timeout = TimeVal::milliseconds(i64::try_from(deadline.as_millis()).unwrap_or(i64::MAX));
+            let io = |errno: nix::errno::Errno| SocketError::Io(errno.into());
+            setsockopt(fd, sockopt::ReceiveTimeout, &timeout).map_err(io)?;
+            setsockopt(fd, sockopt::SendTimeout, &timeout).map_err(io)?;
+        }
+        let channel = Arc::new(Channel { link: self.link.clone(), fd: fd.clone(), requester, kvm });
+        self.channels.push((number, channel.clone()));
+        Ok(channel)
+    }
+}
+
+impl Channel {
+    /// What to give to KVM.
+    pub(super) fn fd(&self) -> &Arc<OwnedFd> {
+        &self.fd
+    }
+
+    /// Whether KVM asks the device.
+    pub(super) fn is_asked_by_kvm(&self) -> bool {
+        self.kvm.is_some()
+    }
+
+    /// Reads a register.
+    pub(super) fn read(&self, user_data: u64, offset: u64, size: Size) -> Asked<u64> {
+        self.ask(|requester| requester.read(user_data, offset, size))
+    }
+
+    /// Writes a register.
+    pub(super) fn write(&self, user_data: u64, offset: u64, size: Size, data: u64, posted: bool) -> Asked<()> {
+        self.ask(|requester| requester.write(user_data, offset, size, data, posted))
+    }
+
+    fn ask<T>(&self, command: impl FnOnce(&Requester) -> Result<T, AccessError>) -> Asked<T> {
+        if let Some(vm) = &self.kvm {
+            return self.passed_on(vm);
+        }
+        match command(&self.requester) {
+            Ok(answer) => Asked::Answered(answer),
+            Err(error) => {
+                self.link.fail((&error).into());
+                Asked::Lost
+            }
+        }
+    }
+
+    /// An access that came here although KVM asks the device.
+    fn passed_on<T>(&self, vm: &Vm) -> Asked<T> {
+        if self.requester.is_broken() {
+            return Asked::Lost;
+        }
+        if given_up(vm, &self.fd) {
+            self.link.fail(Cause::GivenUpByKvm);
+            return Asked::Lost;
+        }
+        Asked::PassedOnByKvm
     }
 }

@@ -4,15 +4,12 @@
 //! | file | one idea |
 //! |---|---|
 //! | [`discovery`] | what the server says about itself, checked |
-//! | [`paths`] | which path each part of each region takes: data that can be printed |
-//! | `message` | the path through the VMM |
+//! | [`plan`] | which path each part of each region takes, and why: the list that everything here goes by |
+//! | [`dispatch`] | who answers an access that comes to the VMM |
+//! | `region` | the regions of a device, each at the address where the guest put it |
 //! | `mapped` | the path without any exit |
-//! | `ioeventfd` | the path from KVM straight to the device process |
-//! | `ioregionfd` | the path from KVM straight to the device process, for any access |
-//! | `stand_in` | the same where KVM has it not |
-//! | `exits` | who answers what comes to the VMM |
-//! | `regions` | the regions of a device, ready to be placed |
-//! | `placement` | all paths of one BAR, at the address where the guest put it |
+//! | `ioeventfd` | the path from KVM straight to the device process, for writes that only say "look" |
+//! | `ioregionfd` | the path from KVM straight to the device process, for any access; the VMM as KVM's stand-in |
 //! | `config_space` | which bytes of configuration space are the VMM's |
 //! | `interrupts` | INTx, MSI and MSI-X of one device |
 //! | [`link`] | the connection to the device process, and the one place where its end is decided |
@@ -22,17 +19,14 @@
 mod config_space;
 pub mod device;
 pub mod discovery;
-pub mod exits;
+pub mod dispatch;
 mod interrupts;
 mod ioeventfd;
 mod ioregionfd;
 pub mod link;
 mod mapped;
-mod message;
-pub mod paths;
-mod placement;
-mod regions;
-mod stand_in;
+pub mod plan;
+mod region;
 #[cfg(test)]
 mod testing;
 pub mod watch;

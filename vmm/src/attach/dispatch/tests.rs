@@ -1,19 +1,22 @@
 //! Accesses that came to the VMM, against a device with two ways to be asked: messages, and a socket.
 
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::ops::Range;
+use std::os::fd::AsFd;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use outrigger_protocol::client::{Client, ClientMemory, Options};
+use outrigger_protocol::client::{IoFd, IoFdKind};
 use outrigger_protocol::ioregionfd::{Endpoint, Handler, SocketType};
-use outrigger_protocol::server::{self, ConfigSpace, Function, Registers};
+use outrigger_protocol::server::{self, Registers};
+use outrigger_protocol::wire::IOREGION_POSTED_WRITES;
 
 use super::*;
-use crate::attach::link::{Cause, Link};
-use crate::attach::paths::AskedBy;
-use crate::attach::stand_in::Ioregionfds;
+use crate::attach::ioregionfd::Ioregionfds;
+use crate::attach::link::Cause;
+use crate::attach::plan::AskedBy;
+use crate::attach::testing::{self, description};
+use crate::config::AllowedPaths;
 use crate::vm::Vm;
 
 /// How an access arrived at the device: by message at an offset, or as a command with user data and an offset.
@@ -38,9 +41,9 @@ impl Registers for Told {
 }
 
 /// Reads as 0x22 by command, after a pause.
-struct Asked(Sender<Seen>, Duration);
+struct Commands(Sender<Seen>, Duration);
 
-impl Handler for Asked {
+impl Handler for Commands {
     fn read(&mut self, user_data: u64, offset: u64, size: Size) -> u64 {
         self.0.send(Seen::Command(user_data, offset, size.bytes(), 0)).unwrap();
         thread::sleep(self.1);
@@ -51,54 +54,44 @@ impl Handler for Asked {
     }
 }
 
-#[derive(Debug)]
-struct NoMemory;
-
-impl ClientMemory for NoMemory {
-    fn read(&self, _: u64, _: &mut [u8]) -> Result<(), nix::errno::Errno> {
-        Err(nix::errno::Errno::EFAULT)
-    }
-    fn write(&self, _: u64, _: &[u8]) -> Result<(), nix::errno::Errno> {
-        Err(nix::errno::Errno::EFAULT)
-    }
-}
-
 struct Fixture {
     seen: Receiver<Seen>,
     endpoint: Endpoint,
     link: Arc<Link>,
-    exits: RegionExits,
+    region: Dispatch,
 }
 
 /// A region of 0x1000 bytes; 0x100 to 0x1ff and 0x300 to 0x30f are offered with one socket, sent twice.
 fn fixture(pause: Duration) -> Fixture {
     let (told, seen) = channel();
-    let (ours, theirs) = UnixStream::pair().unwrap();
-    let registers = Told(told.clone());
-    thread::spawn(move || {
-        let config = ConfigSpace::new(0x1af4, 0x10f1, 0x08_80_00).with_bar(0, 0x1000);
-        server::serve(&mut Function::new(config, registers), theirs, &server::Options::default())
-    });
-    let client = Client::new(ours, Arc::new(NoMemory), &Options::default()).unwrap();
-    let link = Arc::new(Link::new(client));
-    let endpoint = Endpoint::start("asked", SocketType::Seqpacket, Asked(told, pause)).unwrap();
-    let copy = || -> Arc<OwnedFd> { Arc::new(endpoint.as_fd().try_clone_to_owned().unwrap()) };
-    let mut ioregionfds = Ioregionfds::new(&Vm::new(1).unwrap(), &link, AskedBy::Vmm);
-    let mut ioregion = |range, user_data, posted| {
-        let channel = ioregionfds.channel(&copy()).unwrap();
-        Ioregion { range, user_data, posted, channel }
+    let link = testing::link(Told(told.clone()));
+    let endpoint = Endpoint::start("asked", SocketType::Seqpacket, Commands(told, pause)).unwrap();
+    let region = dispatch(&link, &endpoint, &[(0x300..0x310, 3, true), (0x100..0x200, 1, false)]);
+    assert!(Arc::ptr_eq(&region.channels[0], &region.channels[1]), "one socket has one turn at a time");
+    Fixture { seen, endpoint, link, region }
+}
+
+/// Offers sub-regions, each with its user data and whether its writes are posted, as the server's region 0 does.
+fn dispatch(link: &Arc<Link>, endpoint: &Endpoint, offered: &[(Range<u64>, u64, bool)]) -> Dispatch {
+    let mut description = description();
+    description.regions[0].size = 0x1000;
+    let offer = |(range, user_data, posted): &(Range<u64>, u64, bool)| {
+        let flags = if *posted { IOREGION_POSTED_WRITES } else { 0 };
+        let kind = IoFdKind::Ioregionfd { user_data: *user_data, flags };
+        let fd = Arc::new(endpoint.as_fd().try_clone_to_owned().unwrap());
+        IoFd { offset: range.start, size: range.end - range.start, kind, fd }
     };
-    let ioregions = vec![ioregion(0x300..0x310, 3, true), ioregion(0x100..0x200, 1, false)];
-    assert!(Arc::ptr_eq(&ioregions[0].channel, &ioregions[1].channel), "one socket has one turn at a time");
-    let messages = RegionMessages { link: link.clone(), region: 0, posted: false };
-    let exits = RegionExits::new(0x1000, None, ioregions, messages);
-    Fixture { seen, endpoint, link, exits }
+    description.io_fds[0] = offered.iter().map(offer).collect();
+    let plan = Plan::choose(&description, 0, AllowedPaths::default(), AskedBy::Vmm);
+    let mut ioregionfds = Ioregionfds::new(&Vm::new(1).unwrap(), link, AskedBy::Vmm);
+    let channels = plan.ioregions.iter().map(|ioregion| ioregionfds.channel(&ioregion.fd).unwrap()).collect();
+    Dispatch::new(plan, channels, None, Messages { link: link.clone(), region: 0, posted: false })
 }
 
 impl Fixture {
     fn read(&self, offset: u64, length: usize) -> Vec<u8> {
         let mut data = vec![0; length];
-        self.exits.read(offset, &mut data);
+        self.region.read(offset, &mut data);
         data
     }
 
@@ -114,13 +107,13 @@ fn an_access_takes_the_path_of_its_range() {
         assert_eq!(fixture.read(offset, length), vec![0x22; length]);
         assert_eq!(fixture.next(), Seen::Command(1, at, length, 0));
     }
-    fixture.exits.write(0x104, &[1, 2, 3, 4]);
+    fixture.region.write(0x104, &[1, 2, 3, 4]);
     assert_eq!(fixture.next(), Seen::Command(1, 4, 4, 0x0403_0201));
-    fixture.exits.write(0x30f, &[9]);
+    fixture.region.write(0x30f, &[9]);
     assert_eq!(fixture.next(), Seen::Command(3, 0xf, 1, 9));
-    fixture.exits.write(0x200, &[5, 6]);
+    fixture.region.write(0x200, &[5, 6]);
     assert_eq!(fixture.next(), Seen::Message(0x200, vec![5, 6]));
-    assert_eq!(fixture.exits.served(), Served { msix: 0, stand_in: 6, message: 1 });
+    assert_eq!(fixture.region.counts(), AccessCounts { msix: 0, stand_in: 6, message: 1 });
 }
 
 #[test]
@@ -132,32 +125,32 @@ fn what_the_protocol_cannot_say_goes_by_message() {
         assert!(matches!(fixture.next(), Seen::Message(..)));
     }
     assert_eq!(fixture.read(0xfff, 2), [0xff; 2], "beyond the region");
-    assert_eq!(fixture.exits.served(), Served { msix: 0, stand_in: 0, message: 6 });
+    assert_eq!(fixture.region.counts(), AccessCounts { msix: 0, stand_in: 0, message: 6 });
 }
 
 #[test]
 fn a_socket_that_breaks_is_the_death_of_the_device() {
-    let Fixture { endpoint, exits, link, .. } = fixture(Duration::ZERO);
+    let Fixture { endpoint, region, link, .. } = fixture(Duration::ZERO);
     drop(endpoint);
     let mut data = [0; 4];
-    exits.read(0x300, &mut data);
+    region.read(0x300, &mut data);
     assert_eq!(data, [0xff; 4]);
     assert_eq!(link.lost(), Some(&Cause::HungUp));
     assert!(link.call(|client| client.region_read(0, 0, &mut data)).is_err(), "the connection is closed");
-    exits.read(0x100, &mut data);
-    exits.write(0x100, &data);
-    exits.read(0, &mut data);
+    region.read(0x100, &mut data);
+    region.write(0x100, &data);
+    region.read(0, &mut data);
     assert_eq!(data, [0xff; 4]);
 }
 
 #[test]
 fn closing_ends_the_wait_of_a_vcpu() {
-    let Fixture { seen, endpoint, exits, link } = fixture(Duration::from_secs(3));
+    let Fixture { seen, endpoint, region, link } = fixture(Duration::from_secs(3));
     let start = Instant::now();
     thread::scope(|threads| {
         let vcpu = threads.spawn(|| {
             let mut data = [0; 4];
-            exits.read(0x100, &mut data);
+            region.read(0x100, &mut data);
             data
         });
         seen.recv_timeout(Duration::from_secs(5)).unwrap();
@@ -183,30 +176,20 @@ impl Handler for Echo {
 #[test]
 fn vcpus_that_share_a_socket_get_their_own_answers() {
     let Fixture { link, .. } = fixture(Duration::ZERO);
-    let mut ioregionfds = Ioregionfds::new(&Vm::new(1).unwrap(), &link, AskedBy::Vmm);
     let endpoint = Endpoint::start("echo", SocketType::Stream, Echo).unwrap();
-    let fd = Arc::new(endpoint.as_fd().try_clone_to_owned().unwrap());
-    let channel = ioregionfds.channel(&fd).unwrap();
-    let ioregion = |start: u64, posted| Ioregion {
-        range: start..start + 0x100,
-        user_data: start,
-        posted,
-        channel: channel.clone(),
-    };
-    let messages = RegionMessages { link, region: 0, posted: false };
-    let exits = RegionExits::new(0x1000, None, vec![ioregion(0x100, false), ioregion(0x200, true)], messages);
+    let region = dispatch(&link, &endpoint, &[(0x100..0x200, 0x100, false), (0x200..0x300, 0x200, true)]);
     thread::scope(|threads| {
         for start in [0x100, 0x200, 0x100, 0x200] {
-            let exits = &exits;
+            let region = &region;
             threads.spawn(move || {
                 for offset in (0..0x100).step_by(4).cycle().take(2000) {
                     let mut data = [0; 4];
-                    exits.write(start + offset, &data);
-                    exits.read(start + offset, &mut data);
+                    region.write(start + offset, &data);
+                    region.read(start + offset, &mut data);
                     assert_eq!(u64::from(u32::from_le_bytes(data)), start << 16 | offset);
                 }
             });
         }
     });
-    assert_eq!(exits.served().stand_in, 4 * 2 * 2000);
+    assert_eq!(region.counts().stand_in, 4 * 2 * 2000);
 }

@@ -2,10 +2,14 @@
 
 use std::os::fd::{FromRawFd, IntoRawFd};
 
+use outrigger_protocol::client::{IoFd, IoFdKind, RegionInfo};
+use outrigger_protocol::ioregionfd::SocketType;
 use outrigger_protocol::wire::{IOREGION_POSTED_WRITES, REGION_READ, REGION_WRITE};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::choose::mappable;
 use super::*;
+use crate::attach::discovery::MsixCapability;
 use crate::pci::bar::Bars;
 
 fn region(size: u64, areas: &[(u64, u64)]) -> RegionInfo {
@@ -55,22 +59,25 @@ fn signalled(offset: u64, size: u64) -> IoFd {
     IoFd { offset, size, kind: IoFdKind::Ioeventfd { datamatch: None }, fd: eventfd() }
 }
 
-/// First and last byte and the text of each line, up to the first run of spaces in the text.
+/// First byte and the text of each line, up to the first run of spaces in the text.
 fn lines(description: &Description, allowed: AllowedPaths) -> Vec<(u64, String)> {
     let asked_by = if allowed.allow(PathName::Ioregionfd) { AskedBy::Kvm } else { AskedBy::Vmm };
-    let paths = RegionPaths::choose(description, 2, allowed, asked_by);
-    let all = paths.complete();
-    assert_eq!((all[0].range.start, all[all.len() - 1].range.end), (0, paths.size));
-    for pair in all.windows(2) {
-        assert!(pair[0].range.end == pair[1].range.start, "{all:?}");
-    }
-    let text = |part: &SubRange| {
-        let text = paths.explain(part);
+    let plan = Plan::choose(description, 2, allowed, asked_by);
+    assert_gapless(&plan, description.regions[2].size);
+    let text = |text: &str| {
         let (name, reason) = text.split_once(' ').unwrap();
         let because = reason.split_once("; ").map(|(_, because)| format!(" ({because})"));
         format!("{name}{}", because.unwrap_or_default())
     };
-    all.iter().map(|part| (part.range.start, text(part))).collect()
+    plan.lines().iter().map(|(range, line)| (range.start, text(line))).collect()
+}
+
+fn assert_gapless(plan: &Plan, size: u64) {
+    let parts = &plan.parts;
+    assert_eq!((parts[0].range.start, parts[parts.len() - 1].range.end), (0, size));
+    for pair in parts.windows(2) {
+        assert!(pair[0].range.start < pair[0].range.end && pair[0].range.end == pair[1].range.start, "{parts:?}");
+    }
 }
 
 fn assert_lines(description: &Description, allowed: AllowedPaths, expected: &[(u64, &str)]) {
@@ -89,7 +96,6 @@ fn all_kinds_mix_within_a_bar() {
             (0x1000, "ioregionfd"),
             (0x2000, "ioregionfd (writes are posted)"),
             (0x3000, "vmm"),
-            (0x3020, "vmm"),
             (0x3028, "message"),
             (0x5000, "ioeventfd"),
             (0x5004, "message"),
@@ -102,7 +108,7 @@ fn all_kinds_mix_within_a_bar() {
 #[test]
 fn what_is_forbidden_falls_to_the_next_path_that_is_offered() {
     let description = description(&[(0x6000, 0x2000)], vec![asked(0x4000, 0x3000, 0), signalled(0x5000, 4)]);
-    let own = [(0, "message"), (0x3000, "vmm"), (0x3020, "vmm"), (0x3028, "message"), (0x4000, "ioregionfd")];
+    let own = [(0, "message"), (0x3000, "vmm"), (0x3028, "message"), (0x4000, "ioregionfd")];
     let expect = |paths: &[PathName], rest: &[(u64, &str)]| {
         assert_lines(&description, AllowedPaths::only(paths), &[&own, rest].concat());
     };
@@ -126,7 +132,6 @@ fn what_is_forbidden_falls_to_the_next_path_that_is_offered() {
         &[
             (0, "message"),
             (0x3000, "vmm"),
-            (0x3020, "vmm"),
             (0x3028, "message"),
             (0x4000, "message (ioregionfd is forbidden by --paths; stand-in is forbidden by --paths)"),
             (
@@ -135,6 +140,7 @@ fn what_is_forbidden_falls_to_the_next_path_that_is_offered() {
             ),
             (0x5004, "message (ioregionfd is forbidden by --paths; stand-in is forbidden by --paths)"),
             (0x6000, "mapped (ioregionfd is forbidden by --paths; stand-in is forbidden by --paths)"),
+            (0x7000, "mapped"),
             (0x8000, "message"),
         ],
     );
@@ -155,18 +161,15 @@ fn an_ioregionfd_ends_where_something_is_in_its_way() {
             (0, "message"),
             (0x800, "ioregionfd"),
             (0x1000, "ioregionfd (something else is in the way of ioregionfd)"),
-            (0x1010, "ioregionfd (something else is in the way of ioregionfd)"),
             (0x1800, "ioregionfd"),
             (0x3000, "vmm (something else is in the way of ioregionfd)"),
-            (0x3020, "vmm (something else is in the way of ioregionfd)"),
             (0x3028, in_the_way),
-            (0x3110, in_the_way),
             (0x5000, "message"),
         ],
     );
-    let paths = RegionPaths::choose(&description, 2, AllowedPaths::default(), AskedBy::Kvm);
-    let ranges: Vec<_> = paths.ioregions.iter().map(|ioregion| ioregion.range.clone()).collect();
-    assert_eq!(ranges, [0x1000..0x3000, 0x800..0x1000]);
+    let plan = Plan::choose(&description, 2, AllowedPaths::default(), AskedBy::Kvm);
+    let ranges: Vec<_> = plan.ioregions.iter().map(|ioregion| ioregion.range.clone()).collect();
+    assert_eq!(ranges, [0x800..0x1000, 0x1000..0x3000]);
 }
 
 #[test]
@@ -183,7 +186,6 @@ fn offers_that_kvm_has_no_name_for_go_by_message() {
         &[
             (0, "message"),
             (0x3000, "vmm"),
-            (0x3020, "vmm"),
             (0x3028, "message"),
             (0x4000, unfit),
             (0x4001, "message"),
@@ -211,15 +213,43 @@ fn overlapping_areas_become_one_and_partial_pages_stay_out() {
     assert!(mappable(&RegionInfo { fd: None, ..region(0x1000, &[(0, 0x1000)]) }, &[]).is_empty());
 }
 
-fn empty(size: u64) -> RegionPaths {
-    RegionPaths { size, parts: Vec::new(), ioregions: Vec::new(), asked_by: AskedBy::Vmm, passed_over: Vec::new() }
+/// Doorbells of several widths and values at one place, one that reaches into the next, and a mapped page over others.
+#[test]
+fn doorbells_that_share_bytes_are_all_listed() {
+    let of_value =
+        |offset, value| IoFd { kind: IoFdKind::Ioeventfd { datamatch: Some(value) }, ..signalled(offset, 4) };
+    let io_fds =
+        vec![of_value(0x100, 2), signalled(0x104, 8), of_value(0x100, 1), signalled(0x108, 2), signalled(0x6000, 4)];
+    let description = description(&[(0x6000, 0x1000)], io_fds);
+    let plan = Plan::choose(&description, 2, AllowedPaths::default(), AskedBy::Kvm);
+    assert_gapless(&plan, 0x1_0000);
+    assert_eq!(plan.doorbells.len(), 4, "the mapped page takes writes before KVM could signal");
+    let path = |at| plan.part(at).unwrap().path;
+    assert_eq!(path(0x102), Path::Ioeventfd { first: 0, count: 2 });
+    assert_eq!(path(0x107), Path::Ioeventfd { first: 2, count: 1 });
+    assert_eq!(path(0x109), Path::Ioeventfd { first: 3, count: 1 });
+    assert_eq!(path(0x10b), Path::Ioeventfd { first: 2, count: 1 });
+    let signalled = plan.lines().into_iter().filter(|(_, line)| line.starts_with("ioeventfd")).count();
+    assert_eq!(signalled, 5, "a line for each doorbell, two where another lies within");
 }
 
 #[test]
-fn the_gaps_are_messages() {
-    let part = |range| SubRange { range, path: Path::Msix };
-    let parts = vec![part(0x10..0x20), part(0x40..0x100)];
-    let paths = RegionPaths { parts, ..empty(0x100) };
-    let ranges: Vec<_> = paths.complete().into_iter().map(|part| part.range).collect();
-    assert_eq!(ranges, [0..0x10, 0x10..0x20, 0x20..0x40, 0x40..0x100]);
+fn what_the_system_refuses_is_shown_as_message() {
+    let io_fds = vec![asked(0x1000, 0x1000, 0), signalled(0x1800, 4), signalled(0x5000, 4)];
+    let description = description(&[(0x6000, 0x1000)], io_fds);
+    let plan = Plan::choose(&description, 2, AllowedPaths::default(), AskedBy::Kvm);
+    let no: std::io::Result<()> = Err(std::io::Error::from_raw_os_error(nix::libc::EEXIST));
+    let line = |at: u64| plan.lines().into_iter().find(|(range, _)| range.contains(&at)).unwrap().1;
+    for (refusal, at, before, after) in [
+        (&plan.areas[0].refusal, 0x6000, "mapped", "message "),
+        (&plan.doorbells[0].refusal, 0x1800, "ioeventfd", "ioregionfd "),
+        (&plan.doorbells[1].refusal, 0x5000, "ioeventfd", "message "),
+        (&plan.ioregions[0].refusal, 0x1000, "ioregionfd", "message "),
+    ] {
+        refusal.set(&no);
+        assert!(line(at).starts_with(after), "{}", line(at));
+        assert!(line(at).contains(&format!("the system refuses {before} here: File exists")), "{}", line(at));
+        refusal.set(&Ok(()));
+        assert!(line(at).starts_with(before), "{}", line(at));
+    }
 }
