@@ -8,12 +8,17 @@
 //!
 //!     paths /run/paths.sock &
 //!     outrigger run --kernel vmlinuz --device socket=/run/paths.sock --show-devices
+//!
+//! or, as Outrigger starts it itself:
+//!
+//!     outrigger run --kernel vmlinuz --device program=./paths --show-devices
 
 use std::error::Error;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::Builder;
@@ -270,9 +275,17 @@ impl Device for Paths {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let path = std::env::args_os().nth(1).ok_or("usage: paths SOCKET")?;
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
     let mut device = Paths::new()?;
-    let listener = Listener::bind(path.as_ref())?;
+    let listener = match arguments.as_slice() {
+        [path] => Listener::bind(path.as_ref())?,
+        // Outrigger has started it: `--options TEXT --fd 0` (docs/DEVICE-PROGRAMS.md).
+        [_, _, fd, number] if fd == "--fd" && number == "0" => {
+            let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+            return Ok(serve(&mut device, socket, &Options::default())?);
+        }
+        _ => return Err("usage: paths SOCKET".into()),
+    };
     loop {
         let served = serve(&mut device, listener.accept()?, &Options::default());
         served.unwrap_or_else(|error| eprintln!("paths: {error}"));

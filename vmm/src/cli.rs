@@ -6,11 +6,12 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Arg, ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use outrigger_process::options::named;
 
+use crate::config::device::Kind;
 use crate::config::{
-    self, AllowedPaths, Config, ConsoleConfig, DEFAULT_CMDLINE, DiskConfig, MemoryConfig, NetConfig, PciDeviceConfig,
-    Problem, SocketConfig, UsageError,
+    self, AllowedPaths, Config, ConsoleConfig, DEFAULT_CMDLINE, DeviceConfig, KINDS, MemoryConfig, Problem, UsageError,
 };
 
 /// Exit statuses, in the help and nowhere else in words.
@@ -31,11 +32,12 @@ Examples:
   outrigger run --kernel bzImage --initrd initramfs.img --memory 1G
   outrigger run --kernel vmlinux --cmdline 'console=ttyS0 root=/dev/vda rw' --disk path=root.img
   outrigger run --kernel bzImage --cpus 4 --disk path=root.img,serial=root --disk path=cd.iso,readonly=on
-  outrigger run --kernel bzImage --initrd initramfs.img --net tap=tap0,mac=52:54:00:12:34:56
+  outrigger run --kernel bzImage --initrd initramfs.img --net tap=tap0,mac=52:54:00:12:34:56,mtu=9000
   outrigger run --kernel bzImage --initrd initramfs.img --device socket=/run/nvme.sock --show-devices
-  outrigger run --kernel bzImage --disk path=root.img --paths message --show-devices
+  outrigger run --kernel bzImage --disk path=root.img,queues=4,dma=messages --paths message --show-devices
+  outrigger run --kernel bzImage --device program=./my-device,color=red
 
-Disks, cards and devices get the PCI slots 00:01.0, 00:02.0 and so on in the order given, 31 at most.
+PCI devices get the slots 00:01.0, 00:02.0 and so on in the order given, 31 at most.
 A comma inside a value is written twice: --disk path=a,,b.img opens 'a,b.img'.
 
 At a terminal, Ctrl-A x ends the guest, Ctrl-A c sends a break, Ctrl-A Ctrl-A sends Ctrl-A.
@@ -89,33 +91,6 @@ struct RunArgs {
     #[arg(long, value_name = "SIZE[,hugepages=on]", verbatim_doc_comment)]
     memory: Option<String>,
 
-    /// Disk, served by an outrigger-blk process; repeat it for more
-    ///
-    /// path      raw image or block device
-    /// readonly  on: open it for reading only (default off)
-    /// serial    serial number the guest sees, up to 20 ASCII characters
-    /// queues    request queues, 1 to 64 (default: one per vCPU)
-    /// dma       shared: the process maps guest RAM (default); messages: it asks for every byte, as is right for one
-    ///           that you don't trust with guest RAM
-    #[arg(long, value_name = "path=FILE[,readonly=on][,serial=ID][,queues=N][,dma=messages]", verbatim_doc_comment)]
-    disk: Vec<String>,
-
-    /// Network card, served by an outrigger-net process; repeat it for more
-    ///
-    /// tap       the host's tap interface; created, and removed at the end, if it doesn't exist
-    /// mac       the card's address, six hexadecimal bytes (default: derived from the name of the tap)
-    /// queues    pairs of queues, 1 to 64 (default: 1)
-    /// dma       shared or messages, as for --disk
-    #[arg(long, value_name = "tap=NAME[,mac=MAC][,queues=N][,dma=messages]", verbatim_doc_comment)]
-    net: Vec<String>,
-
-    /// PCI device, served by any vfio-user server; repeat it for more
-    ///
-    /// socket    the Unix socket the server listens on
-    /// dma       shared or messages, as for --disk
-    #[arg(long, value_name = "socket=PATH[,dma=messages]", verbatim_doc_comment)]
-    device: Vec<String>,
-
     /// Ways from a guest access to a device that may be used, separated by commas [default: all]
     ///
     /// Each part of a device takes the first of these that its process offers for it:
@@ -145,6 +120,46 @@ struct RunArgs {
     /// Accesses that were mapped, or taken by KVM for an ioeventfd or ioregionfd, never come to Outrigger
     #[arg(long)]
     stats: bool,
+
+    /// Any PCI device, served by a process of its own; repeat it for more
+    ///
+    /// program   the program to start; a bare name is looked for beside outrigger itself. It reads all keys that are
+    ///           not listed here ('PROGRAM --help' explains them), is told how many vCPUs there are, and is given one
+    ///           end of a socket on which it serves the device (docs/DEVICE-PROGRAMS.md)
+    /// socket    in place of program: the Unix socket on which a vfio-user server of yours listens
+    /// user      whose server may be given guest RAM: a name, a number or any (default: root's, and that of the user
+    ///           who runs outrigger); with socket only
+    /// dma       shared: the process maps guest RAM (default); messages: it asks for every byte
+    #[arg(
+        long,
+        value_name = "program=PATH|socket=PATH[,KEY=VALUE,…]",
+        verbatim_doc_comment,
+        help_heading = DEVICES,
+        display_order = DEVICE_ORDER
+    )]
+    device: Vec<String>,
+}
+
+/// The heading that the flags for devices have in the help, and the place of the last of them.
+const DEVICES: &str = "PCI devices";
+const DEVICE_ORDER: usize = 1000;
+
+/// The command line with a flag for each kind of device.
+fn command() -> clap::Command {
+    let flags = (1..).zip(&KINDS).map(|(order, kind)| {
+        let Kind { flag, program, value, about } = kind;
+        Arg::new(*flag)
+            .long(*flag)
+            .value_name(*value)
+            .action(ArgAction::Append)
+            .help(format!("{about}; repeat it for more"))
+            .long_help(format!(
+                "{about}; repeat it for more\n\nShort for --device program={program},…; '{program} --help' explains its keys"
+            ))
+            .help_heading(DEVICES)
+            .display_order(order)
+    });
+    Cli::command().mut_subcommand("run", |run| run.args(flags))
 }
 
 fn help_end() -> String {
@@ -169,7 +184,7 @@ where
     I: IntoIterator,
     I::Item: Into<OsString> + Clone,
 {
-    let matches = match Cli::command().try_get_matches_from(arguments) {
+    let matches = match command().try_get_matches_from(arguments) {
         Ok(matches) => matches,
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
             return Ok(Request::Print(error.render().to_string()));
@@ -178,20 +193,23 @@ where
     };
     let Cli { command: Command::Run(args) } = Cli::from_arg_matches(&matches).map_err(|error| one_line(&error))?;
     let run = matches.subcommand_matches("run").expect("it is the only subcommand, and was just parsed");
-    let positions = |flag| run.indices_of(flag).into_iter().flatten();
+    let given = |flag| {
+        let texts = run.get_many::<String>(flag).into_iter().flatten().map(String::as_str);
+        run.indices_of(flag).into_iter().flatten().zip(texts)
+    };
 
-    let mut devices: Vec<(usize, PciDeviceConfig)> = Vec::new();
-    for (position, text) in positions("disk").zip(&args.disk) {
-        devices.push((position, PciDeviceConfig::Disk(option("--disk", text, DiskConfig::parse)?)));
+    let mut devices: Vec<(usize, DeviceConfig)> = Vec::new();
+    for kind in &KINDS {
+        for (position, text) in given(kind.flag) {
+            let device = option(&format!("--{}", kind.flag), text, |text| DeviceConfig::parse_kind(kind, text))?;
+            devices.push((position, device));
+        }
     }
-    for (position, text) in positions("net").zip(&args.net) {
-        devices.push((position, PciDeviceConfig::Net(option("--net", text, NetConfig::parse)?)));
-    }
-    for (position, text) in positions("device").zip(&args.device) {
-        devices.push((position, PciDeviceConfig::Socket(option("--device", text, SocketConfig::parse)?)));
+    for (position, text) in given("device") {
+        devices.push((position, option("--device", text, DeviceConfig::parse)?));
     }
     devices.sort_by_key(|(position, _)| *position);
-    let pci_devices: Vec<PciDeviceConfig> = devices.into_iter().map(|(_, device)| device).collect();
+    let pci_devices: Vec<DeviceConfig> = devices.into_iter().map(|(_, device)| device).collect();
     Config::check_devices(&pci_devices)?;
 
     Ok(Request::Run(Box::new(Config {
@@ -215,11 +233,7 @@ where
 }
 
 fn option<T>(flag: &str, text: &str, parse: impl FnOnce(&str) -> Result<T, Problem>) -> Result<T, UsageError> {
-    parse(text).map_err(|problem| {
-        // A command line of thousands of bytes would hide what is wrong with it.
-        let shown = if text.len() > 200 { String::new() } else { format!(" {text}") };
-        UsageError::new(format_args!("{flag}{shown}"), problem)
-    })
+    parse(text).map_err(|problem| UsageError::new(named(flag, text), problem))
 }
 
 /// clap's complaint in our words.

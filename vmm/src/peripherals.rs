@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use outrigger_process::launch::{EXIT_HOST, EXIT_USAGE};
 use outrigger_process::output::tell;
 use outrigger_protocol::client::{Client, ClientMemory, Options};
 use vm_memory::{Bytes, GuestAddress};
@@ -21,10 +22,10 @@ use crate::attach::discovery::discover;
 use crate::attach::link::Link;
 use crate::attach::watch::{WatchError, watch};
 use crate::attach::{AttachError, Backplane};
-use crate::config::{Dma, PciDeviceConfig};
+use crate::config::{DeviceConfig, Dma, Source};
 use crate::events::EventLoop;
 use crate::memory::GuestRam;
-use crate::outcome::{STATUS_FAILED, STATUS_HOST, STATUS_USAGE, Stop};
+use crate::outcome::{STATUS_HOST, STATUS_USAGE, Stop};
 use crate::pci::Slot;
 use crate::pci::bus::PciBus;
 use crate::pci::windows::Windows;
@@ -56,7 +57,7 @@ enum Problem {
     #[error("{}", chain(.0))]
     Attach(AttachError),
     /// The process has said itself what is wrong.
-    #[error("its process {}", ending(*.0))]
+    #[error("its process {} before it served the device", ending(*.0))]
     Exited(ExitStatus),
 }
 
@@ -65,23 +66,30 @@ impl PeripheralError {
     #[must_use]
     pub fn status(&self) -> u8 {
         match &self.problem {
+            Problem::Spawn(SpawnError::Start { .. }) => STATUS_USAGE,
             Problem::Spawn(_) => STATUS_HOST,
             Problem::NobodyListens | Problem::Connect(_) | Problem::NotAccepted(_) => STATUS_USAGE,
             // What was named on the command line is no device process, or not one that can be used.
             Problem::Attach(AttachError::Client(_) | AttachError::Device(_) | AttachError::Bar(_)) => STATUS_USAGE,
             Problem::Attach(_) => STATUS_HOST,
-            Problem::Exited(status) => {
-                status.code().and_then(|code| u8::try_from(code).ok()).filter(|&code| code > 0).unwrap_or(STATUS_FAILED)
+            // What it says about itself; another status is that of a program that is no device program.
+            Problem::Exited(status) if has_told(*status) => {
+                status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(STATUS_USAGE)
             }
+            Problem::Exited(_) => STATUS_USAGE,
         }
     }
 
     /// Whether the user has been told already, by the device process itself.
     #[must_use]
     pub fn is_told(&self) -> bool {
-        let Problem::Exited(status) = &self.problem else { return false };
-        status.code().is_some_and(|code| [STATUS_FAILED, STATUS_USAGE, STATUS_HOST].map(i32::from).contains(&code))
+        matches!(self.problem, Problem::Exited(status) if has_told(status))
     }
+}
+
+/// Whether a device program ends with this status after it has told the user why.
+fn has_told(status: ExitStatus) -> bool {
+    status.code().is_some_and(|code| [EXIT_USAGE, EXIT_HOST].map(i32::from).contains(&code))
 }
 
 /// All PCI devices of a run, in the order of their slots. Dropping this ends those processes that were started for it.
@@ -111,7 +119,7 @@ impl Peripherals {
     /// # Errors
     /// For the first device that cannot be had; processes started for it and for others are ended.
     pub fn attach(
-        configs: &[PciDeviceConfig],
+        configs: &[DeviceConfig],
         cpus: u8,
         backplane: &Backplane,
         ram: &Arc<GuestRam>,
@@ -201,7 +209,9 @@ impl Peripheral {
         stop.device_died();
         let Self { label, device, link, process, .. } = self;
         let status = process.as_ref().and_then(|process| process.borrow_mut().wait(EXIT_WAIT));
-        let who = process.as_ref().map_or("its device process", |process| process.borrow().program());
+        let who = process
+            .as_ref()
+            .map_or_else(|| "its device process".to_owned(), |process| process.borrow().program().to_owned());
         let cause = || link.lost().map_or_else(String::new, ToString::to_string);
         let what = status.map_or_else(cause, ending);
         let consequence = "from now on the guest reads all-ones from it";
@@ -216,18 +226,16 @@ impl Drop for Peripherals {
     }
 }
 
-fn start(config: &PciDeviceConfig, cpus: u8, deadline: Duration) -> Result<Connected, PeripheralError> {
-    let label = config.to_string();
-    let spawned = |result: Result<(DeviceProcess, UnixStream), SpawnError>| {
-        result.map(|(process, stream)| (Some(process), stream)).map_err(Problem::Spawn)
-    };
-    let connected = match config {
-        PciDeviceConfig::Disk(disk) => spawned(DeviceProcess::disk(disk, cpus)),
-        PciDeviceConfig::Net(net) => spawned(DeviceProcess::net(net)),
-        PciDeviceConfig::Socket(socket) => connect_to(&socket.path, deadline).map(|stream| (None, stream)),
+fn start(config: &DeviceConfig, cpus: u8, deadline: Duration) -> Result<Connected, PeripheralError> {
+    let label = config.label.clone();
+    let connected = match &config.source {
+        Source::Program { program, options } => DeviceProcess::start(program, options, cpus)
+            .map(|(process, stream)| (Some(process), stream))
+            .map_err(Problem::Spawn),
+        Source::Socket { path, .. } => connect_to(path, deadline).map(|stream| (None, stream)),
     };
     match connected {
-        Ok((process, stream)) => Ok(Connected { label, dma: config.dma(), stream, process }),
+        Ok((process, stream)) => Ok(Connected { label, dma: config.dma, stream, process }),
         Err(problem) => Err(PeripheralError { label, problem }),
     }
 }

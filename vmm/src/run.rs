@@ -5,9 +5,11 @@ use std::io;
 
 use outrigger_process::output;
 
+use outrigger_process::options::one_line;
+
 use crate::attach::watch::WatchError;
 use crate::builder::{BuildError, Machine};
-use crate::config::{Config, UsageError, one_line};
+use crate::config::{Config, UsageError};
 use crate::console::{Console, ConsoleError};
 use crate::events::{EventLoop, EventsError};
 use crate::outcome::{Outcome, STATUS_FAILED, STATUS_HOST, STATUS_USAGE, Stop};

@@ -1,4 +1,4 @@
-//! Device processes that Outrigger starts: found beside its own binary, given one socket, and gone when it is.
+//! Device processes that Outrigger starts: given their options and one socket, and gone when it is.
 //!
 //! The socket is the child's standard input, so there is no path on disk, and a child whose VMM was killed sees the end of
 //! its input and leaves.
@@ -7,16 +7,14 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use outrigger_process::child;
-
-use crate::config::{DiskConfig, NetConfig};
+use outrigger_process::{child, launch};
 
 /// How long a child may take to end after its socket was closed: it finishes what the guest has asked for.
 const GRACE: Duration = Duration::from_secs(5);
@@ -31,8 +29,10 @@ pub enum SpawnError {
     #[error("cannot tell where outrigger itself is installed")]
     Place(#[source] io::Error),
     /// The program is missing, or cannot be executed.
-    #[error("cannot start {} (device programs are looked for beside outrigger itself)", program.display())]
+    #[error("cannot start {}{}", program.display(), if *.beside { " (a bare name is looked for beside outrigger itself)" } else { "" })]
     Start {
+        /// Whether it was looked for beside Outrigger's own binary.
+        beside: bool,
         /// The program.
         program: PathBuf,
         /// The system's answer.
@@ -43,7 +43,7 @@ pub enum SpawnError {
     #[error("cannot make a socket for {program}")]
     Socket {
         /// The program.
-        program: &'static str,
+        program: String,
         /// The system's answer.
         #[source]
         source: io::Error,
@@ -53,44 +53,37 @@ pub enum SpawnError {
 /// A running child. Dropping it ends it, politely first.
 #[derive(Debug)]
 pub struct DeviceProcess {
-    program: &'static str,
+    program: String,
     child: Child,
 }
 
 impl DeviceProcess {
-    /// Starts `outrigger-blk` with one queue per vCPU unless the configuration says otherwise.
+    /// Starts `program` with `options`, by the contract of docs/DEVICE-PROGRAMS.md; returns our end of its socket.
     ///
     /// # Errors
     /// See [`SpawnError`].
-    pub fn disk(disk: &DiskConfig, cpus: u8) -> Result<(Self, UnixStream), SpawnError> {
-        // A configuration reads back as the option it came from, which the programs take in the same form.
-        let disk = DiskConfig { queues: disk.queues.or(Some(cpus.into())), ..disk.clone() };
-        Self::spawn("outrigger-blk", ["--disk", &disk.to_string()])
-    }
-
-    /// Starts `outrigger-net`.
-    ///
-    /// # Errors
-    /// See [`SpawnError`].
-    pub fn net(net: &NetConfig) -> Result<(Self, UnixStream), SpawnError> {
-        Self::spawn("outrigger-net", ["--net", &net.to_string()])
-    }
-
-    fn spawn(program: &'static str, arguments: [&str; 2]) -> Result<(Self, UnixStream), SpawnError> {
-        let path = std::env::current_exe().map_err(SpawnError::Place)?.with_file_name(program);
-        let (ours, theirs) = UnixStream::pair().map_err(|source| SpawnError::Socket { program, source })?;
+    pub fn start(program: &Path, options: &str, cpus: u8) -> Result<(Self, UnixStream), SpawnError> {
+        let beside = !program.as_os_str().as_encoded_bytes().contains(&b'/');
+        let path = match beside {
+            true => std::env::current_exe().map_err(SpawnError::Place)?.with_file_name(program),
+            false => program.to_owned(),
+        };
+        let program = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let (ours, theirs) =
+            UnixStream::pair().map_err(|source| SpawnError::Socket { program: program.clone(), source })?;
         let mut command = Command::new(&path);
-        command.args(arguments).args(["--fd", "0"]);
+        child::prepare(&mut command).env(launch::VCPUS, cpus.to_string());
+        command.args([launch::OPTIONS, options, launch::FD, "0"]);
         // Standard output is the guest's console and none of theirs.
-        child::prepare(&mut command).stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null());
-        let child = command.spawn().map_err(|source| SpawnError::Start { program: path, source })?;
+        command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null());
+        let child = command.spawn().map_err(|source| SpawnError::Start { program: path, beside, source })?;
         Ok((Self { program, child }, ours))
     }
 
     /// Its name.
     #[must_use]
-    pub fn program(&self) -> &'static str {
-        self.program
+    pub fn program(&self) -> &str {
+        &self.program
     }
 
     /// Its process id.

@@ -7,7 +7,7 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::*;
-use crate::config::{Dma, MacAddress, PathName};
+use crate::config::{Dma, PathName, ServerUser, Source};
 
 fn parse_words(words: &str) -> Result<Request, UsageError> {
     parse(words.split_whitespace())
@@ -50,56 +50,23 @@ fn values_that_cannot_be_used_are_refused_in_one_exact_line() {
         ("--memory", "1G,hugepages=yes", "hugepages: must be on or off, not 'yes'"),
         ("--memory", "1G,shared=on", "unknown key 'shared'; it takes size and hugepages"),
         ("--memory", "hugepages=on", "needs size=SIZE"),
-        ("--disk", "path=x,foo=1", "unknown key 'foo'; it takes path, readonly, serial, queues and dma"),
-        ("--disk", "path=x,path=y", "key 'path' is given twice"),
-        ("--disk", "path=", "path: is empty"),
-        ("--disk", "readonly=on", "needs path=FILE"),
-        (
-            "--disk",
-            "root.img",
-            "'root.img' is not KEY=VALUE; it takes path, readonly, serial, queues and dma (a comma inside a value is written \
-             twice)",
-        ),
-        (
-            "--disk",
-            "path=x,",
-            "'' is not KEY=VALUE; it takes path, readonly, serial, queues and dma (a comma inside a value is written twice)",
-        ),
-        ("--disk", "path=x,readonly=true", "readonly: must be on or off, not 'true'"),
-        ("--disk", "path=x,readonly=", "readonly: is empty"),
-        ("--disk", "path=x,serial=123456789012345678901", "serial: is 21 bytes long, at most 20 are possible"),
-        ("--disk", "path=x,serial=a b", "serial: must be printable ASCII without spaces"),
-        ("--disk", "path=x,serial=é", "serial: must be printable ASCII without spaces"),
-        ("--disk", "path=x,queues=0", "queues: must be between 1 and 64"),
-        ("--disk", "path=x,queues=65", "queues: must be between 1 and 64"),
-        ("--net", "mac=52:54:00:12:34:56", "needs tap=NAME"),
-        ("--net", "tap=t,bridge=br0", "unknown key 'bridge'; it takes tap, mac, queues and dma"),
-        ("--net", "tap=t,mac=52:54:00:12:34", "mac: must be six hexadecimal bytes like 52:54:00:12:34:56"),
-        ("--net", "tap=t,mac=52:54:00:12:34:56:78", "mac: must be six hexadecimal bytes like 52:54:00:12:34:56"),
-        ("--net", "tap=t,mac=52:54:00:12:34:5g", "mac: must be six hexadecimal bytes like 52:54:00:12:34:56"),
-        ("--net", "tap=t,mac=52:54:00:12:34:+5", "mac: must be six hexadecimal bytes like 52:54:00:12:34:56"),
-        (
-            "--net",
-            "tap=t,mac=53:54:00:12:34:56",
-            "mac: 53:54:00:12:34:56 is a multicast address; a card needs a unicast address like 52:54:00:12:34:56",
-        ),
-        (
-            "--net",
-            "tap=t,mac=00:00:00:00:00:00",
-            "mac: 00:00:00:00:00:00 is all zeros; a card needs a unicast address like 52:54:00:12:34:56",
-        ),
-        ("--net", "tap=sixteen-letters-", "tap: not an interface name: 1 to 15 characters, no spaces, '/', ':' or '%'"),
-        ("--net", "tap=a/b", "tap: not an interface name: 1 to 15 characters, no spaces, '/', ':' or '%'"),
-        ("--net", "tap=..", "tap: not an interface name: 1 to 15 characters, no spaces, '/', ':' or '%'"),
-        ("--net", "tap=tap%d", "tap: not an interface name: 1 to 15 characters, no spaces, '/', ':' or '%'"),
-        ("--net", "tap=t,queues=many", "queues: must be between 1 and 64"),
+        ("--disk", "path=x,dma=copied", "dma: must be shared or messages, not 'copied'"),
+        ("--net", "tap=t,dma=", "dma: is empty"),
+        ("--net", "dma=shared,tap=t,dma=shared", "key 'dma' is given twice"),
+        ("--device", "/run/x.sock", "needs program=PATH or socket=PATH"),
+        ("--device", "", "needs program=PATH or socket=PATH"),
+        ("--device", "program=", "program: is empty"),
+        ("--device", "program=p,socket=s", "takes program=PATH or socket=PATH, not both"),
         (
             "--device",
-            "/run/x.sock",
-            "'/run/x.sock' is not KEY=VALUE; it takes socket and dma (a comma inside a value is written twice)",
+            "program=p,user=any",
+            "user: goes with socket=PATH only; a program that Outrigger starts runs as the same user",
         ),
+        ("--device", "socket=s,user=no such user", "user: there is no user 'no such user'"),
+        ("--device", "socket=s,user=-1", "user: there is no user '-1'"),
+        ("--device", "socket=s,queues=1", "unknown key 'queues'; it takes socket, user and dma"),
         ("--device", "socket=", "socket: is empty"),
-        ("--device", "path=/x", "unknown key 'path'; it takes socket and dma"),
+        ("--device", "path=/x", "needs program=PATH or socket=PATH"),
         ("--paths", "", "is empty"),
         ("--paths", "mapped", "message cannot be left out, for some accesses have no other path; write mapped,message"),
         ("--paths", "messages", "'messages' is no path; they are mapped, ioeventfd, ioregionfd, stand-in and message"),
@@ -197,29 +164,26 @@ fn every_option_is_understood() {
 
 #[test]
 fn devices_keep_the_order_of_the_command_line() {
-    let words = "--net tap=a --disk path=x,serial=S,queues=4 --device socket=/s,dma=messages --net tap=b,mac=52:54:00:Ab:cD:0f,queues=2 \
-                 --disk readonly=on,path=y,,z=1,dma=messages --net dma=messages,tap=c --device socket=/t,dma=shared";
+    let words = "--net tap=a,mtu=9000 --disk path=x,serial=S --device socket=/s,dma=messages,user=0 --net dma=shared,tap=b \
+                 --device program=./p,path=y,,z=1,dma=messages,color= --disk anything --device socket=/t,user=any --device program=q";
     let config = config(&words.split_whitespace().collect::<Vec<_>>());
-    let disk = |path: &str, readonly, serial: Option<&str>, queues, dma| {
-        PciDeviceConfig::Disk(DiskConfig {
-            path: path.into(),
-            readonly,
-            serial: serial.map(str::to_owned),
-            queues,
-            dma,
-        })
-    };
-    let net = |tap: &str, mac, queues, dma| PciDeviceConfig::Net(NetConfig { tap: tap.into(), mac, queues, dma });
-    let socket = |path: &str, dma| PciDeviceConfig::Socket(SocketConfig { path: path.into(), dma });
+    let program = |program: &str, options: &str| Source::Program { program: program.into(), options: options.into() };
+    let socket = |path: &str, server| Source::Socket { path: path.into(), server };
     let expected = [
-        net("a", None, None, Dma::Shared),
-        disk("x", false, Some("S"), Some(4), Dma::Shared),
-        socket("/s", Dma::Messages),
-        net("b", Some(MacAddress([0x52, 0x54, 0, 0xab, 0xcd, 0x0f])), Some(2), Dma::Shared),
-        disk("y,z=1", true, None, None, Dma::Messages),
-        net("c", None, None, Dma::Messages),
-        socket("/t", Dma::Shared),
+        ("--net tap=a,mtu=9000", program("outrigger-net", "tap=a,mtu=9000"), Dma::Shared),
+        ("--disk path=x,serial=S", program("outrigger-blk", "path=x,serial=S"), Dma::Shared),
+        (
+            "--device socket=/s,dma=messages,user=0",
+            socket("/s", ServerUser::Only(nix::unistd::Uid::from_raw(0))),
+            Dma::Messages,
+        ),
+        ("--net dma=shared,tap=b", program("outrigger-net", "tap=b"), Dma::Shared),
+        ("--device program=./p,path=y,,z=1,dma=messages,color=", program("./p", "path=y,,z=1,color="), Dma::Messages),
+        ("--disk anything", program("outrigger-blk", "anything"), Dma::Shared),
+        ("--device socket=/t,user=any", socket("/t", ServerUser::Any), Dma::Shared),
+        ("--device program=q", program("q", ""), Dma::Shared),
     ];
+    let expected = expected.map(|(label, source, dma)| DeviceConfig { label: label.into(), source, dma });
     assert_eq!(config.pci_devices, expected);
 }
 
@@ -233,14 +197,10 @@ fn the_bus_has_room_for_31_devices() {
 }
 
 #[test]
-fn a_tap_or_socket_serves_one_device() {
+fn a_socket_serves_one_device() {
     assert_eq!(
-        line(&["--net", "tap=t", "--disk", "path=x", "--net", "tap=t,queues=2"]),
-        "--net tap=t: is given twice; each device needs its own"
-    );
-    assert_eq!(
-        line(&["--device", "socket=s", "--device", "socket=s"]),
-        "--device socket=s: is given twice; each device needs its own"
+        line(&["--device", "socket=s", "--device", "dma=messages,socket=s"]),
+        "--device dma=messages,socket=s: is given twice; each device needs its own"
     );
 }
 
@@ -257,7 +217,17 @@ fn help_and_version_are_printed_not_refused() {
     };
     assert_eq!(text("outrigger --version"), concat!("outrigger ", env!("CARGO_PKG_VERSION"), "\n"));
     let help = text("outrigger run --help");
-    for word in ["Examples:", "Exit status:", "--disk", "units K, M, G, T", "Ctrl-A x", "queues", "32M to 1T"] {
+    for word in [
+        "Examples:",
+        "Exit status:",
+        "--disk",
+        "units K, M, G, T",
+        "Ctrl-A x",
+        "queues",
+        "32M to 1T",
+        "program=outrigger-net",
+        "user ",
+    ] {
         assert!(help.contains(word), "{word} is not in:\n{help}");
     }
     assert!(help.lines().all(|line| line.len() <= 120), "{help}");

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use outrigger_process::options::OptionError;
+
 use super::Problem;
 
 /// Where the guest's serial port leads.
@@ -22,7 +24,7 @@ impl ConsoleConfig {
         match (text, text.strip_prefix("file=")) {
             ("stdio", _) => Ok(ConsoleConfig::Stdio),
             ("none", _) => Ok(ConsoleConfig::None),
-            (_, Some("")) => Err(Problem::Empty.of("file")),
+            (_, Some("")) => Err(OptionError::value("file", OptionError::Empty).into()),
             (_, Some(path)) => Ok(ConsoleConfig::File(PathBuf::from(path))),
             _ => Err(Problem::NotConsole),
         }

@@ -1,31 +1,160 @@
-//! `--device socket=PATH[,dma=messages]`.
+//! `--device program=PATH[,KEY=VALUE,…]` and `--device socket=PATH`, and the flags that are shorthand for the first.
+//!
+//! A device program is the authority on its options: what is not one of [`OWN_KEYS`] is for it, and passed on unread.
 
 use std::path::PathBuf;
 
-use super::options::Options;
-use super::{Dma, Problem, dma};
+use nix::unistd::{Uid, User};
+use outrigger_process::options::{OptionError, Options, named};
+
+use super::Problem;
 
 /// Longest path of a Unix socket in bytes: Linux's `sockaddr_un`, less the terminating zero.
 pub const MAX_SOCKET_PATH: usize = 107;
 
-/// A vfio-user server that someone else runs.
+const PROGRAM: &str = "program";
+const SOCKET: &str = "socket";
+const USER: &str = "user";
+const DMA: &str = "dma";
+/// The keys that Outrigger itself reads. Those for `restart`, `sandbox` and `deadline` will be here, too.
+const OWN_KEYS: &[&str] = &[PROGRAM, SOCKET, USER, DMA];
+/// All keys there are where Outrigger starts no program.
+const SOCKET_KEYS: &[&str] = &[SOCKET, USER, DMA];
+
+/// A flag for one kind of device: `--disk X` means `--device program=outrigger-blk,X`.
+#[derive(Debug)]
+pub struct Kind {
+    /// The flag, without its hyphens.
+    pub flag: &'static str,
+    /// The device program.
+    pub program: &'static str,
+    /// What the help shows as the flag's value.
+    pub value: &'static str,
+    /// What the help says about it.
+    pub about: &'static str,
+}
+
+/// All of them. A new kind of device is a row here.
+pub const KINDS: [Kind; 2] = [
+    Kind {
+        flag: "disk",
+        program: "outrigger-blk",
+        value: "path=FILE[,KEY=VALUE,…]",
+        about: "Disk from an image file or block device",
+    },
+    Kind {
+        flag: "net",
+        program: "outrigger-net",
+        value: "tap=NAME[,KEY=VALUE,…]",
+        about: "Network card on a tap interface of the host, which is created if it doesn't exist",
+    },
+];
+
+/// One PCI device.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SocketConfig {
-    /// The Unix socket it listens on, at most [`MAX_SOCKET_PATH`] bytes.
-    pub path: PathBuf,
-    /// How the server reaches guest RAM.
+pub struct DeviceConfig {
+    /// The option as the user wrote it, to name the device in a message: `--disk path=root.img`.
+    pub label: String,
+    /// Where its device process comes from.
+    pub source: Source,
+    /// How that process reaches guest RAM.
     pub dma: Dma,
 }
 
-impl SocketConfig {
-    /// Reads the option's value.
+/// Where a device process comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// A program that Outrigger starts.
+    Program {
+        /// A bare name is that of a program beside outrigger itself; anything with a slash is a path.
+        program: PathBuf,
+        /// The text after `--options`.
+        options: String,
+    },
+    /// A vfio-user server that already listens.
+    Socket {
+        /// The Unix socket, at most [`MAX_SOCKET_PATH`] bytes.
+        path: PathBuf,
+        /// Whose server may be given guest RAM.
+        server: ServerUser,
+    },
+}
+
+/// How a device process reaches guest RAM.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Dma {
+    /// It is handed the memory file and maps it: fast, and it can read and write all of the guest.
+    #[default]
+    Shared,
+    /// It asks the VMM for every byte, by `VFIO_USER_DMA_READ` and `VFIO_USER_DMA_WRITE`, and holds no guest memory.
+    Messages,
+}
+
+/// Whose server may be given guest RAM.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ServerUser {
+    /// Root's, and that of the user who runs Outrigger.
+    #[default]
+    Trusted,
+    /// This user's only.
+    Only(Uid),
+    /// Anybody's.
+    Any,
+}
+
+impl DeviceConfig {
+    /// Reads the value of `--device`.
     pub(crate) fn parse(text: &str) -> Result<Self, Problem> {
-        let options = Options::parse(text, &["socket", dma::KEY], None)?;
-        options.required("socket", "PATH")?;
-        let path = options.parsed("socket", |path| match path.len() {
+        let (own, rest) = Options::take_out(text, OWN_KEYS)?;
+        let source = match (own.get(PROGRAM), own.get(SOCKET)) {
+            (Some(_), Some(_)) => return Err(Problem::ProgramAndSocket),
+            (Some(_), None) if own.get(USER).is_some() => return Err(Problem::UserOfProgram),
+            (Some(program), None) => Source::Program { program: program.into(), options: rest },
+            (None, Some(_)) => Source::socket(&Options::parse(text, SOCKET_KEYS, None)?)?,
+            (None, None) => return Err(Problem::NoSource),
+        };
+        Ok(Self { label: named("--device", text), source, dma: Dma::parse(&own)? })
+    }
+
+    /// Reads the value of the flag for one kind of device.
+    pub(crate) fn parse_kind(kind: &Kind, text: &str) -> Result<Self, Problem> {
+        let (own, rest) = Options::take_out(text, &[DMA])?;
+        let source = Source::Program { program: kind.program.into(), options: rest };
+        Ok(Self { label: named(&format!("--{}", kind.flag), text), source, dma: Dma::parse(&own)? })
+    }
+}
+
+impl Source {
+    fn socket(options: &Options) -> Result<Self, OptionError> {
+        let path = options.parsed(SOCKET, |path| match path.len() {
             length if length > MAX_SOCKET_PATH => Err(Problem::TooLong { length, limit: MAX_SOCKET_PATH }),
             _ => Ok(PathBuf::from(path)),
         })?;
-        Ok(SocketConfig { path: path.unwrap_or_default(), dma: Dma::parse(&options)? })
+        let server = options.parsed(USER, ServerUser::parse)?;
+        Ok(Self::Socket { path: path.unwrap_or_default(), server: server.unwrap_or_default() })
+    }
+}
+
+impl Dma {
+    fn parse(options: &Options) -> Result<Self, OptionError> {
+        let dma = options.parsed(DMA, |text| match text {
+            "shared" => Ok(Self::Shared),
+            "messages" => Ok(Self::Messages),
+            _ => Err(format!("must be shared or messages, not '{text}'")),
+        })?;
+        Ok(dma.unwrap_or_default())
+    }
+}
+
+impl ServerUser {
+    fn parse(text: &str) -> Result<Self, String> {
+        if text == "any" {
+            return Ok(Self::Any);
+        }
+        match User::from_name(text) {
+            Ok(Some(user)) => Ok(Self::Only(user.uid)),
+            // A number needs no name, as in a container without a list of users.
+            _ => text.parse().map(|id| Self::Only(Uid::from_raw(id))).map_err(|_| format!("there is no user '{text}'")),
+        }
     }
 }

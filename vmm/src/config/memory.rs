@@ -1,7 +1,8 @@
 //! `--memory SIZE[,hugepages=on]`.
 
+use outrigger_process::options::Options;
+
 use super::Problem;
-use super::options::Options;
 use super::size::Size;
 
 /// Least guest RAM: what a small kernel needs to say why it cannot go on.

@@ -1,39 +1,32 @@
 //! What the user asked for, checked: everything the rest of Outrigger needs to know about the command line.
 //!
 //! A [`Config`] that exists is valid in itself; [`Config::check_files`] asks the host about the files it names.
-//! Values of the form `KEY=VALUE,…` are read by one parser, [`options`]; each flag that takes one has a file here.
+//! Values of the form `KEY=VALUE,…` are read by one parser, [`options`]; each kind of flag that takes one has a file here.
 
 pub mod console;
 pub mod device;
-pub mod disk;
-mod dma;
 mod files;
 pub mod memory;
-pub mod net;
-mod options;
 pub mod paths;
 mod problem;
 pub mod size;
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 
+use outrigger_process::options;
+
 pub use console::ConsoleConfig;
-pub use device::SocketConfig;
-pub use disk::DiskConfig;
-pub use dma::Dma;
+pub use device::{DeviceConfig, Dma, KINDS, ServerUser, Source};
 pub use memory::MemoryConfig;
-pub use net::{MacAddress, NetConfig};
 pub use paths::{AllowedPaths, PathName};
-pub use problem::{Problem, UsageError, one_line};
+pub use problem::{Problem, UsageError};
 
 /// Most virtual CPUs a guest can have.
 pub const MAX_CPUS: u8 = 64;
 
 /// Most PCI devices: the bus has 32 slots, and the host bridge is in the first.
 pub const MAX_PCI_DEVICES: usize = 31;
-
-/// Most queues (or pairs of queues, for a network card) a device can be given.
-pub const MAX_QUEUES: u16 = 64;
 
 /// Longest kernel command line in bytes: Linux's `COMMAND_LINE_SIZE` on x86, less the terminating zero.
 pub const MAX_CMDLINE: usize = 2047;
@@ -57,7 +50,7 @@ pub struct Config {
     pub memory: MemoryConfig,
     /// PCI devices in the order of the command line, which is the order of their slots from 1 up; at most
     /// [`MAX_PCI_DEVICES`].
-    pub pci_devices: Vec<PciDeviceConfig>,
+    pub pci_devices: Vec<DeviceConfig>,
     /// How guest accesses may reach the devices.
     pub paths: AllowedPaths,
     /// Where the serial port leads.
@@ -68,43 +61,9 @@ pub struct Config {
     pub stats: bool,
 }
 
-/// One PCI device: who serves it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PciDeviceConfig {
-    /// An `outrigger-blk` that Outrigger starts.
-    Disk(DiskConfig),
-    /// An `outrigger-net` that Outrigger starts.
-    Net(NetConfig),
-    /// Any vfio-user server that already listens.
-    Socket(SocketConfig),
-}
-
-impl std::fmt::Display for PciDeviceConfig {
-    /// The flag that describes the device, short enough to name it in a message: `--disk path=root.img`.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            PciDeviceConfig::Disk(disk) => write!(f, "--disk path={}", disk.path.display()),
-            PciDeviceConfig::Net(net) => write!(f, "--net tap={}", net.tap),
-            PciDeviceConfig::Socket(socket) => write!(f, "--device socket={}", socket.path.display()),
-        }
-    }
-}
-
-impl PciDeviceConfig {
-    /// How its process reaches guest RAM.
-    #[must_use]
-    pub fn dma(&self) -> Dma {
-        match self {
-            PciDeviceConfig::Disk(disk) => disk.dma,
-            PciDeviceConfig::Net(net) => net.dma,
-            PciDeviceConfig::Socket(socket) => socket.dma,
-        }
-    }
-}
-
 /// Reads `--cpus`.
 pub(crate) fn parse_cpus(text: &str) -> Result<u8, Problem> {
-    options::number(text, 1, MAX_CPUS.into()).map(|cpus| u8::try_from(cpus).unwrap_or(MAX_CPUS))
+    Ok(options::number(text, 1, MAX_CPUS.into()).map(|cpus| u8::try_from(cpus).unwrap_or(MAX_CPUS))?)
 }
 
 /// Reads `--cmdline`.
@@ -117,16 +76,18 @@ pub(crate) fn parse_cmdline(text: &str) -> Result<String, Problem> {
 
 impl Config {
     /// Checks what no single flag can know: how many devices there are, and that none is given twice.
-    pub(crate) fn check_devices(devices: &[PciDeviceConfig]) -> Result<(), UsageError> {
+    pub(crate) fn check_devices(devices: &[DeviceConfig]) -> Result<(), UsageError> {
         if devices.len() > MAX_PCI_DEVICES {
             let problem = Problem::TooManyDevices { count: devices.len(), limit: MAX_PCI_DEVICES };
-            return Err(UsageError::new("--disk, --net, --device", problem));
+            let flags: Vec<_> =
+                KINDS.iter().map(|kind| kind.flag).chain(["device"]).map(|flag| format!("--{flag}")).collect();
+            return Err(UsageError::new(flags.join(", "), problem));
         }
-        for (index, device) in devices.iter().enumerate() {
-            // Two disks may share a read-only file; the lock that outrigger-blk takes refuses the other cases.
-            let exclusive = !matches!(device, PciDeviceConfig::Disk(_));
-            if exclusive && devices.iter().take(index).any(|earlier| earlier.to_string() == device.to_string()) {
-                return Err(UsageError::new(device, Problem::GivenTwice));
+        // What two programs cannot share they refuse themselves; a server would leave the second client waiting.
+        let mut sockets = HashSet::new();
+        for device in devices {
+            if matches!(&device.source, Source::Socket { path, .. } if !sockets.insert(path)) {
+                return Err(UsageError::new(&device.label, Problem::GivenTwice));
             }
         }
         Ok(())

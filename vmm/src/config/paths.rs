@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use outrigger_process::options::OptionError;
+
 use super::Problem;
 
 /// A way from a guest access to a device, by its name on the command line and in what `--show-devices` prints.
@@ -69,7 +71,7 @@ impl AllowedPaths {
     /// Reads the option's value. The order of the words means nothing.
     pub(crate) fn parse(text: &str) -> Result<Self, Problem> {
         if text.is_empty() {
-            return Err(Problem::Empty);
+            return Err(OptionError::Empty.into());
         }
         let find = |word: &str| PathName::ALL.into_iter().find(|path| path.as_str() == word);
         let paths = text.split(',').map(|word| find(word).ok_or_else(|| Problem::NotPath { text: word.to_owned() }));

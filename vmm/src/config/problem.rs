@@ -4,6 +4,7 @@
 use std::fmt;
 
 use nix::errno::Errno;
+use outrigger_process::options::{NotBetween, OptionError, one_line};
 
 use super::size::Size;
 
@@ -31,76 +32,21 @@ impl fmt::Display for UsageError {
     }
 }
 
-/// `text` with control characters shown rather than obeyed: a path may hold line breaks and terminal escapes, but a
-/// message stays one line.
-pub fn one_line(text: &str) -> String {
-    let mut line = String::with_capacity(text.len());
-    for character in text.chars() {
-        if character.is_control() {
-            line.extend(character.escape_default());
-        } else {
-            line.push(character);
-        }
-    }
-    line
-}
-
 /// What is wrong with an option's value.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Problem {
-    /// A problem of one key's value.
-    #[error("{key}: {problem}")]
-    Key {
-        /// The key.
-        key: &'static str,
-        /// What is wrong with its value.
-        problem: Box<Problem>,
-    },
-    /// A key that the option doesn't have.
-    #[error("unknown key '{key}'; it takes {known}")]
-    UnknownKey {
-        /// The key given.
-        key: String,
-        /// The keys there are.
-        known: String,
-    },
-    /// The same key twice.
-    #[error("key '{key}' is given twice")]
-    RepeatedKey {
-        /// The key.
-        key: &'static str,
-    },
-    /// A key that the option cannot do without.
-    #[error("needs {key}={value}")]
-    MissingKey {
-        /// The key.
-        key: &'static str,
-        /// Its value's name in the help.
-        value: &'static str,
-    },
-    /// A part between two commas that isn't KEY=VALUE.
-    #[error("'{part}' is not KEY=VALUE; it takes {known} (a comma inside a value is written twice)")]
-    NotKeyValue {
-        /// The part.
-        part: String,
-        /// The keys there are.
-        known: String,
-    },
-    /// Nothing after the key's equals sign, or nothing at all.
-    #[error("is empty")]
-    Empty,
-    /// Neither on nor off.
-    #[error("must be on or off, not '{text}'")]
-    NotSwitch {
-        /// The value given.
-        text: String,
-    },
-    /// Neither of the ways to reach guest RAM.
-    #[error("must be shared or messages, not '{text}'")]
-    NotDma {
-        /// The value given.
-        text: String,
-    },
+    /// The text of the option, or a value in it.
+    #[error(transparent)]
+    Option(#[from] OptionError),
+    /// A device that comes from nowhere.
+    #[error("needs program=PATH or socket=PATH")]
+    NoSource,
+    /// A device that comes from two places.
+    #[error("takes program=PATH or socket=PATH, not both")]
+    ProgramAndSocket,
+    /// A user for a program that Outrigger starts itself.
+    #[error("user: goes with socket=PATH only; a program that Outrigger starts runs as the same user")]
+    UserOfProgram,
     /// None of the ways to a device.
     #[error("'{text}' is no path; they are mapped, ioeventfd, ioregionfd, stand-in and message")]
     NotPath {
@@ -114,13 +60,8 @@ pub enum Problem {
         paths: String,
     },
     /// Not a number, or out of its range.
-    #[error("must be between {min} and {max}")]
-    NotBetween {
-        /// Least value.
-        min: u64,
-        /// Greatest value.
-        max: u64,
-    },
+    #[error(transparent)]
+    Number(#[from] NotBetween),
     /// Not a number with a binary unit.
     #[error("'{text}' is not a size; write it like 512M or 2G (units K, M, G, T; 1K is 1024 bytes)")]
     NotSize {
@@ -153,23 +94,6 @@ pub enum Problem {
         /// Bytes allowed.
         limit: usize,
     },
-    /// A character that a disk's serial number cannot have.
-    #[error("must be printable ASCII without spaces")]
-    NotPrintable,
-    /// Not a MAC address.
-    #[error("must be six hexadecimal bytes like 52:54:00:12:34:56")]
-    NotMac,
-    /// A MAC address that no card can have.
-    #[error("{address} is {what}; a card needs a unicast address like 52:54:00:12:34:56")]
-    MacNotUnicast {
-        /// The address.
-        address: String,
-        /// "a multicast address" or "all zeros".
-        what: &'static str,
-    },
-    /// Not a name that Linux gives to a network interface.
-    #[error("not an interface name: 1 to 15 characters, no spaces, '/', ':' or '%'")]
-    NotInterface,
     /// None of the places a console can lead to.
     #[error("must be stdio, file=PATH or none")]
     NotConsole,
@@ -181,7 +105,7 @@ pub enum Problem {
         /// Devices that fit.
         limit: usize,
     },
-    /// The same tap or socket for two devices.
+    /// The same socket for two devices.
     #[error("is given twice; each device needs its own")]
     GivenTwice,
     /// A file that cannot be opened, or be written.
@@ -200,20 +124,7 @@ pub enum Problem {
         /// What is needed.
         wanted: &'static str,
     },
-    /// A disk image that may not be written.
-    #[error("{why}; add readonly=on, or make it writable")]
-    ReadOnly {
-        /// "the file is read-only (mode 0444)".
-        why: String,
-    },
     /// The command line itself: an unknown option, a missing value. The text is complete.
     #[error("{0}")]
     Syntax(String),
-}
-
-impl Problem {
-    /// This problem as one of `key`'s value.
-    pub(super) fn of(self, key: &'static str) -> Self {
-        Problem::Key { key, problem: Box::new(self) }
-    }
 }

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use outrigger_process::options;
+
 use super::Problem;
 
 const UNITS: [(char, u32); 4] = [('K', 10), ('M', 20), ('G', 30), ('T', 40)];
@@ -27,7 +29,7 @@ impl Size {
             Some((_, shift)) => (&text[..text.len() - 1], *shift),
             None => (text, 0),
         };
-        let number = super::options::number(digits, 0, u64::MAX).ok();
+        let number = options::number(digits, 0, u64::MAX).ok();
         let bytes = number.and_then(|number| number.checked_mul(1 << shift));
         bytes.map(Size).ok_or_else(|| Problem::NotSize { text: text.to_owned() })
     }
