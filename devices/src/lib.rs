@@ -6,7 +6,6 @@
 //! - [`process`]: what their binaries share: arguments, the socket, the way out.
 
 pub mod blk;
-pub mod log_limit;
 pub mod net;
 pub mod process;
 #[cfg(test)]

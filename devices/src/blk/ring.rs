@@ -18,7 +18,6 @@ use outrigger_protocol::server::MemoryError;
 use super::at_once;
 use super::bounce::Bounce;
 use super::request::{Disk, Operation, Parsed, Request, Status};
-use crate::log_limit::LogLimit;
 use crate::transport::chain::MAX_SEGMENTS;
 use crate::transport::layout::MAX_QUEUE_SIZE;
 use crate::transport::{ActiveQueue, Chain, WorkerError};
@@ -73,7 +72,6 @@ pub fn serve(disk: Disk, active: &mut ActiveQueue) -> Result<(), WorkerError> {
         in_flight: 0,
         doorbell_armed: false,
         idle_waits: 0,
-        log: LogLimit::default(),
     };
     let result = service.run(active);
     // Also after an error: the kernel is still at work on client memory.
@@ -103,7 +101,6 @@ struct Service<'r> {
     doorbell_armed: bool,
     /// Waits for nothing else since then.
     idle_waits: u32,
-    log: LogLimit,
 }
 
 impl Service<'_> {
@@ -193,7 +190,7 @@ impl Service<'_> {
             Parsed::Submit => return self.resubmit(active, head),
             Parsed::Done(status, written) => (status, written),
             Parsed::Failed(status, error) => {
-                self.log.warn(format_args!("blk: request refused: {error}"));
+                active.warn(format_args!("blk: request refused: {error}"));
                 (status, 0)
             }
         };
@@ -298,7 +295,7 @@ impl Service<'_> {
                 return self.go_on(active, head);
             }
             (Operation::Read | Operation::Write, 0) => {
-                self.warn(head, "the file ends there");
+                self.warn(active, head, "the file ends there");
                 Status::IoError
             }
             (_, 0..) => Status::Ok,
@@ -313,7 +310,7 @@ impl Service<'_> {
                 return self.go_on(active, head);
             }
             (_, error) => {
-                self.warn(head, &io::Error::from_raw_os_error(-error).to_string());
+                self.warn(active, head, &io::Error::from_raw_os_error(-error).to_string());
                 Status::IoError
             }
         };
@@ -330,9 +327,9 @@ impl Service<'_> {
         Ok(self.end(active, head, Status::IoError, written)?)
     }
 
-    fn warn(&mut self, head: u16, cause: &str) {
+    fn warn(&self, active: &ActiveQueue, head: u16, cause: &str) {
         let Request { operation, offset, length, .. } = self.requests[usize::from(head)];
-        self.log.warn(format_args!("blk: {operation:?} of {length} bytes at byte {offset}: {cause}"));
+        active.warn(format_args!("blk: {operation:?} of {length} bytes at byte {offset}: {cause}"));
     }
 
     /// A message about a request's data went wrong: the request fails, or with the client gone the whole service.
@@ -340,7 +337,7 @@ impl Service<'_> {
         if matches!(error, MemoryError::Disconnected { .. }) {
             return Err(error.into());
         }
-        self.warn(head, &error.to_string());
+        self.warn(active, head, &error.to_string());
         let written = self.requests[usize::from(head)].written(Status::IoError);
         Ok(self.end(active, head, Status::IoError, written)?)
     }

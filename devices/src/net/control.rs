@@ -42,7 +42,7 @@ impl Control {
                 let Some(ack) = chain.writable().first().map(|segment| segment.address) else {
                     return Err(WorkerError::host("malformed command")(io::Error::other("no room for its status")));
                 };
-                let answer = match self.command(active.queue.memory(), &chain) {
+                let answer = match self.command(active, &chain) {
                     Err(error @ MemoryError::Disconnected { .. }) => return Err(error.into()),
                     Err(_) => ERROR,
                     Ok(answer) => answer,
@@ -61,7 +61,8 @@ impl Control {
         Ok(())
     }
 
-    fn command(&self, memory: &Memory, chain: &Chain) -> Result<u8, MemoryError> {
+    fn command(&self, active: &ActiveQueue, chain: &Chain) -> Result<u8, MemoryError> {
+        let memory = active.queue.memory();
         let mut bytes = [0; 4];
         gather(memory, chain.readable().iter().copied(), &mut bytes)?;
         let [class, command, low, high] = bytes;
@@ -74,7 +75,7 @@ impl Control {
                 match (1..=self.pairs).contains(&pairs).then(|| self.tap.attach(pairs)) {
                     Some(Ok(())) => OK,
                     Some(Err(errno)) => {
-                        log::warn!("net: {}: cannot use {pairs} queue pairs: {errno}", self.tap.name());
+                        active.warn(format_args!("net: {}: cannot use {pairs} queue pairs: {errno}", self.tap.name()));
                         ERROR
                     }
                     None => ERROR,

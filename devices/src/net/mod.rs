@@ -228,10 +228,8 @@ impl VirtioDevice for Net {
         Ok(self.work(queue, features))
     }
 
-    fn deactivate(&mut self) {
-        if let Err(errno) = self.tap.attach(1) {
-            log::warn!("net: {}: cannot detach queues: {errno}", self.tap.name());
-        }
+    fn deactivate(&mut self) -> io::Result<()> {
+        Ok(self.tap.attach(1)?)
     }
 }
 

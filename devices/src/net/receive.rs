@@ -16,7 +16,6 @@ use outrigger_protocol::server::{Memory, MemoryError};
 
 use super::pace::Pace;
 use super::tap::{HEADER_SIZE, MAX_PACKET, Tap};
-use crate::log_limit::LogLimit;
 use crate::transport::chain::{part, scatter};
 use crate::transport::{ActiveQueue, Chain, Segment, WorkerError};
 
@@ -65,7 +64,6 @@ pub struct Receiver {
     unmapped: usize,
     chain: Chain,
     pace: Pace,
-    log: LogLimit,
     /// Takes the rest of a packet that is longer than `buffers`.
     overflow: Box<[u8]>,
 }
@@ -102,7 +100,6 @@ impl Receiver {
             unmapped: 0,
             chain: Chain::new(),
             pace: Pace::default(),
-            log: LogLimit::default(),
             overflow: vec![0; MAX_PACKET].into_boxed_slice(),
         }
     }
@@ -193,7 +190,7 @@ impl Receiver {
             let memory = active.queue.memory();
             if !writable.iter().all(|segment| memory.is_writable(segment.address, segment.length as usize)) {
                 if self.buffers.is_empty() {
-                    self.log.warn(format_args!("net: a buffer is not in memory that the client made available"));
+                    active.warn(format_args!("net: a buffer is not in memory that the client made available"));
                     active.queue.push(head, 0);
                     continue;
                 }

@@ -9,7 +9,6 @@ use outrigger_protocol::server::{Memory, MemoryError};
 
 use super::pace::Pace;
 use super::tap::{HEADER_SIZE, MAX_PACKET, Tap};
-use crate::log_limit::LogLimit;
 use crate::transport::chain::{MAX_SEGMENTS, gather};
 use crate::transport::{ActiveQueue, Chain, WorkerError};
 
@@ -26,22 +25,13 @@ pub struct Transmitter {
     /// A packet whose buffers are not mapped; empty until there is one.
     fetched: Vec<u8>,
     pace: Pace,
-    log: LogLimit,
 }
 
 impl Transmitter {
     /// For one queue pair.
     pub fn new(tap: Arc<Tap>, pair: u16) -> Self {
         let segments = Vec::with_capacity(MAX_SEGMENTS);
-        Self {
-            tap,
-            pair,
-            chain: Chain::new(),
-            segments,
-            fetched: Vec::new(),
-            pace: Pace::default(),
-            log: LogLimit::default(),
-        }
+        Self { tap, pair, chain: Chain::new(), segments, fetched: Vec::new(), pace: Pace::default() }
     }
 
     /// Moves packets until told to stop.
@@ -65,25 +55,25 @@ impl Transmitter {
                 return Ok(false);
             }
             let Some(head) = active.queue.pop(&mut self.chain)? else { return Ok(true) };
-            self.send(active.queue.memory())?;
+            self.send(active)?;
             active.queue.push(head, 0);
         }
         Ok(false)
     }
 
     /// Sends the packet in `chain`, or drops it.
-    fn send(&mut self, memory: &Memory) -> Result<(), MemoryError> {
+    fn send(&mut self, active: &ActiveQueue) -> Result<(), MemoryError> {
         let length = self.chain.readable_bytes() as usize;
         if !(HEADER_SIZE..=MAX_PACKET).contains(&length) {
-            self.log.warn(format_args!("net: dropped a packet of {length} bytes"));
+            active.warn(format_args!("net: dropped a packet of {length} bytes"));
             return Ok(());
         }
         self.pace.moved(length);
-        match self.collect(memory, length) {
+        match self.collect(active.queue.memory(), length) {
             Ok(()) => {}
             Err(error @ MemoryError::Disconnected { .. }) => return Err(error),
             Err(error) => {
-                self.log.warn(format_args!("net: dropped a packet: {error}"));
+                active.warn(format_args!("net: dropped a packet: {error}"));
                 return Ok(());
             }
         }
@@ -97,7 +87,7 @@ impl Transmitter {
             other => other,
         };
         if let Err(errno) = result {
-            self.log.warn(format_args!("net: dropped a packet of {length} bytes: {}: {errno}", self.tap.name()));
+            active.warn(format_args!("net: dropped a packet of {length} bytes: {}: {errno}", self.tap.name()));
         }
         Ok(())
     }

@@ -205,7 +205,9 @@ impl<D: VirtioDevice> Control<D> {
         if !self.stopping && self.registers.is_resetting() {
             self.registers.reset();
             self.signals.reset();
-            self.device.deactivate();
+            if let Err(error) = self.device.deactivate() {
+                self.signals.warn(format_args!("{}: cannot go out of service: {error}", self.device.name()));
+            }
             self.orphaned = false;
         }
         wait_until

@@ -53,5 +53,10 @@ pub trait VirtioDevice: Send + 'static {
     fn start(&mut self, queue: u16, features: u64) -> Result<Work, WorkerError>;
 
     /// The device was reset; no queue is running.
-    fn deactivate(&mut self) {}
+    ///
+    /// # Errors
+    /// The back end refused, which is logged.
+    fn deactivate(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }

@@ -1,5 +1,6 @@
 //! Resets, and other ends, of queues whose workers have something to finish that takes long, as I/O does on a stalled disk.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex};
 use std::thread::{scope, sleep};
 
@@ -33,6 +34,7 @@ impl Gate {
 
 /// Two queues that use what is available; once told to stop, the first waits for the gate and then still writes memory.
 struct Slow {
+    name: &'static str,
     gate: Arc<Gate>,
 }
 
@@ -41,7 +43,7 @@ impl VirtioDevice for Slow {
         Identity { device_type: 2, class: 0x01_80_00 }
     }
     fn name(&self) -> &'static str {
-        "slow"
+        self.name
     }
     fn features(&self) -> u64 {
         0
@@ -97,7 +99,7 @@ impl Drop for Rig {
 impl Rig {
     fn new(way: Way) -> Self {
         let gate = Arc::new(Gate::default());
-        let served = Served::new(Slow { gate: Arc::clone(&gate) });
+        let served = Served::new(Slow { name: "slow", gate: Arc::clone(&gate) });
         let mut driver = served.attach_with(way);
         driver.start(FEATURE_RING_RESET, 2, 16);
         let rig = Self { driver: Some(driver), served, gate };
@@ -271,7 +273,7 @@ fn the_next_client_sees_a_reset_only_when_the_last_ones_worker_is_over(way: Way)
 
 #[test]
 fn a_queue_enabled_out_of_reach_while_the_driver_is_ready_needs_a_reset() {
-    let served = Served::new(Slow { gate: Arc::default() });
+    let served = Served::new(Slow { name: "slow", gate: Arc::default() });
     let mut driver = served.attach();
     driver.negotiate(0);
     driver.use_msix(2);
@@ -284,4 +286,38 @@ fn a_queue_enabled_out_of_reach_while_the_driver_is_ready_needs_a_reset() {
     assert_eq!(driver.status(), 0xf | STATUS_NEEDS_RESET);
     assert_eq!(driver.interrupted(0), 1);
     driver.reset();
+}
+
+/// Lines of the device named for this test.
+static LINES: AtomicUsize = AtomicUsize::new(0);
+
+struct Counter;
+
+impl log::Log for Counter {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+    fn log(&self, record: &log::Record<'_>) {
+        LINES.fetch_add(usize::from(record.args().to_string().starts_with("flood")), Ordering::Relaxed);
+    }
+    fn flush(&self) {}
+}
+
+#[test]
+fn no_reset_and_no_other_client_renews_the_limit_of_log_lines() {
+    log::set_logger(&Counter).unwrap();
+    log::set_max_level(log::LevelFilter::Warn);
+    let served = Served::new(Slow { name: "flood", gate: Arc::default() });
+    for _ in 0..3 {
+        let driver = served.attach();
+        for _ in 0..100 {
+            driver.reset();
+            // A queue of size 3.
+            driver.write(0x18, &[3, 0]);
+            driver.write(0x1c, &[1, 0]);
+            assert_ne!(driver.status() & STATUS_NEEDS_RESET, 0);
+        }
+    }
+    let lines = LINES.load(Ordering::Relaxed);
+    assert!((1..20).contains(&lines), "{lines} lines");
 }

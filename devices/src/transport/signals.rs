@@ -4,13 +4,12 @@
 
 use std::fmt::Arguments;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
-use std::sync::{Mutex, PoisonError};
 
+use outrigger_process::RateLimit;
 use outrigger_protocol::pci::{INTX_IRQ, MSIX_IRQ};
 use outrigger_protocol::server::Interrupts;
 
 use super::registers::NO_VECTOR;
-use crate::log_limit::LogLimit;
 
 /// A queue has used buffers (virtio 1.2, section 4.1.4.5, "ISR status capability").
 const ISR_QUEUE: u8 = 1;
@@ -25,7 +24,7 @@ pub struct Signals {
     generation: AtomicU8,
     config_vector: AtomicU16,
     queue_vectors: Box<[AtomicU16]>,
-    log: Mutex<LogLimit>,
+    log: RateLimit,
 }
 
 impl Signals {
@@ -37,7 +36,7 @@ impl Signals {
             generation: AtomicU8::new(0),
             config_vector: AtomicU16::new(NO_VECTOR),
             queue_vectors: (0..queues).map(|_| AtomicU16::new(NO_VECTOR)).collect(),
-            log: Mutex::default(),
+            log: RateLimit::new(),
         }
     }
 
@@ -76,13 +75,17 @@ impl Signals {
     /// The device cannot go on before the driver resets it (virtio 1.2, section 2.1.2), for the reason that is logged.
     /// Without a client, its successor finds out by reading the status.
     pub fn fail(&self, interrupts: Option<&Interrupts>, reason: Arguments<'_>) {
-        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
-        log.warn(format_args!("{reason}; the device needs a reset"));
-        drop(log);
+        self.log.warn(format_args!("{reason}; the device needs a reset"));
         self.needs_reset.store(true, Ordering::Relaxed);
         if let Some(interrupts) = interrupts {
             self.fire(interrupts, self.config_vector.load(Ordering::Relaxed), ISR_CONFIG);
         }
+    }
+
+    /// Says in the log what the guest may be able to cause at will: all lines of one device share a limit, which no reset
+    /// and no other client renews.
+    pub fn warn(&self, line: Arguments<'_>) {
+        self.log.warn(line);
     }
 
     /// Whether [`Signals::fail`] was called since the last reset.

@@ -5,6 +5,7 @@
 //! to end, and nobody waits for one while others are kept waiting: whoever told it to stop looks later, or sleeps on
 //! [`Endings`]. Until then the worker keeps its own reference to client memory, so this process stays safe.
 
+use std::fmt::Arguments;
 use std::io;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, sync_channel};
@@ -145,6 +146,11 @@ impl ActiveQueue {
     /// Becomes readable when there is work, or when the worker must stop.
     pub fn doorbell(&self) -> &EventFd {
         &self.context.doorbell
+    }
+
+    /// Says in the log what the guest may be able to cause at will, within the limit of this device.
+    pub fn warn(&self, line: Arguments<'_>) {
+        self.context.signals.warn(line);
     }
 
     /// Waits for the doorbell, or for being told to stop.
