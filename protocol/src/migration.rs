@@ -65,7 +65,7 @@ mod tests {
     use super::DeviceState::{self, Error, PreCopy, Resuming, Running, Stop, StopCopy};
 
     const ALL: [DeviceState; 6] = [Error, Stop, Running, StopCopy, Resuming, PreCopy];
-    /// As the text lists them.
+    /// As the specification lists them.
     const DIRECT: [(DeviceState, DeviceState); 9] = [
         (Running, Stop),
         (StopCopy, Stop),
@@ -90,7 +90,7 @@ mod tests {
         Some(path)
     }
 
-    /// How many transitions the shortest legal way has, by searching the text's list.
+    /// The number of transitions of the shortest legal way, found by searching the specification's list.
     fn shortest(from: DeviceState, to: DeviceState, pre_copy: bool) -> Option<usize> {
         if (from, to) == (StopCopy, PreCopy) {
             return None;

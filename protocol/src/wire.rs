@@ -234,7 +234,7 @@ pub const IOEVENTFD_DATAMATCH: u32 = 1 << 0;
 pub const IOEVENTFD_PIO: u32 = 1 << 1;
 /// `KVM_IOREGION_PIO`: the sub-region is in an I/O-port BAR.
 pub const IOREGION_PIO: u32 = 1 << 0;
-/// `KVM_IOREGION_POSTED_WRITES`: nobody waits for a write to be taken.
+/// `KVM_IOREGION_POSTED_WRITES`: writes are not answered.
 pub const IOREGION_POSTED_WRITES: u32 = 1 << 1;
 
 wire_struct! {

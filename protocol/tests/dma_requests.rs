@@ -146,7 +146,7 @@ fn a_request_that_arrives_together_with_a_reply_is_served() {
         assert_eq!(raw.receive().unwrap().command, DMA_WRITE);
     });
     client.device_info().unwrap();
-    // Nobody polls: what was read along with the reply is served before the call returns.
+    // No thread polls: the call serves what was read along with the reply before it returns.
     assert_eq!(memory.0.lock().unwrap()[4096], 9);
     server.join().unwrap();
 }

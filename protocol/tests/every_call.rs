@@ -1,5 +1,5 @@
-//! What holds for every call of the client, whatever it asks: a reply may be cut off, another's, an error, empty, garbage,
-//! or never come.
+//! Client: the reply to every call may be cut off, belong to another call, be an error, be empty or garbage, or never
+//! come.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -1,5 +1,5 @@
-//! What holds for every command that a client sends, server: it may end at any byte, never end, be sent by the thousand
-//! without anybody reading, or come with an id that others have.
+//! Server: every command may end at any byte, never end, come by the thousand from a client that reads no replies, or
+//! have an id that others have.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

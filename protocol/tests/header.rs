@@ -1,4 +1,4 @@
-//! The header, server: sizes that lie, types that do not exist, commands nobody knows.
+//! The header, server: wrong sizes, types that do not exist, unknown commands.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

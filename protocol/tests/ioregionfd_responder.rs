@@ -129,7 +129,7 @@ fn a_command_that_means_nothing_ends_it_and_is_not_executed() {
 fn who_takes_no_answers_is_given_up() {
     for kind in TYPES {
         let device = Device::start(kind);
-        // Until nobody receives any more.
+        // Until the device no longer receives.
         let read = command(0x40, 0, 0, 0);
         while send(device.fd.as_raw_fd(), &read, MsgFlags::MSG_NOSIGNAL) == Ok(read.len()) {
             if device.thread.is_finished() {
@@ -159,7 +159,7 @@ fn descriptors_that_come_along_are_closed() {
         sendmsg::<()>(device.fd.as_raw_fd(), &parts, &rights, MsgFlags::empty(), None).unwrap();
         drop(write);
         device.answer();
-        // Nobody has the end that writes.
+        // The end that writes is closed everywhere.
         assert_eq!(nix::unistd::read(&pipe, &mut [0]), Ok(0));
     }
 }

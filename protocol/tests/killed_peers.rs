@@ -190,7 +190,7 @@ fn kill_servers(numbers: &mut Numbers) {
     assert!(slowest < AT_ONCE);
 }
 
-/// Nobody calls: the hang-up is noticed by who watches.
+/// Without a call under way, watching the sockets shows the hang-up.
 fn be_idle(client: &Client) -> ClientError {
     loop {
         let events = |requests| if requests { PollFlags::POLLIN } else { PollFlags::empty() };

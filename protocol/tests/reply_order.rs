@@ -99,7 +99,7 @@ fn ends(twin: bool, then: impl FnOnce(&Raw, &Message)) {
         let _ = read.join().unwrap();
     }
     if let Some(twin) = twin {
-        // Nobody reads there until the next request.
+        // No thread reads there until the next request.
         let again = readers(&server, 1);
         twin.closed();
         assert!(again.into_iter().all(|read| read.join().unwrap().is_err()));

@@ -147,8 +147,8 @@ fn a_type_that_cannot_be_masked_is_not() {
     assert!(server.state.lock().unwrap().unmasked.is_empty());
 }
 
-/// For the text such an eventfd tells the client of a mask, for the kernel and QEMU it is by which the client unmasks.
-/// Whoever is refused uses messages, in either reading.
+/// In the specification such an eventfd tells the client of a mask; in the kernel and QEMU the client unmasks by it. A
+/// client that is refused uses messages, which work in both readings.
 #[test]
 fn eventfds_for_masking_are_refused_and_messages_go_on_to_do_it() {
     let server = Server::start();

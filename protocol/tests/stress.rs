@@ -1,6 +1,6 @@
 //! Much at once for a long time: vCPU-like threads on one connection, whose device reaches the client's memory by messages
-//! while it answers, and from a thread of its own, and raises interrupts. Every value is checked, and nobody may stand
-//! still. And a server that never replies, which costs its own callers their deadline and nobody else anything.
+//! while it answers, and from a thread of its own, and raises interrupts. Every value is checked, and no thread may
+//! stall. Also a server that never replies: it costs its own callers their deadline, and other callers nothing.
 //!
 //! `OUTRIGGER_STRESS_SECONDS`: how long, half of it with a twin socket. Default: 60.
 
@@ -53,7 +53,7 @@ fn pattern(thread: usize, number: u64) -> Vec<u8> {
     (0..length).map(|i| first.wrapping_add(i.to_le_bytes()[0])).collect()
 }
 
-/// How far somebody got.
+/// How far a thread got.
 type Progress = Arc<AtomicU64>;
 
 struct StressDevice {
@@ -204,7 +204,7 @@ fn vcpu(client: &Client, ram: &GuestMemory, thread: usize, eventfd: &EventFd, pr
     }
 }
 
-/// Watches until the time is over; panics when somebody stands still, or has failed.
+/// Watches until the time is over; panics if a thread stalls or has failed.
 fn watch(progress: &[Progress], time: Duration) {
     let start = Instant::now();
     let mut last: Vec<_> = progress.iter().map(|_| (0, start)).collect();
@@ -235,7 +235,7 @@ fn stress(twin_socket: bool, time: Duration) {
     let vectors: Vec<_> = eventfds.iter().map(AsFd::as_fd).collect();
     client.set_irq_eventfds(pci::MSIX_IRQ, 0, &vectors).unwrap();
 
-    // Not scoped: nobody waits for a thread that has stalled.
+    // Not scoped, so that a thread that has stalled is not waited for.
     let stop = Arc::new(AtomicBool::new(false));
     let vcpus: Vec<_> = (0..THREADS)
         .map(|thread| {

@@ -243,7 +243,7 @@ pub fn call(client: &Client, call: Call) -> (u32, Result<(), ClientError>) {
         26 => client.dirty_pages(0, u64::from(length) << 12, 4096).map(drop),
         27 => client.stop_dma_logging(),
         _ => {
-            // A moment in which nobody calls.
+            // A moment without a call.
             std::thread::sleep(Duration::from_millis(u64::from(length % 3)));
             client.probe_feature(length, true, index % 2 == 0).map(|_| ())
         }

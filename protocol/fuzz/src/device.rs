@@ -198,7 +198,7 @@ impl Device for FuzzDevice {
     }
 
     fn memory_changed(&mut self, memory: &Memory) {
-        // Whoever uses the old one has the lock.
+        // A thread that uses the old memory holds the lock.
         self.hands.lock().expect("no panic in an order").memory = memory.clone();
     }
 

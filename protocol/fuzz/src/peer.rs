@@ -37,7 +37,7 @@ pub struct Peer {
     received: VecDeque<u8>,
     /// How much came so far.
     pub bytes_received: usize,
-    /// The descriptors that came and that nobody has taken.
+    /// The descriptors that came and have not been taken.
     pub fds: Vec<OwnedFd>,
     /// The other side has closed, or does not receive.
     pub closed: bool,

@@ -21,8 +21,8 @@ const DIRTY_LOG: usize = 32;
 /// What the server can hold of a client, and this client: a message in, a message out, and more in buffers that grow.
 const LIMITS: Limits = Limits { total: (8 + DIRTY_LOG) << 20, piece: 3 << 20, time: Duration::from_secs(10) };
 
-/// Replies of this many bytes together surely find room though nobody receives meanwhile: each counts for at most 1.25 KiB
-/// more than it has, and Linux gives a socket 208 KiB.
+/// Replies of this many bytes together always find room, even without a receiver: each counts for at most 1.25 KiB more
+/// than it has, and Linux gives a socket 208 KiB.
 const ROOM: usize = 64 << 10;
 
 /// An input: how to begin, then messages.

@@ -20,8 +20,9 @@ impl Client {
             && self.probe_feature(FEATURE_DMA_LOGGING_REPORT, true, false)?)
     }
 
-    /// From when this returns, the device notes what it writes within these ranges of (DMA address, bytes), or anywhere
-    /// if there are none. Returns the page size that it settled for, given a hint; both are in bytes and powers of two.
+    /// Starts a log: after this returns, the device records what it writes within these ranges of (DMA address, bytes),
+    /// or anywhere if there are none. Returns the page size that the device chose, given a hint; both are in bytes and
+    /// powers of two.
     pub fn start_dma_logging(&self, page_size: u64, ranges: &[(u64, u64)]) -> Result<u64, ClientError> {
         let num_ranges = u32::try_from(ranges.len()).unwrap_or(u32::MAX);
         let control = wire::DmaLoggingControl { page_size, num_ranges, reserved: 0 };
@@ -35,7 +36,7 @@ impl Client {
         }
     }
 
-    /// The device notes no more, and what it has noted is forgotten.
+    /// Stops the log and discards it.
     pub fn stop_dma_logging(&self) -> Result<(), ClientError> {
         self.set_feature(FEATURE_DMA_LOGGING_STOP, &[])
     }

@@ -9,7 +9,7 @@ use crate::command::Command;
 use crate::wire::{self, FEATURE_GET, FEATURE_PROBE, FEATURE_SET};
 
 const COMMAND: Command = Command::DeviceFeature;
-/// However few bytes a server takes in one transfer, a feature's data may have this many.
+/// A feature's data may have this many bytes, even if the server takes fewer in one transfer.
 const MIN_ROOM: usize = 4096;
 
 /// Whether a refusal says that the device has no such feature, or not this way.

@@ -54,7 +54,7 @@ pub enum Operation {
     Write {
         /// The value, no larger than the access.
         data: u64,
-        /// Whether nobody waits for an answer.
+        /// Whether no answer is wanted.
         posted: bool,
     },
 }
@@ -72,7 +72,7 @@ pub struct Access {
     pub operation: Operation,
 }
 
-/// A command that means nothing.
+/// A malformed command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Malformed {

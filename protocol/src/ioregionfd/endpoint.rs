@@ -26,10 +26,10 @@ use super::socket::{SocketType, hang_up};
 /// # }
 /// ```
 ///
-/// A client keeps what it was given for as long as it likes, so a device makes new endpoints for each client
-/// ([`crate::server::Device::connected`]) and drops those of one that has left. When dropped, the connection ends for
-/// both sides and the thread is joined: no access is executed after that. So nobody drops one who holds a lock that its
-/// handler takes.
+/// A client can keep its descriptors for as long as it likes. Make new endpoints for each client
+/// ([`crate::server::Device::connected`]), and drop those of a client that has left. Dropping an endpoint ends the
+/// connection for both sides and joins the thread: no access is executed after that. Do not drop one while you hold a
+/// lock that its handler takes: that is a deadlock.
 #[derive(Debug)]
 pub struct Endpoint {
     ours: Arc<OwnedFd>,
@@ -38,11 +38,11 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// Starts a thread of this name (the kernel keeps 15 bytes of it) that has `handler` execute what comes. A command
-    /// that means nothing ends the connection.
+    /// Starts a thread of this name (the kernel keeps 15 bytes of it) in which `handler` executes the accesses. A
+    /// malformed command ends the connection.
     ///
     /// # Errors
-    /// No socket pair or no thread could be had.
+    /// The system refuses a socket pair or a thread.
     pub fn start(name: &str, kind: SocketType, mut handler: impl Handler + Send + 'static) -> io::Result<Self> {
         let (ours, theirs) = kind.pair()?;
         let ours = Arc::new(ours);

@@ -75,7 +75,7 @@ impl Commands<'_> {
         echo(request, data, reply)
     }
 
-    /// From when the device has taken its memory anew, its writes are noted, or no longer.
+    /// The change takes effect when the device takes its memory anew: its writes are recorded, or no longer.
     fn change_log(&mut self, log: Option<DirtyLog>) {
         if log.is_some() || self.dma.log.is_some() {
             self.dma.log = log.map(Arc::new);
@@ -99,7 +99,7 @@ impl Commands<'_> {
     }
 }
 
-/// What can be done with a feature. Those that the text names are checked here, others are the device's own.
+/// What can be done with a feature. Features of the specification are checked here, others are the device's own.
 fn available(device: &mut dyn Device, index: u16) -> Option<Feature> {
     let feature = |there: bool, get, set| there.then_some(Feature { get, set });
     match index {

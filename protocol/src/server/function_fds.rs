@@ -15,7 +15,7 @@ use crate::pci::BAR5_REGION;
 pub(super) struct Offered {
     /// Where writes are posted: BAR and range, sorted.
     doorbells: Vec<(u32, Range<u64>)>,
-    /// Of this client, from when it asks. None: there could be none, and accesses come by message.
+    /// This client's, once it has asked. None: the system refused one, and accesses come by message.
     endpoint: OnceCell<Option<Endpoint>>,
 }
 

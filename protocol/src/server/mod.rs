@@ -13,8 +13,8 @@
 //! # }
 //! ```
 //!
-//! [`Device`] is the whole protocol. Who only wants registers, DMA and an interrupt pin implements [`Registers`], and
-//! [`Function`] does the rest; `devices/examples/copier.rs` is such a device.
+//! [`Device`] is the whole protocol. If you need only registers, DMA and an interrupt pin, implement [`Registers`];
+//! [`Function`] does the rest. `devices/examples/copier.rs` is such a device.
 
 mod channel;
 mod commands;

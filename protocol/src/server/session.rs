@@ -138,7 +138,7 @@ fn run(
             }
         }
     };
-    // Who waits for the client in another thread gives up first.
+    // Threads that wait for the client give up first.
     connection.fail(ended);
     // The device lets go of the client's memory before it is unmapped.
     commands.device.memory_changed(&Memory::default());
