@@ -1,5 +1,5 @@
-//! Guest RAM: one memfd, mapped shared, so that device processes can map the same memory. The file is sealed: nobody who is
-//! handed it can make it shorter, which would kill everyone else at their next access.
+//! Guest RAM: one memfd, mapped shared, so that device processes can map the same memory. The file is sealed: no
+//! process that receives it can make it shorter, which would kill all others at their next access.
 
 use std::fs::File;
 use std::io;

@@ -1,4 +1,4 @@
-//! How a run ends, and the exit status that tells it to whoever started Outrigger.
+//! How a run ends, and the exit status that reports it to the caller.
 //!
 //! Anything that can end the guest (a vCPU, the ACPI sleep register, a signal, the console's Ctrl-A x) holds a
 //! [`Stop`] and requests an [`Outcome`]; the first request wins and wakes the main thread's
@@ -143,7 +143,7 @@ impl Stop {
     }
 }
 
-/// Readable from the first request on (an eventfd that nobody reads).
+/// Readable from the first request on (an eventfd that is never read).
 impl AsFd for Stop {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.wake.as_fd()

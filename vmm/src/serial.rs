@@ -110,7 +110,7 @@ impl Serial {
         self.uart.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells whoever was refused, once the guest has read everything: one wake-up for a whole FIFO.
+    /// Signals that refused input can be offered again, once the guest has read everything: one wake-up per FIFO.
     fn wake_refused(&self, uart: &mut Uart) {
         if uart.refused && uart.registers.fifo_capacity() == FIFO && !uart.is_cut_off() {
             uart.refused = false;

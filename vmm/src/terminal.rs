@@ -1,6 +1,6 @@
 //! The user's terminal: in raw mode while the guest has it, and as it was before on every way out.
 //!
-//! A process in the background must leave the terminal alone: its settings belong to whoever is in the foreground.
+//! A process in the background must leave the terminal alone: its settings belong to the process in the foreground.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -14,7 +14,7 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 use nix::sys::termios::{OutputFlags, SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 use nix::unistd::{getpgrp, tcgetpgrp};
 
-/// Signals by which a process ends that met a bug, with the terminal still raw.
+/// Signals that end a process that met a bug, while the terminal is still raw.
 const FATAL: [Signal; 5] = [Signal::SIGABRT, Signal::SIGBUS, Signal::SIGFPE, Signal::SIGILL, Signal::SIGSEGV];
 
 /// What a signal handler needs to restore the terminal of this process; null while there is nothing to restore.
@@ -48,7 +48,7 @@ impl Terminal {
         }
     }
 
-    /// Whether this process may use the terminal now. Where the terminal isn't the controlling one, anybody may.
+    /// Whether this process may use the terminal now. Any process may if the terminal isn't the controlling one.
     pub fn is_foreground(&self) -> bool {
         tcgetpgrp(&self.fd).map_or(true, |group| group == getpgrp())
     }

@@ -87,7 +87,7 @@ impl Console {
         let Some(stdin) = self.input.take() else { return Ok(()) };
         if let Some(terminal) = &self.terminal {
             if io::stderr().is_terminal() {
-                // A user who cannot be told can do without.
+                // The run goes on without this hint.
                 let _ = writeln!(io::stderr(), "outrigger: Ctrl-A x ends the guest, Ctrl-A c sends a break");
             }
             terminal.set_raw();

@@ -1,8 +1,8 @@
 //! The guest's console output on its way to a file, pipe or terminal that may be slow, full or gone.
 //!
-//! A vCPU only appends to a bounded buffer; a thread of its own writes it out. Where nobody reads, a vCPU waits for room
-//! once, for [`PATIENCE`] at most; after that output is dropped until there is room again, and the count of lost bytes is
-//! written where they are missing.
+//! A vCPU only appends to a bounded buffer; a thread writes it out. If the buffer is full, a vCPU waits for room once,
+//! for [`PATIENCE`] at most. After that, output is dropped until there is room again, and the count of lost bytes is
+//! written in their place.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};

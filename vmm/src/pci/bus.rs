@@ -26,7 +26,7 @@ impl PciBus {
     }
 
     /// `bdf` is bus, device and function as in bits 8 to 23 of the address port. An access that is not 1, 2 or 4 bytes
-    /// within one double word reaches nobody: both mechanisms split what is larger.
+    /// within one double word reaches no function: both mechanisms split what is larger.
     fn read(&self, bdf: u16, offset: u16, data: &mut [u8]) {
         match self.function(bdf) {
             Some(function) if within_double_word(offset, data.len()) => function.config_read(offset, data),

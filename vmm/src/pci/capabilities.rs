@@ -1,4 +1,4 @@
-//! The capability lists of a configuration space that somebody else wrote, walked without trusting it.
+//! The capability lists of a device process's configuration space, walked without trusting it.
 
 use super::register;
 

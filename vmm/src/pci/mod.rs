@@ -1,7 +1,7 @@
-//! The PCI bus: who sits in which slot, and how a guest reaches configuration space.
+//! The PCI bus: which function sits in which slot, and how a guest reaches configuration space.
 //!
-//! There is one bus. Its devices are functions 0 of slots 1 to 31; slot 0 holds the host bridge. What a device is made of
-//! is its own matter ([`crate::attach`]); here are the parts that any function needs.
+//! There is one bus. Its devices are functions 0 of slots 1 to 31; slot 0 holds the host bridge. This module has the
+//! parts that any function needs; devices are made in [`crate::attach`].
 
 pub mod bar;
 pub mod bus;

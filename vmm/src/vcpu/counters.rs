@@ -1,5 +1,5 @@
-//! How often a vCPU left the guest: as KVM itself counts it, and how many of those came to the VMM (Linux `Documentation/virt/kvm/api.rst`, 4.133
-//! "KVM_GET_STATS_FD").
+//! How often a vCPU left the guest, as KVM counts it, and how many of these exits came to the VMM (Linux
+//! `Documentation/virt/kvm/api.rst`, 4.133 "KVM_GET_STATS_FD").
 
 use std::fs::File;
 use std::io;
@@ -77,7 +77,7 @@ struct KvmCounters {
 /// Exits of one vCPU since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Exits {
-    /// For whatever reason.
+    /// For any reason.
     pub all: u64,
     /// For a memory access.
     pub mmio: u64,

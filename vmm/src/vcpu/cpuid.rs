@@ -97,7 +97,7 @@ impl Topology {
         leaves.remove(0x8000_0026);
     }
 
-    /// Who shares which cache (leaf 4) and how many cores the package has.
+    /// Which vCPUs share which cache (leaf 4), and how many cores the package has.
     fn intel_caches(&self, leaves: &mut Leaves) {
         let package = (1 << self.core_bits()) - 1;
         for leaf in leaves.all(4) {
