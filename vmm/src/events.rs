@@ -71,7 +71,7 @@ impl EventLoop {
     /// `interest` is epoll's: level-triggered unless it has `EPOLLET`; empty for hang-up and error only, which are
     /// always reported. A level-triggered handler has to take away the cause (read the data, or return `Break`),
     /// else it is called again at once. `fd` is owned so that its number cannot come to mean something else meanwhile:
-    /// a caller that uses the object too keeps a duplicate (`as_fd().try_clone_to_owned()`, [`duplicate`] for an eventfd).
+    /// a caller that uses it too keeps a duplicate (`as_fd().try_clone_to_owned()`, [`duplicate`] for an eventfd).
     ///
     /// # Errors
     /// [`EventsError::Add`] where epoll cannot watch this kind of file.

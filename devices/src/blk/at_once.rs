@@ -1,6 +1,6 @@
-//! Requests to a disk that is in memory: plain system calls do them on the spot, as there is no device to wait for. By
-//! io_uring, a write to such a file takes another thread of the kernel's, and so does a read of one (seen with Linux
-//! 6.18): there, tmpfs does not promise not to wait.
+//! Requests to a disk that is in memory: plain system calls execute them at once, because there is no device to wait
+//! for. io_uring hands a write to such a file to a thread of the kernel's, and a read as well (seen with Linux 6.18),
+//! because tmpfs does not promise io_uring not to wait.
 
 use std::os::fd::AsRawFd;
 
@@ -8,8 +8,8 @@ use nix::errno::Errno;
 
 use super::request::{Disk, Operation, Request};
 
-/// Does what remains of a request; returns what its completion would: bytes moved, or an errno below zero. `None`: it is
-/// nothing that is done at once.
+/// Executes the rest of a request. Returns what its completion would: bytes moved, or a negative errno. `None`: this
+/// kind of request is not executed at once.
 ///
 /// # Safety
 /// `buffers`, those of the request, are in memory that stays during the call, that the kernel may write if the request is

@@ -1,18 +1,19 @@
-//! Whether a worker may interrupt whoever makes its work.
+//! Whether a worker may preempt the thread that makes its work.
 //!
-//! On a processor that is shared with the guest, or with who sends to it, a worker that runs as soon as it is woken takes the processor away in the
-//! middle of what the other is sending. For a request that waits for its answer that is best; a stream is cut into small packets, each
-//! with its own exit of the guest, its own wake-up and its own interrupt. Scheduled as a batch (sched(7), `SCHED_BATCH`), a worker still
-//! runs at once where a processor is free, but does not interrupt: it finds more at once. So that is what it asks for while wake-ups bring much,
-//! and it tries now and then whether they would.
+//! A worker may share a processor with the guest, or with a thread that sends to it. If it runs as soon as it is woken,
+//! it preempts the sender in the middle of its sending. This is best for a request that waits for its answer. A stream,
+//! however, is cut into small packets, each with an exit of the guest, a wake-up and an interrupt of its own. A worker
+//! that is scheduled as a batch (sched(7), `SCHED_BATCH`) still runs at once if a processor is free, but does not
+//! preempt, so each wake-up brings more. A worker asks for this while its wake-ups bring much, and now and then tries
+//! whether they would.
 
 use std::io;
 
-/// Wake-ups that bring at least as many bytes, or a second packet, bring much.
+/// A wake-up brings much if it brings at least this many bytes, or a second packet.
 const BULK: usize = 4096;
-/// Of so many wake-ups as a batch, half must bring much.
+/// Of this many wake-ups as a batch, half must bring much.
 const TRIAL: u8 = 8;
-/// After so many wake-ups that bring little, it is tried whether more comes at once.
+/// After this many wake-ups that bring little, the worker tries being a batch.
 const PATIENCE: u8 = 128;
 
 /// One worker's way of being scheduled.
@@ -72,7 +73,7 @@ fn schedule(batch: bool) {
 mod tests {
     use super::*;
 
-    /// What was decided at each of some wake-ups that bring so many packets of so many bytes.
+    /// The decisions at wake-ups that each bring this many packets of this many bytes.
     fn wakes(pace: &mut Pace, count: usize, packets: usize, bytes: usize) -> Vec<bool> {
         let wake = |_| {
             (0..packets).for_each(|_| pace.moved(bytes));

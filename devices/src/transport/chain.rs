@@ -14,7 +14,7 @@ pub struct Segment {
     pub length: u32,
 }
 
-/// What one descriptor adds could not be taken.
+/// A descriptor that a chain cannot take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChainError {
     /// More than [`MAX_SEGMENTS`] descriptors, or a loop.
@@ -111,7 +111,7 @@ impl Chain {
     }
 }
 
-/// `segments` without their first `skip` bytes, and of these no more than `length`.
+/// At most `length` bytes of `segments`, after the first `skip` bytes.
 pub fn part(segments: &[Segment], mut skip: u32, mut length: u32) -> impl Iterator<Item = Segment> + Clone {
     segments.iter().filter_map(move |&Segment { address, length: whole }| {
         let skipped = skip.min(whole);
@@ -122,7 +122,7 @@ pub fn part(segments: &[Segment], mut skip: u32, mut length: u32) -> impl Iterat
     })
 }
 
-/// `segments` with neighbours in memory made one, as a message costs the same however much it moves.
+/// `segments`, adjacent ones joined, because a message costs the same whatever it moves.
 fn merged(segments: impl IntoIterator<Item = Segment>) -> impl Iterator<Item = Segment> {
     let mut segments = segments.into_iter().peekable();
     std::iter::from_fn(move || {
@@ -135,7 +135,7 @@ fn merged(segments: impl IntoIterator<Item = Segment>) -> impl Iterator<Item = S
     })
 }
 
-/// Copies the first bytes of `segments` to `data`, which is left alone where they end.
+/// Copies the first bytes of `segments` to `data`. If `segments` end early, the rest of `data` is unchanged.
 pub fn gather(
     memory: &Memory,
     segments: impl IntoIterator<Item = Segment>,
@@ -152,7 +152,7 @@ pub fn gather(
     Ok(())
 }
 
-/// Copies `data` to the first bytes of `segments`, as far as they go.
+/// Copies `data` to the first bytes of `segments`, as far as there is room.
 pub fn scatter(
     memory: &Memory,
     segments: impl IntoIterator<Item = Segment>,

@@ -12,7 +12,7 @@ pub(super) const DESCRIPTOR_NEXT: u16 = 1;
 pub(super) const DESCRIPTOR_WRITE: u16 = 2;
 pub(super) const DESCRIPTOR_INDIRECT: u16 = 4;
 
-/// A queue that the driver cannot have meant.
+/// A queue that the driver may not configure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LayoutError {
     /// Not a power of two, or out of range.

@@ -51,7 +51,7 @@ impl<T> Deref for Part<T> {
     fn deref(&self) -> &[T] {
         // SAFETY: aligned and within one mapping, as `new` has checked. The mapping stays: a `Part` is never without the
         // `Mapped` that it was made for, whose `memory` it is in. Every `T` is atomic integers, which have no invalid
-        // values, and all who access client memory know that others do.
+        // values, and all code that accesses client memory expects others to.
         unsafe { self.0.as_ref() }
     }
 }

@@ -16,7 +16,7 @@ pub fn init() {
 }
 
 fn byte(value: u8) {
-    // Bounded: output that nobody takes is lost rather than waited for.
+    // Bounded: output that is not taken is lost rather than waited for.
     for _ in 0..1000 {
         if port::read8(LINE_STATUS) & TRANSMITTER_EMPTY != 0 {
             break;

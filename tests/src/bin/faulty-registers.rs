@@ -106,7 +106,7 @@ impl Device for Faulty {
             let mut command = [0];
             self.config.read(COMMAND, &mut command);
             if command[0] & MEMORY == 0 {
-                // Nobody may be interested.
+                // There may be no receiver.
                 self.disabled.iter().for_each(|disabled| _ = disabled.send(()));
             }
         }
@@ -177,7 +177,7 @@ fn reply(socket: &OwnedFd, bytes: &[u8]) -> bool {
     send(socket.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL).is_ok()
 }
 
-/// To whoever has started this, who may have closed standard output.
+/// To the process that started this one; it may have closed standard output.
 fn say(word: &str) {
     let _ = writeln!(io::stdout(), "{word}");
 }

@@ -142,8 +142,8 @@ fn fires() -> bool {
     wait(PATIENCE, || fired(VECTOR).wrapping_sub(before) > 2)
 }
 
-/// Whether no more arrive once those on their way have. Nothing but windows meanwhile: a KVM that interprets ring-0 code
-/// delivers interrupts late to who keeps it busy.
+/// Whether no more arrive once those on their way have. Nothing but windows meanwhile: a KVM that interprets ring-0
+/// code delivers interrupts late while it is kept busy.
 fn quiet() -> bool {
     wait(QUIET, || false);
     let before = fired(VECTOR);

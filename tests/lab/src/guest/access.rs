@@ -16,7 +16,7 @@ const COUNT: u32 = 2000;
 const PAGE: NonZero<usize> = NonZero::new(4096).expect("it is not zero");
 /// Vendor and device.
 const IDS: [&str; 2] = ["0x1af4", "0x10f1"];
-/// Within reach of no BAR that there is: nobody answers but the VMM.
+/// Beyond every BAR, so the VMM itself answers.
 const BEYOND: u64 = 16 << 20;
 
 /// Where an access goes.
@@ -24,7 +24,7 @@ const BEYOND: u64 = 16 << 20;
 pub enum Target {
     /// A page of the BAR.
     Page(u64),
-    /// An address that is nobody's.
+    /// An address that belongs to no device.
     Nobody,
 }
 

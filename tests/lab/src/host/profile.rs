@@ -81,7 +81,7 @@ fn now() -> Duration {
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from)
 }
 
-/// Who ran, and what.
+/// Numbers of samples, by process and function.
 type Samples = BTreeMap<(String, String), u64>;
 
 impl Load {

@@ -1,11 +1,11 @@
-//! The host's console, line by line: measurements, progress for the person who waits, and whatever else machines print.
+//! The host's console, line by line: measurements, progress for the user, and anything else that machines print.
 
 use std::io::{self, BufRead, Read, Write};
 
 use super::results::{Results, ResultsError};
 use crate::measurement::Measurement;
 
-/// What starts a line for the person who waits.
+/// The start of a line for the user.
 pub const PROGRESS: &str = "lab: ";
 /// Of bytes that are taken as one line; what is longer is read in pieces of this size, each as if it were a line.
 const MAX_LINE: u64 = 1 << 16;
@@ -57,7 +57,7 @@ pub fn read(mut input: impl BufRead, progress: &mut impl Write) -> Result<Result
         }
         let line = String::from_utf8_lossy(&bytes);
         if line.starts_with(PROGRESS) {
-            // Where standard error is closed nobody waits.
+            // If standard error is closed, progress is not wanted.
             let _ = writeln!(progress, "{}", shown(&line));
         }
         let Some(measurement) = Measurement::from_line(&line) else { continue };

@@ -94,7 +94,7 @@ fn run(arguments: &Arguments) -> Result<(), ReportError> {
         }
         None => report(arguments)?,
     };
-    // In one piece: whoever reads on may stop at the first line.
+    // In one piece: a reader may stop at the first line.
     io::stdout().write_all(text.as_bytes()).map_err(|source| write_error("standard output", source))
 }
 

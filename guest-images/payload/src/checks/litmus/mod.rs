@@ -72,7 +72,7 @@ pub fn check(machine: &Machine, verdict: &mut Verdict) {
     run(machine, verdict, false);
 }
 
-/// The same for a minute, for who looks for what is rare.
+/// The same for a minute, to find what is rare.
 pub fn check_long(machine: &Machine, verdict: &mut Verdict) {
     rounds::take_more_time(30);
     run(machine, verdict, false);

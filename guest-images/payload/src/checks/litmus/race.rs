@@ -1,5 +1,5 @@
-//! Two processors that access at the same time, without a word between them but where they start. Each register is reached by one path
-//! only, and then it does not matter whether writes are waited for: who reads it by the path on which it was written reads it after that.
+//! Two processors that access at the same time, synchronized at the start only. Each register is reached by one path
+//! only, so it does not matter whether writes are waited for: a read by the path of a write comes after that write.
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
@@ -9,7 +9,7 @@ use crate::checks::paths::{VALUE, WRITES};
 use crate::memory::{read32, write32};
 use crate::second::{Second, wait_until};
 
-/// Values of one byte, so that nobody meets half of one in mapped memory. The last comes when time is up.
+/// Values of one byte, so that no reader meets half of one in mapped memory. The last comes when time is up.
 const VALUES: u32 = 250;
 const LAST: u32 = 255;
 const RINGS: u32 = 500;

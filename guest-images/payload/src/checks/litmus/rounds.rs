@@ -17,7 +17,7 @@ pub fn take_more_time(times: u64) {
     MORE_TIME.store(times, Ordering::Relaxed);
 }
 
-/// The number of the round, in a byte; and who has come so far.
+/// The round, in a byte, that the first processor has reached, and that the second has.
 static TOLD: AtomicU8 = AtomicU8::new(0);
 static ANSWERED: AtomicU8 = AtomicU8::new(0);
 /// The round that is none any more: one higher than its lowest bit.
@@ -100,7 +100,7 @@ pub fn relay(
     ours
 }
 
-/// Both processors at the same time, each with its number; and nobody begins a round before the other one has ended the last.
+/// Both processors at the same time, each with its number. Neither begins a round before the other has ended the last.
 pub fn together(processor: &Second, turn: impl Fn(usize, u32) + Sync) -> Count {
     reset();
     let mut theirs = || {
