@@ -9,6 +9,7 @@ use kvm_ioctls::Cap;
 
 use crate::acpi::{AcpiError, KeyboardReset, Platform, PowerRegisters};
 use crate::attach::Backplane;
+use crate::attach::address_map::AddressMap;
 use crate::boot::{BootError, Payload};
 use crate::bus::{Bus, BusDevice, BusError};
 use crate::config::Config;
@@ -196,11 +197,13 @@ impl Machine {
         self.mmio.insert(ecam.start, ecam.size(), Arc::new(Ecam(Arc::clone(&bus))))?;
         self.io.insert(ports.start, ports.size(), Arc::new(ConfigPorts::new(Arc::clone(&bus))))?;
         let backplane = Backplane {
-            vm: Arc::clone(&self.vm),
-            memslots: Arc::clone(&self.memslots),
+            addresses: AddressMap::new(
+                Arc::clone(&self.vm),
+                Arc::clone(&self.memslots),
+                Arc::clone(&self.mmio),
+                Arc::clone(&self.io),
+            ),
             routes: Routes::new(Arc::clone(&self.vm))?,
-            mmio: Arc::clone(&self.mmio),
-            io: Arc::clone(&self.io),
             allowed: config.paths,
         };
         let mut windows = Windows::new(layout::PCI_MEMORY_32, self.pci_memory_64, layout::PCI_IO);

@@ -8,12 +8,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use outrigger_protocol::pci::CONFIG_REGION;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::address_map::{AddressMap, Claim};
 use super::config_space::{ConfigSpace, touches};
 use super::discovery::Description;
-use super::dispatch::{AccessCounts, log_refusal};
+use super::dispatch::AccessCounts;
 use super::interrupts::{InterruptError, Interrupts};
 use super::link::Link;
 use super::region::{Placement, Region, regions};
+use super::warnings::Warnings;
 use super::{AttachError, Backplane};
 use crate::irq::IrqError;
 use crate::layout::intx_gsi;
@@ -25,7 +27,8 @@ use crate::stats::DeviceLine;
 /// A device: what the guest sees of it, for as long as the slot exists.
 pub struct Device {
     slot: Slot,
-    backplane: Backplane,
+    addresses: Arc<AddressMap>,
+    warnings: Arc<Warnings>,
     /// Vendor and device id, for people.
     identity: u32,
     resettable: bool,
@@ -56,8 +59,9 @@ enum Life {
 struct Attachment {
     link: Arc<Link>,
     /// By index.
-    regions: Vec<Region>,
-    placements: [Option<Placement>; ROM + 1],
+    regions: Vec<Arc<Region>>,
+    /// Where the guest put them, as long as it lets them be decoded.
+    claims: [Option<Claim>; ROM + 1],
 }
 
 impl Device {
@@ -73,17 +77,19 @@ impl Device {
         windows: &mut Windows,
     ) -> Result<Self, AttachError> {
         let gsi = intx_gsi(slot.0, 0);
-        let interrupts = Interrupts::new(&backplane.vm, &backplane.routes, description, gsi)?;
+        let warnings = Warnings::new(slot);
+        let interrupts = Interrupts::new(&backplane.addresses.vm, &backplane.routes, description, gsi)?;
         let mut bars = description.bars.clone();
         windows.place(&mut bars)?;
         let mut config = ConfigSpace::new(description, u8::try_from(gsi).unwrap_or(0));
         config.refresh_bars(&bars);
-        let regions = regions(&link, description, &interrupts, backplane)?;
-        let attachment = Attachment { link, regions, placements: Default::default() };
+        let regions = regions(&link, description, &interrupts, backplane, &warnings)?;
+        let attachment = Attachment { link, regions, claims: Default::default() };
         let state = State { config, bars, interrupts, life: Life::Attached(Box::new(attachment)) };
         Ok(Self {
             slot,
-            backplane: backplane.clone(),
+            addresses: backplane.addresses.clone(),
+            warnings,
             identity: capabilities::read_u32(&description.config, 0),
             resettable: description.resettable,
             flr: description.flr,
@@ -176,13 +182,14 @@ impl Device {
     /// Every BAR at its address, whatever the command register says.
     fn place_all(&self, state: &State) -> Vec<Placement> {
         let Life::Attached(attachment) = &state.life else { return Vec::new() };
-        let place = |(index, bar): (usize, &Bar)| attachment.regions[index].place(&self.backplane, bar, bar.address);
+        let place =
+            |(index, bar): (usize, &Bar)| attachment.regions[index].place(&self.addresses, bar, bar.address).ok();
         state.bars.iter().filter(|(_, bar)| bar.address != 0).filter_map(place).collect()
     }
 
     fn reset_locked(&self, state: &mut State) {
         if let Life::Attached(attachment) = &mut state.life {
-            attachment.placements = Default::default();
+            attachment.claims = Default::default();
         }
         state.config.reset();
         for index in 0..=ROM {
@@ -197,7 +204,7 @@ impl Device {
             && let Life::Attached(attachment) = &state.life
             && let Err(error) = attachment.link.call(|client| client.reset())
         {
-            log_refusal(&error, "reset", CONFIG_REGION, 0);
+            self.warnings.warn_of_refusal(&error, "reset", CONFIG_REGION, 0);
         }
     }
 
@@ -206,16 +213,14 @@ impl Device {
         let command = state.config.command();
         let wanted = |index| state.bars.decoded(index, command);
         let Life::Attached(attachment) = &mut state.life else { return };
-        let Attachment { regions, placements, .. } = &mut **attachment;
+        let Attachment { regions, claims, .. } = &mut **attachment;
         // Take away first: a BAR may move to where another one was.
-        for (index, placement) in placements.iter_mut().enumerate() {
-            if placement.as_ref().is_some_and(|placement| Some(placement.address) != wanted(index)) {
-                *placement = None;
-            }
+        for (index, claim) in claims.iter_mut().enumerate() {
+            claim.take_if(|claim| Some(claim.address) != wanted(index));
         }
-        for (index, placement) in placements.iter_mut().enumerate() {
-            if let (None, Some(address), Some(bar)) = (&placement, wanted(index), state.bars.get(index)) {
-                *placement = regions[index].place(&self.backplane, bar, address);
+        for (index, claim) in claims.iter_mut().enumerate() {
+            if let (None, Some(address), Some(bar)) = (&claim, wanted(index), state.bars.get(index)) {
+                *claim = Some(self.addresses.claim(&regions[index], bar, address));
             }
         }
     }
@@ -224,7 +229,7 @@ impl Device {
         let Life::Attached(attachment) = &state.life else { return };
         match state.interrupts.follow(&attachment.link, state.config.mode()) {
             Err(InterruptError::Client(error)) if error.is_fatal() => {}
-            Err(error) => log::warn!("{}: {error}", self.slot),
+            Err(error) => self.warnings.warn(format_args!("{error}")),
             Ok(()) => {}
         }
     }
@@ -238,7 +243,7 @@ impl Device {
             bytes[usize::from(at - range.start)] &= !(1 << bit);
         }
         if let Err(error) = link.call(|client| client.region_write(CONFIG_REGION, range.start.into(), bytes)) {
-            log_refusal(&error, "write", CONFIG_REGION, range.start.into());
+            self.warnings.warn_of_refusal(&error, "write", CONFIG_REGION, range.start.into());
         }
     }
 
@@ -270,7 +275,7 @@ impl Function for Device {
         if state.config.needs_server(&range)
             && let Err(error) = link.call(|client| client.region_read(CONFIG_REGION, offset.into(), data))
         {
-            log_refusal(&error, "read", CONFIG_REGION, offset.into());
+            self.warnings.warn_of_refusal(&error, "read", CONFIG_REGION, offset.into());
             return data.fill(0xff);
         }
         state.config.overlay(&range, data);

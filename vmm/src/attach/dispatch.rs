@@ -5,12 +5,12 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use outrigger_protocol::client::ClientError;
 use outrigger_protocol::ioregionfd::Size;
 
 use super::ioregionfd::{Asked, Channel};
 use super::link::Link;
 use super::plan::{Ioregion, Part, Path, Plan};
+use super::warnings::Warnings;
 use crate::bus::BusDevice;
 use crate::irq::msix::Msix;
 
@@ -31,6 +31,7 @@ pub(super) struct Messages {
     /// Writes are not answered. Right for memory, unless a later access on another path must not arrive first; I/O port
     /// writes are not complete without (PCI Local Bus 3.0, section 3.2.5).
     pub(super) posted: bool,
+    pub(super) warnings: Arc<Warnings>,
 }
 
 /// How many accesses the VMM answered, by path.
@@ -170,7 +171,7 @@ impl BusDevice for Dispatch {
         match part.path {
             Path::MsixTable { start } => {
                 if let Some(Err(error)) = self.msix().map(|mut msix| msix.write_table(offset - start, data)) {
-                    log::error!("writing the MSI-X table: {error}");
+                    self.messages.warnings.warn(format_args!("writing the MSI-X table: {error}"));
                 }
             }
             // It cannot be written.
@@ -186,7 +187,7 @@ impl Messages {
     fn read(&self, offset: u64, data: &mut [u8]) {
         if let Err(error) = self.link.call(|client| client.region_read(self.region, offset, data)) {
             data.fill(0xff);
-            log_refusal(&error, "read", self.region, offset);
+            self.warnings.warn_of_refusal(&error, "read", self.region, offset);
         }
     }
 
@@ -196,15 +197,8 @@ impl Messages {
             false => self.link.call(|client| client.region_write(self.region, offset, data)),
         };
         if let Err(error) = result {
-            log_refusal(&error, "write", self.region, offset);
+            self.warnings.warn_of_refusal(&error, "write", self.region, offset);
         }
-    }
-}
-
-/// Logs what a device refuses. Its death is told once, by the thread that watches it.
-pub(super) fn log_refusal(error: &ClientError, what: &str, region: u32, offset: u64) {
-    if !error.is_fatal() {
-        log::warn!("{what} at {offset:#x} of region {region}: {error}");
     }
 }
 

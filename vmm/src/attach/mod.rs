@@ -7,6 +7,7 @@
 //! | [`plan`] | which path each part of each region takes, and why: the list that everything here goes by |
 //! | [`dispatch`] | who answers an access that comes to the VMM |
 //! | `region` | the regions of a device, each at the address where the guest put it |
+//! | [`address_map`] | which region of which device is decoded where |
 //! | `mapped` | the path without any exit |
 //! | `ioeventfd` | the path from KVM straight to the device process, for writes that only say "look" |
 //! | `ioregionfd` | the path from KVM straight to the device process, for any access; the VMM as KVM's stand-in |
@@ -16,6 +17,7 @@
 //! | [`device`] | the function on the PCI bus, made of the above |
 //! | [`watch`] | its death, and its own requests |
 
+pub mod address_map;
 mod config_space;
 pub mod device;
 pub mod discovery;
@@ -29,33 +31,27 @@ pub mod plan;
 mod region;
 #[cfg(test)]
 mod testing;
+mod warnings;
 pub mod watch;
 
 use std::sync::Arc;
 
 use outrigger_protocol::client::ClientError;
 
-use crate::bus::Bus;
+use address_map::AddressMap;
+
 use crate::config::AllowedPaths;
 use crate::irq::{IrqError, Routes};
-use crate::memslots::Memslots;
 use crate::pci::bar::BarError;
 use crate::pci::windows::WindowFull;
-use crate::vm::Vm;
 
 /// What a device is attached to.
 #[derive(Clone)]
 pub struct Backplane {
-    /// The VM.
-    pub vm: Arc<Vm>,
-    /// Memory that the guest sees.
-    pub memslots: Arc<Memslots>,
+    /// Where its regions are decoded.
+    pub addresses: Arc<AddressMap>,
     /// Interrupt messages.
     pub routes: Arc<Routes>,
-    /// Memory accesses that exit.
-    pub mmio: Arc<Bus>,
-    /// I/O port accesses.
-    pub io: Arc<Bus>,
     /// How accesses may reach devices.
     pub allowed: AllowedPaths,
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
+use super::address_map::AddressMap;
 use super::discovery::Description;
 use super::dispatch::{Dispatch, Messages};
 use super::interrupts::Interrupts;
@@ -16,8 +17,9 @@ use super::ioregionfd::{Ioregionfd, Ioregionfds, Window, asked_by};
 use super::link::Link;
 use super::mapped::MappedArea;
 use super::plan::Plan;
+use super::warnings::Warnings;
 use super::{AttachError, Backplane};
-use crate::bus::Bus;
+use crate::bus::{Bus, BusError};
 use crate::memslots::{Memslot, MemslotError};
 use crate::pci::bar::Bar;
 
@@ -26,11 +28,12 @@ pub(super) struct Region {
     pub(super) dispatch: Arc<Dispatch>,
     /// By the index of [`Plan::areas`].
     areas: Vec<Arc<MappedArea>>,
+    warnings: Arc<Warnings>,
 }
 
 /// A region at an address.
 pub(super) struct Placement {
-    pub(super) address: u64,
+    address: u64,
     bus: Arc<Bus>,
     // Before the areas that they show.
     _memslots: Vec<Memslot>,
@@ -45,9 +48,11 @@ pub(super) fn regions(
     description: &Description,
     interrupts: &Interrupts,
     backplane: &Backplane,
-) -> Result<Vec<Region>, AttachError> {
-    let asked_by = asked_by(&backplane.vm, backplane.allowed);
-    let mut ioregionfds = Ioregionfds::new(&backplane.vm, link, asked_by);
+    warnings: &Arc<Warnings>,
+) -> Result<Vec<Arc<Region>>, AttachError> {
+    let vm = &backplane.addresses.vm;
+    let asked_by = asked_by(vm, backplane.allowed);
+    let mut ioregionfds = Ioregionfds::new(vm, link, asked_by);
     let choose = |index| Plan::choose(description, index, backplane.allowed, asked_by);
     let plans: Vec<_> = (0..description.regions.len()).map(choose).collect();
     // A later access by another socket must not overtake a write by message.
@@ -63,61 +68,71 @@ pub(super) fn regions(
         };
         let channels = plan.ioregions.iter().map(channel).collect::<Result<_, _>>()?;
         let io = description.bars.get(index).is_some_and(|bar| bar.kind.is_io());
-        let messages = Messages { link: link.clone(), region: region.index, posted: !io && one_path_in_order };
+        let (link, warnings) = (link.clone(), warnings.clone());
+        let posted = !io && one_path_in_order;
+        let messages = Messages { link, region: region.index, posted, warnings: warnings.clone() };
         let dispatch = Arc::new(Dispatch::new(plan, channels, interrupts.msix.clone(), messages));
-        regions.push(Region { dispatch, areas });
+        regions.push(Arc::new(Region { dispatch, areas, warnings }));
     }
     Ok(regions)
 }
 
 impl Region {
     /// Makes the region appear at `address`. What the system refuses is noted in the plan, and falls back to the next
-    /// path; a place that is taken by another device leaves the region unreachable, as colliding BARs are.
-    pub(super) fn place(&self, backplane: &Backplane, bar: &Bar, address: u64) -> Option<Placement> {
-        let bus = if bar.kind.is_io() { &backplane.io } else { &backplane.mmio };
-        if let Err(error) = bus.insert(address, bar.size, self.dispatch.clone()) {
-            log::warn!("the guest put a BAR where it cannot be: {error}");
-            return None;
-        }
-        Some(Placement {
+    /// path.
+    ///
+    /// # Errors
+    /// If another device has the place. The region is nowhere then.
+    pub(super) fn place(&self, map: &AddressMap, bar: &Bar, address: u64) -> Result<Placement, BusError> {
+        let bus = if bar.kind.is_io() { &map.io } else { &map.mmio };
+        bus.insert(address, bar.size, self.dispatch.clone())?;
+        Ok(Placement {
             address,
             bus: bus.clone(),
-            _memslots: self.map(backplane, address),
+            _memslots: self.map(map, address),
             _areas: self.areas.clone(),
-            _ioeventfds: self.register_doorbells(backplane, bar, address),
-            _ioregionfds: self.register_ioregions(backplane, bar, address),
+            _ioeventfds: self.register_doorbells(map, bar, address),
+            _ioregionfds: self.register_ioregions(map, bar, address),
         })
     }
 
-    fn map(&self, backplane: &Backplane, address: u64) -> Vec<Memslot> {
+    /// Says that a BAR is nowhere.
+    pub(super) fn warn_of_collision(&self, error: &BusError) {
+        self.warnings
+            .warn(format_args!("a BAR is where another device is, and nowhere until that one leaves: {error}"));
+    }
+
+    fn map(&self, map: &AddressMap, address: u64) -> Vec<Memslot> {
         let mut slots = Vec::new();
         for (planned, area) in self.dispatch.plan.areas.iter().zip(&self.areas) {
             let (guest, host, size) = (address + area.range.start, area.host(), area.size());
             // SAFETY: the mapping outlives the slot, which `Placement` drops first; nobody here has references into it.
-            let slot = unsafe { backplane.memslots.map(guest, host, size, area.readonly) };
+            let slot = unsafe { map.memslots.map(guest, host, size, area.readonly) };
             let slot = slot.map_err(|error| match error {
                 MemslotError::Refused { source, .. } => source,
                 MemslotError::Full { .. } => Errno::ENOSPC.into(),
                 MemslotError::Unaligned { .. } => Errno::EINVAL.into(),
             });
             planned.refusal.set(&slot);
-            slots.extend(slot.inspect_err(|error| log_instead(planned.range.clone(), "mapped", error)));
+            slots.extend(slot.inspect_err(|error| self.warn_of_refusal(planned.range.clone(), "mapped", error)));
         }
         slots
     }
 
-    fn register_doorbells(&self, backplane: &Backplane, bar: &Bar, address: u64) -> Vec<Ioeventfd> {
+    fn register_doorbells(&self, map: &AddressMap, bar: &Bar, address: u64) -> Vec<Ioeventfd> {
         let mut registered = Vec::new();
         for doorbell in &self.dispatch.plan.doorbells {
             let at = Address { address: address + doorbell.offset, io: bar.kind.is_io() };
-            let ioeventfd = Ioeventfd::register(&backplane.vm, doorbell, at);
+            let ioeventfd = Ioeventfd::register(&map.vm, doorbell, at);
             doorbell.refusal.set(&ioeventfd);
-            registered.extend(ioeventfd.inspect_err(|error| log_instead(doorbell.range(), "signalled by KVM", error)));
+            registered.extend(
+                ioeventfd.inspect_err(|error| self.warn_of_refusal(doorbell.range(), "signalled by KVM", error)),
+            );
         }
         registered
     }
 
-    fn register_ioregions(&self, backplane: &Backplane, bar: &Bar, address: u64) -> Vec<Ioregionfd> {
+    fn register_ioregions(&self, map: &AddressMap, bar: &Bar, address: u64) -> Vec<Ioregionfd> {
         let mut registered = Vec::new();
         for (ioregion, channel) in self.dispatch.ioregions_for_kvm() {
             let Range { start, end } = ioregion.range;
@@ -128,16 +143,16 @@ impl Region {
                 posted: ioregion.posted,
                 io: bar.kind.is_io(),
             };
-            let ioregionfd = Ioregionfd::register(&backplane.vm, channel.fd(), window);
+            let ioregionfd = Ioregionfd::register(&map.vm, channel.fd(), window);
             ioregion.refusal.set(&ioregionfd);
-            registered.extend(ioregionfd.inspect_err(|error| log_instead(start..end, "asked by KVM", error)));
+            registered.extend(ioregionfd.inspect_err(|error| self.warn_of_refusal(start..end, "asked by KVM", error)));
         }
         registered
     }
-}
 
-fn log_instead(range: Range<u64>, how: &str, error: &io::Error) {
-    log::warn!("{range:#x?} of a region cannot be {how} and goes by message instead: {error}");
+    fn warn_of_refusal(&self, range: Range<u64>, how: &str, error: &io::Error) {
+        self.warnings.warn(format_args!("{range:#x?} of a region cannot be {how} and goes by message: {error}"));
+    }
 }
 
 impl Drop for Placement {

@@ -17,6 +17,7 @@ use crate::attach::link::Cause;
 use crate::attach::plan::AskedBy;
 use crate::attach::testing::{self, description};
 use crate::config::AllowedPaths;
+use crate::pci::Slot;
 use crate::vm::Vm;
 
 /// How an access arrived at the device: by message at an offset, or as a command with user data and an offset.
@@ -85,7 +86,12 @@ fn dispatch(link: &Arc<Link>, endpoint: &Endpoint, offered: &[(Range<u64>, u64, 
     let plan = Plan::choose(&description, 0, AllowedPaths::default(), AskedBy::Vmm);
     let mut ioregionfds = Ioregionfds::new(&Vm::new(1).unwrap(), link, AskedBy::Vmm);
     let channels = plan.ioregions.iter().map(|ioregion| ioregionfds.channel(&ioregion.fd).unwrap()).collect();
-    Dispatch::new(plan, channels, None, Messages { link: link.clone(), region: 0, posted: false })
+    Dispatch::new(
+        plan,
+        channels,
+        None,
+        Messages { link: link.clone(), region: 0, posted: false, warnings: Warnings::new(Slot(1)) },
+    )
 }
 
 impl Fixture {

@@ -1,0 +1,172 @@
+//! Which region of which device is decoded where. A place that two BARs claim belongs to the one that had it first, and
+//! to the other when that one leaves (PCI Local Bus 3.0, section 6.2.5, leaves open what happens meanwhile).
+//!
+//! The lock here is the innermost: no device is asked, and no other lock of a device taken, while it is held.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::region::{Placement, Region};
+use crate::bus::Bus;
+use crate::memslots::Memslots;
+use crate::pci::bar::Bar;
+use crate::vm::Vm;
+
+/// The guest's memory and port space as far as devices are in it.
+pub struct AddressMap {
+    pub(super) vm: Arc<Vm>,
+    pub(super) memslots: Arc<Memslots>,
+    pub(super) mmio: Arc<Bus>,
+    pub(super) io: Arc<Bus>,
+    claims: Mutex<Claims>,
+}
+
+#[derive(Default)]
+struct Claims {
+    next: u64,
+    /// In the order in which they were made.
+    by_number: BTreeMap<u64, Claimed>,
+}
+
+struct Claimed {
+    region: Arc<Region>,
+    bar: Bar,
+    address: u64,
+    /// None while another one has the place.
+    placement: Option<Placement>,
+}
+
+/// A region's claim to an address, given up when dropped.
+pub(super) struct Claim {
+    map: Arc<AddressMap>,
+    number: u64,
+    pub(super) address: u64,
+}
+
+impl AddressMap {
+    /// Nobody is there yet but what is on the buses.
+    #[must_use]
+    pub fn new(vm: Arc<Vm>, memslots: Arc<Memslots>, mmio: Arc<Bus>, io: Arc<Bus>) -> Arc<Self> {
+        Arc::new(Self { vm, memslots, mmio, io, claims: Mutex::default() })
+    }
+
+    /// Puts a region at an address, at once or when the place becomes free.
+    pub(super) fn claim(self: &Arc<Self>, region: &Arc<Region>, bar: &Bar, address: u64) -> Claim {
+        let mut claims = self.claims();
+        let placement = region.place(self, bar, address);
+        let placement = placement.inspect_err(|error| region.warn_of_collision(error)).ok();
+        let number = claims.next;
+        claims.next += 1;
+        claims.by_number.insert(number, Claimed { region: region.clone(), bar: *bar, address, placement });
+        Claim { map: self.clone(), number, address }
+    }
+
+    fn claims(&self) -> MutexGuard<'_, Claims> {
+        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let mut claims = self.map.claims();
+        let left = claims.by_number.remove(&self.number);
+        drop(left);
+        for waiting in claims.by_number.values_mut().filter(|claimed| claimed.placement.is_none()) {
+            waiting.placement = waiting.region.place(&self.map, &waiting.bar, waiting.address).ok();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use outrigger_protocol::server::{self, Registers};
+
+    use super::*;
+    use crate::attach::Backplane;
+    use crate::attach::interrupts::Interrupts;
+    use crate::attach::region::regions;
+    use crate::attach::testing::{self, description};
+    use crate::attach::warnings::Warnings;
+    use crate::bus::BusDevice;
+    use crate::config::AllowedPaths;
+    use crate::irq::Routes;
+    use crate::pci::Slot;
+    use crate::pci::bar::Kind;
+
+    const SIZE: u64 = 0x1000;
+
+    /// Reads as its number.
+    struct Numbered(u8);
+
+    impl Registers for Numbered {
+        fn read(&mut self, _: u32, _: usize, data: &mut [u8]) {
+            data.fill(self.0);
+        }
+        fn write(&mut self, _: u32, _: usize, _: &[u8], _: &mut server::Bus) {}
+        fn reset(&mut self) {}
+    }
+
+    /// Like ECAM: always there.
+    struct Fixed;
+
+    impl BusDevice for Fixed {
+        fn read(&self, _: u64, data: &mut [u8]) {
+            data.fill(0xec);
+        }
+        fn write(&self, _: u64, _: &[u8]) {}
+    }
+
+    fn map() -> Arc<AddressMap> {
+        let vm = Vm::new(1).unwrap();
+        AddressMap::new(vm.clone(), Memslots::new(vm), Arc::default(), Arc::default())
+    }
+
+    fn region(map: &Arc<AddressMap>, number: u8) -> (Arc<Region>, Bar) {
+        let mut description = description();
+        description.regions[0].size = SIZE;
+        let routes = Routes::new(map.vm.clone()).unwrap();
+        let interrupts = Interrupts::new(&map.vm, &routes, &description, 16).unwrap();
+        let backplane = Backplane { addresses: map.clone(), routes, allowed: AllowedPaths::default() };
+        let link = testing::link(Numbered(number));
+        let warnings = Warnings::new(Slot(number));
+        let regions = regions(&link, &description, &interrupts, &backplane, &warnings).unwrap();
+        let kind = Kind::Memory32 { prefetchable: false };
+        (regions[0].clone(), Bar { kind, size: SIZE, address: 0, enabled: true })
+    }
+
+    fn read(map: &AddressMap, address: u64) -> u8 {
+        let mut data = [0];
+        map.mmio.read(address, &mut data);
+        data[0]
+    }
+
+    #[test]
+    fn what_lost_a_collision_comes_back_when_the_other_one_leaves() {
+        let map = map();
+        let [(one, bar), (two, _), (three, _)] = [1, 2, 3].map(|number| region(&map, number));
+        let first = map.claim(&one, &bar, 0xc000_0000);
+        let second = map.claim(&two, &bar, 0xc000_0000);
+        let third = map.claim(&three, &bar, 0xc000_0000);
+        assert_eq!(read(&map, 0xc000_0000), 1);
+        drop(first);
+        assert_eq!(read(&map, 0xc000_0000), 2, "the next one, in the order in which they came");
+        let elsewhere = map.claim(&one, &bar, 0xc000_1000);
+        drop(second);
+        assert_eq!((read(&map, 0xc000_0000), read(&map, 0xc000_1000)), (3, 1));
+        drop((third, elsewhere));
+        assert_eq!((read(&map, 0xc000_0000), read(&map, 0xc000_1000)), (0xff, 0xff));
+    }
+
+    #[test]
+    fn a_region_over_something_fixed_is_nowhere_until_it_moves_away() {
+        let map = map();
+        map.mmio.insert(0xe000_0000, 0x1000_0000, Arc::new(Fixed)).unwrap();
+        let (one, bar) = region(&map, 1);
+        let over = map.claim(&one, &bar, 0xe000_0000);
+        assert_eq!(read(&map, 0xe000_0000), 0xec);
+        drop(over);
+        assert_eq!(read(&map, 0xe000_0000), 0xec, "what is fixed stays");
+        let _moved = map.claim(&one, &bar, 0xc000_0000);
+        assert_eq!(read(&map, 0xc000_0000), 1);
+    }
+}
