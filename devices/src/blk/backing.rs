@@ -1,6 +1,6 @@
 //! The file or block device behind a disk: opened, checked, locked, measured.
 
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -9,8 +9,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, fcntl};
+use nix::fcntl::{FallocateFlags, FcntlArg, fallocate, fcntl};
+use nix::sys::stat::{major, minor};
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
+
+use super::format;
 
 /// How long a lock of a process that has just ended may linger.
 const LOCK_PATIENCE: Duration = Duration::from_millis(300);
@@ -43,6 +46,9 @@ pub enum OpenError {
     /// A disk is made of sectors.
     #[error("its size, {0} bytes, is not a multiple of {SECTOR}")]
     Size(u64),
+    /// An image in another format.
+    #[error("is a {0} image, and raw is what can be served: convert it, or add format=raw if it is raw all the same")]
+    Format(&'static str),
 }
 
 fn describe(error: &io::Error) -> String {
@@ -96,11 +102,16 @@ pub struct Backing {
     pub in_memory: bool,
     /// Block sizes.
     pub topology: Topology,
+    /// Whether the space of a range can be given back, after which it reads as zeros.
+    pub can_punch: bool,
+    /// Whether a range can be made zeros without writing them from here.
+    pub can_zero: bool,
 }
 
 impl Backing {
-    /// Opens and locks a disk: exclusively for writing, shared for reading only.
-    pub fn open(path: &Path, readonly: bool) -> Result<Self, OpenError> {
+    /// Opens and locks a disk: exclusively for writing, shared for reading only. If nobody has said that it is `raw`, it
+    /// must not look like an image in another format.
+    pub fn open(path: &Path, readonly: bool, raw: bool) -> Result<Self, OpenError> {
         // Opening some devices and pipes has side effects or blocks.
         let metadata = path.metadata().map_err(OpenError::Io)?;
         check_kind(&metadata)?;
@@ -133,8 +144,18 @@ impl Backing {
         if !size.is_multiple_of(SECTOR) {
             return Err(OpenError::Size(size));
         }
+        if !raw && let Some(format) = format::recognize(&file, size).map_err(OpenError::Io)? {
+            return Err(OpenError::Format(format));
+        }
         let in_memory = metadata.is_file() && is_in_memory(&file);
-        Ok(Self { file, size, readonly, in_memory, topology })
+        let can_punch = !readonly
+            && match metadata.is_file() {
+                true => file_system_punches(&file, size),
+                false => block_device_zeroes(Path::new("/sys/dev/block"), metadata.rdev()),
+            };
+        // A block device that cannot do it by itself has zeros written by the kernel.
+        let can_zero = !readonly && (can_punch || !metadata.is_file());
+        Ok(Self { file, size, readonly, in_memory, topology, can_punch, can_zero })
     }
 
     /// The capacity in sectors of 512 bytes.
@@ -168,6 +189,25 @@ fn is_in_memory(file: &File) -> bool {
         let kind = found.filesystem_type();
         kind == TMPFS_MAGIC || kind.0 == RAMFS_MAGIC
     })
+}
+
+/// Tries beyond the end of the file, where there is nothing to change.
+fn file_system_punches(file: &File, size: u64) -> bool {
+    const BLOCK: u64 = 1 << 20;
+    let Some(offset) = size.checked_next_multiple_of(BLOCK).and_then(|offset| i64::try_from(offset).ok()) else {
+        return false;
+    };
+    let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    fallocate(file, mode, offset, BLOCK.cast_signed()).is_ok()
+}
+
+/// Whether a block device can make zeros of a range, which is how the kernel punches a hole in it. `sys` has an entry for
+/// each block device by number; that of a partition is in the entry of its disk.
+fn block_device_zeroes(sys: &Path, device: u64) -> bool {
+    let entry = sys.join(format!("{}:{}", major(device), minor(device)));
+    let limit = |queue: &str| fs::read_to_string(entry.join(queue).join("write_zeroes_max_bytes"));
+    let limit = limit("queue").or_else(|_| limit("../queue"));
+    limit.is_ok_and(|bytes| bytes.trim().parse::<u64>().is_ok_and(|bytes| bytes > 0))
 }
 
 /// An open-file-description lock on the whole file, released by the kernel however the process ends. That may be a moment
@@ -217,8 +257,6 @@ fn measure(file: &File) -> nix::Result<(u64, Topology)> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
 
     fn image(size: u64) -> tempfile::NamedTempFile {
@@ -229,34 +267,34 @@ mod tests {
 
     #[test]
     fn what_cannot_be_a_disk_is_refused() {
-        let open = |path: &str| Backing::open(path.as_ref(), false).unwrap_err().to_string();
+        let open = |path: &str| Backing::open(path.as_ref(), false, false).unwrap_err().to_string();
         assert_eq!(open("/"), "is a directory, not an image file or block device");
         assert_eq!(open("/dev/null"), "is a character device, not an image file or block device");
         assert_eq!(open("/nonexistent"), "cannot open: No such file or directory");
         let odd = image(1000);
-        assert!(matches!(Backing::open(odd.path(), false), Err(OpenError::Size(1000))));
+        assert!(matches!(Backing::open(odd.path(), false, false), Err(OpenError::Size(1000))));
         let empty = image(0);
-        assert!(matches!(Backing::open(empty.path(), false), Err(OpenError::Empty)));
+        assert!(matches!(Backing::open(empty.path(), false, false), Err(OpenError::Empty)));
     }
 
     #[test]
     fn a_write_protected_file_needs_readonly() {
         let file = image(4096);
         fs::set_permissions(file.path(), std::os::unix::fs::PermissionsExt::from_mode(0o444)).unwrap();
-        let error = Backing::open(file.path(), false).unwrap_err().to_string();
+        let error = Backing::open(file.path(), false, false).unwrap_err().to_string();
         assert_eq!(error, "the file is read-only (mode 0444); add readonly=on, or make it writable");
-        assert_eq!(Backing::open(file.path(), true).unwrap().sectors(), 8);
+        assert_eq!(Backing::open(file.path(), true, false).unwrap().sectors(), 8);
     }
 
     #[test]
     fn writers_exclude_everyone_and_readers_share() {
         let file = image(4096);
-        let writer = Backing::open(file.path(), false).unwrap();
-        assert!(matches!(Backing::open(file.path(), true), Err(OpenError::Locked)));
+        let writer = Backing::open(file.path(), false, false).unwrap();
+        assert!(matches!(Backing::open(file.path(), true, false), Err(OpenError::Locked)));
         drop(writer);
-        let _reader = Backing::open(file.path(), true).unwrap();
-        Backing::open(file.path(), true).unwrap();
-        assert!(matches!(Backing::open(file.path(), false), Err(OpenError::Locked)));
+        let _reader = Backing::open(file.path(), true, false).unwrap();
+        Backing::open(file.path(), true, false).unwrap();
+        assert!(matches!(Backing::open(file.path(), false, false), Err(OpenError::Locked)));
     }
 
     #[test]
@@ -265,5 +303,48 @@ mod tests {
         assert_eq!((topology.physical_exponent, topology.minimum_io, topology.optimal_io), (3, 8, 2048));
         assert_eq!(topology.physical_sectors(), 8);
         assert_eq!(Topology::new(4096, 512, 0, 0).physical_sectors(), 8);
+    }
+
+    #[test]
+    fn an_image_in_another_format_is_refused_unless_it_is_said_to_be_raw() {
+        let file = image(4096);
+        fs::write(file.path(), [&b"QFI\xfb\0\0\0\x03"[..], &[0; 504]].concat()).unwrap();
+        let error = Backing::open(file.path(), true, false).unwrap_err();
+        assert!(matches!(error, OpenError::Format("qcow2")));
+        assert!(error.to_string().starts_with("is a qcow2 image"));
+        assert_eq!(Backing::open(file.path(), false, true).unwrap().sectors(), 1);
+    }
+
+    #[test]
+    fn finding_out_whether_a_file_can_have_holes_changes_nothing() {
+        let file = image(0);
+        let content = vec![0x5a; 3 << 20];
+        fs::write(file.path(), &content).unwrap();
+        let before = file.as_file().metadata().unwrap().blocks();
+        let backing = Backing::open(file.path(), false, false).unwrap();
+        assert!(backing.can_punch && backing.can_zero, "the file system of temporary files can");
+        drop(backing);
+        assert_eq!(fs::read(file.path()).unwrap(), content);
+        assert_eq!(file.as_file().metadata().unwrap().blocks(), before);
+        let backing = Backing::open(file.path(), true, false).unwrap();
+        assert!(!backing.can_punch && !backing.can_zero);
+    }
+
+    #[test]
+    fn a_block_devices_limits_are_its_own_or_its_disks() {
+        let sys = tempfile::tempdir().unwrap();
+        let disk = sys.path().join("disk");
+        fs::create_dir_all(disk.join("queue")).unwrap();
+        fs::create_dir(disk.join("part")).unwrap();
+        std::os::unix::fs::symlink(&disk, sys.path().join("8:0")).unwrap();
+        std::os::unix::fs::symlink(disk.join("part"), sys.path().join("8:1")).unwrap();
+        let [whole, part, other] = [0, 1, 2].map(|minor| nix::sys::stat::makedev(8, minor));
+        for (limit, expected) in [("0\n", false), ("2147450880\n", true), ("", false)] {
+            fs::write(disk.join("queue/write_zeroes_max_bytes"), limit).unwrap();
+            for device in [whole, part] {
+                assert_eq!(block_device_zeroes(sys.path(), device), expected);
+            }
+            assert!(!block_device_zeroes(sys.path(), other));
+        }
     }
 }

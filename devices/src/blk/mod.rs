@@ -3,6 +3,7 @@
 mod at_once;
 mod backing;
 mod bounce;
+mod format;
 mod request;
 mod ring;
 
@@ -22,6 +23,7 @@ pub const HELP: &str = "\
 Keys of --disk:
   path=FILE     a raw image (size a multiple of 512 bytes) or a block device; locked while in use
   readonly=on   the guest cannot write; several processes may share the file
+  format=raw    serve the file as it is, even if it looks like an image in another format (qcow2, VMDK, VHD…)
   serial=ID     what the guest sees as the disk's serial, up to 20 bytes
   queues=N      request queues, 1 to 64 (default: one per virtual CPU, or 1 if outrigger did not start this process)
 
@@ -37,9 +39,6 @@ Exit status: 0 when told to end or the client of --fd left, 1 when that client b
 /// Feature bits that every disk has.
 const FEATURES: u64 =
     1 << spec::VIRTIO_BLK_F_SEG_MAX | 1 << spec::VIRTIO_BLK_F_BLK_SIZE | 1 << spec::VIRTIO_BLK_F_TOPOLOGY;
-/// Feature bits that a writable disk has besides.
-const WRITE_FEATURES: u64 =
-    1 << spec::VIRTIO_BLK_F_FLUSH | 1 << spec::VIRTIO_BLK_F_DISCARD | 1 << spec::VIRTIO_BLK_F_WRITE_ZEROES;
 /// A chain is as long as the queue: these, a header and a status.
 const SEG_MAX: u32 = crate::transport::layout::MAX_QUEUE_SIZE as u32 - 2;
 /// The most sectors one discard or write-zeroes may cover: 2 GiB.
@@ -92,7 +91,7 @@ impl Blk {
     pub fn open(argument: &str) -> Result<Self, BlkError> {
         let options = DiskOptions::parse(argument)
             .map_err(|problem| BlkError::Option { argument: argument.to_owned(), problem })?;
-        let backing = Backing::open(options.path.as_ref(), options.readonly)
+        let backing = Backing::open(options.path.as_ref(), options.readonly, options.raw)
             .map_err(|source| BlkError::Open { argument: argument.to_owned(), source })?;
         ring::probe().map_err(BlkError::IoUring)?;
         let queues = options.queues.unwrap_or(launch::vcpus().unwrap_or(1).clamp(1, MAX_QUEUES));
@@ -105,20 +104,26 @@ impl Blk {
 struct DiskOptions {
     path: String,
     readonly: bool,
+    raw: bool,
     serial: [u8; SERIAL_SIZE],
     queues: Option<u16>,
 }
 
 impl DiskOptions {
     fn parse(argument: &str) -> Result<Self, OptionError> {
-        let options = Options::parse(argument, &["path", "readonly", "serial", "queues"], None)?;
+        let options = Options::parse(argument, &["path", "readonly", "format", "serial", "queues"], None)?;
         Ok(Self {
             path: options.required("path", "FILE")?.to_owned(),
             readonly: options.switch("readonly")?,
+            raw: options.parsed("format", raw)?.is_some(),
             serial: options.parsed("serial", serial)?.unwrap_or_default(),
             queues: options.number("queues", 1..=MAX_QUEUES)?,
         })
     }
+}
+
+fn raw(text: &str) -> Result<(), &'static str> {
+    if text == "raw" { Ok(()) } else { Err("must be raw") }
 }
 
 fn serial(text: &str) -> Result<[u8; SERIAL_SIZE], String> {
@@ -145,12 +150,16 @@ fn config(backing: &Backing, queues: u16) -> Vec<u8> {
     put(26, &topology.minimum_io.to_le_bytes());
     put(28, &topology.optimal_io.to_le_bytes());
     put(34, &queues.to_le_bytes());
-    put(36, &MAX_ZERO_SECTORS.to_le_bytes());
-    put(40, &1u32.to_le_bytes());
-    put(44, &topology.physical_sectors().to_le_bytes());
-    put(48, &MAX_ZERO_SECTORS.to_le_bytes());
-    put(52, &1u32.to_le_bytes());
-    put(56, &[1]);
+    if backing.can_punch {
+        put(36, &MAX_ZERO_SECTORS.to_le_bytes());
+        put(40, &1u32.to_le_bytes());
+        put(44, &topology.physical_sectors().to_le_bytes());
+    }
+    if backing.can_zero {
+        put(48, &MAX_ZERO_SECTORS.to_le_bytes());
+        put(52, &1u32.to_le_bytes());
+        put(56, &[u8::from(backing.can_punch)]);
+    }
     config
 }
 
@@ -165,9 +174,13 @@ impl VirtioDevice for Blk {
     }
 
     fn features(&self) -> u64 {
-        let access = if self.backing.readonly { 1 << spec::VIRTIO_BLK_F_RO } else { WRITE_FEATURES };
-        let queues = if self.queues > 1 { 1 << spec::VIRTIO_BLK_F_MQ } else { 0 };
-        FEATURES | access | queues
+        let bit = |feature: u32, offered: bool| u64::from(offered) << feature;
+        FEATURES
+            | bit(spec::VIRTIO_BLK_F_RO, self.backing.readonly)
+            | bit(spec::VIRTIO_BLK_F_FLUSH, !self.backing.readonly)
+            | bit(spec::VIRTIO_BLK_F_DISCARD, self.backing.can_punch)
+            | bit(spec::VIRTIO_BLK_F_WRITE_ZEROES, self.backing.can_zero)
+            | bit(spec::VIRTIO_BLK_F_MQ, self.queues > 1)
     }
 
     fn queues(&self) -> u16 {

@@ -298,6 +298,7 @@ impl Service<'_> {
                 self.warn(active, head, "the file ends there");
                 Status::IoError
             }
+            (_, 0..) if request.becomes_flush(&self.disk) => return self.go_on(active, head),
             (_, 0..) => Status::Ok,
             (Operation::Zero, error) if error == -libc::EOPNOTSUPP => {
                 // Some file systems can only punch holes.
