@@ -1,7 +1,7 @@
 //! What is measured: each figure's name, unit and the project's aim for it.
 
-/// In what a figure is told. Time is that of the test bed's host, where one executed instruction is one nanosecond, so that each of
-/// these is a count of instructions of guest, host kernel, VMM and devices together; memory is not.
+/// The unit of a figure. Time is that of the test bed's host, where one executed instruction takes one nanosecond, so
+/// each time is a count of the instructions of guest, host kernel, VMM and devices together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
     /// 10⁻³ s.
@@ -12,7 +12,7 @@ pub enum Unit {
     NanosecondsPerByte,
     /// 2²⁰ bytes.
     Mebibytes,
-    /// 10⁻⁶ s in each second: what is spent on nothing being done.
+    /// 10⁻⁶ s in each second: the host's work while guests are idle.
     MicrosecondsPerSecond,
     /// How many there are.
     Count,
@@ -31,7 +31,7 @@ impl Unit {
         }
     }
 
-    /// What a duration comes to: `count` operations, bytes or seconds took `nanoseconds`.
+    /// The value in this unit: `count` operations, bytes or seconds took `nanoseconds`.
     #[expect(clippy::cast_precision_loss, reason = "durations and counts are far below 2^52")]
     pub fn per(self, nanoseconds: u64, count: u64) -> f64 {
         let each = nanoseconds as f64 / count as f64;
@@ -47,13 +47,13 @@ impl Unit {
 /// One row of the report. Less is better in all of them.
 #[derive(Clone, Copy, Debug)]
 pub struct Figure {
-    /// How measurements refer to it.
+    /// Its name in measurements.
     pub name: &'static str,
-    /// What a person reads.
+    /// Its name for people.
     pub title: &'static str,
-    /// In what it is told.
+    /// Its unit.
     pub unit: Unit,
-    /// At most this much is aimed at, on the test bed of docs/PERFORMANCE.md.
+    /// The project's aim: at most this much, on the test bed of docs/PERFORMANCE.md.
     pub aim: Option<f64>,
 }
 

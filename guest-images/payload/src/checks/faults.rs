@@ -1,5 +1,5 @@
-//! What becomes of registers that a device process serves (`devices/examples/paths.rs`) while something goes wrong, or seems to. The
-//! host chooses the moment, and tells by the console.
+//! Registers that a device process serves (`devices/examples/paths.rs`) while something goes wrong, or seems to. The
+//! host chooses the moment, and reports it on the console.
 
 use core::array::from_fn;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -39,8 +39,9 @@ pub fn steady(machine: &Machine, verdict: &mut Verdict) {
     verdict.holds(name, wrong.is_none());
 }
 
-/// The first processor reads a register; the second disables the BAR when the console says so, and enables it when it says so again.
-/// An access that waits meanwhile gets its answer, those after it find nothing, and later there is everything again.
+/// The first processor reads a register. The second disables the BAR when the console says so, and enables it when the
+/// console says so again. An access that waits meanwhile gets its answer, later ones read all ones, and after enabling
+/// all registers are there again.
 pub fn disabled(machine: &Machine, verdict: &mut Verdict) {
     let Some(((function, bar), second)) = find(machine).zip(Second::start()) else {
         verdict.holds("disabled-device-and-second-processor-found", false);
@@ -61,7 +62,7 @@ pub fn disabled(machine: &Machine, verdict: &mut Verdict) {
     };
     let last = second.beside(&mut theirs, || {
         let last = (0..MINUTE).map(|_| read32(register)).find(|&value| value != 1);
-        // Each look is an exit: where ring-0 code is interpreted, that is how the other gets on.
+        // Each look is an exit: if ring-0 code is interpreted, the other processor goes on only then.
         let _ = (0..MINUTE).any(|_| enabled.load(Ordering::Acquire));
         last
     });
@@ -102,7 +103,7 @@ fn dies(machine: &Machine, verdict: &mut Verdict) -> Option<u64> {
     verdict.holds("gone", (0..MINUTE).any(|_| read(SEQPACKET) || read(STREAM)));
     for page in VALUES {
         write32(base + page, 1);
-        // The thread that takes the device away may not have come to it.
+        // The thread that withdraws the device may not have done it yet.
         let all_ones = (0..PATIENCE).any(|_| read32(base + page) == ALL_ONES);
         verdict.holds("gone-all-paths", all_ones);
     }

@@ -1,5 +1,5 @@
-//! The example device of the source tree with the same registers on every path (`devices/examples/paths.rs`): what is written on a
-//! path is read on it, what is written on one path is read on another, and all of them move with the BAR.
+//! The example device with the same registers on every path (`devices/examples/paths.rs`). What is written on a path is
+//! read on it, what is written on one path is read on another, and all of them move with the BAR.
 
 use super::bar::other_place;
 use crate::machine::Machine;
@@ -25,7 +25,7 @@ pub const SEQPACKET_SECOND: u64 = 0x8000;
 /// Registers of each page: what was written last, and how often. The mapped page is plain memory.
 pub const VALUE: u64 = 0;
 pub const WRITES: u64 = 4;
-/// What all pages have in common: a word, and a number that is one higher each time it is read.
+/// Shared by all pages: a word, and a number that is one higher each time it is read.
 pub const COMMON: u64 = 8;
 pub const TICKET: u64 = 12;
 
@@ -79,7 +79,7 @@ pub fn find(machine: &Machine) -> Option<(Function, Bar)> {
     Some((function, bar))
 }
 
-/// How many of so many writes were read back, and counted.
+/// How many of [`TIMES`] writes were read back, and counted.
 fn kept(page: u64) -> u32 {
     let before = read32(page + WRITES);
     let right = (0..TIMES).filter(|value| {

@@ -1,4 +1,4 @@
-//! What the guest tells the host: lines on the console, among whatever else is printed there.
+//! The guest's reports to the host: lines on the console, among other output.
 
 use crate::figure::Figure;
 
@@ -9,7 +9,7 @@ pub enum Line {
     Init,
     /// A load begins.
     Begin(&'static Figure),
-    /// What a load came to, in the figure's unit.
+    /// The result of a load, in the figure's unit.
     Figure(&'static Figure, f64),
     /// All loads are done; the host may look at the processes' memory for a tenth of a second.
     Idle,
@@ -17,7 +17,7 @@ pub enum Line {
     Problem(String),
 }
 
-/// What the host says when nothing more is to be done.
+/// The host's line when there is no more work.
 pub const END: &str = "end";
 
 const INIT: &str = "@init";
@@ -38,7 +38,7 @@ impl Line {
         }
     }
 
-    /// From a console's line; none if it is somebody else's.
+    /// From a console's line; none if it is other output.
     pub fn parse(line: &str) -> Option<Self> {
         let line = line.trim_end();
         match line {

@@ -57,7 +57,7 @@ pub fn measure(figure: &Figure, scale: Scale) -> io::Result<Spent> {
     together::run(scale.threads, offsets.len(), prepare, |(depth, offsets)| depth.run(offsets))
 }
 
-/// Each write on the disk for good before the next.
+/// Flushes each write before the next.
 fn write_and_flush(disk: &File, size: u64, operations: usize) -> io::Result<Spent> {
     let offsets = offsets(size, 4 * KIB, true).take(operations).collect::<Vec<_>>();
     let room = vec![0; 8 * KIB];
@@ -70,7 +70,7 @@ fn write_and_flush(disk: &File, size: u64, operations: usize) -> io::Result<Spen
     Ok(Spent::since(start, operations))
 }
 
-/// Where on a disk of `size` bytes the blocks are: one after the other, or here and there (xorshift, always the same).
+/// The offsets of the blocks on a disk of `size` bytes: sequential, or random (xorshift, always the same).
 fn offsets(size: u64, block: usize, random: bool) -> impl Iterator<Item = u64> {
     let (blocks, mut state) = (size / block as u64, 0x9e37_79b9_7f4a_7c15_u64);
     (0..).map(move |number| {

@@ -1,9 +1,9 @@
-//! `lab-guest`: the first process of a measured guest. It tells when it starts, attaches the devices' drivers, puts the loads on them that
-//! the kernel command line names (`lab=FIGURE,FIGURE`), tells on the console what each came to, and powers off, or with `lab.serve` takes
-//! more from the console.
+//! `lab-guest`: the first process of a measured guest. It reports its start, attaches the devices' drivers, and runs
+//! the loads that the kernel command line names (`lab=FIGURE,FIGURE`). It reports each result on the console, then
+//! powers off, or with `lab.serve` takes more loads from the console.
 //!
-//! Loads are plain: libaio with `O_DIRECT`, blocking sockets, nothing noted per operation, so that what is measured is the
-//! path to the device and not the load.
+//! Loads are plain (libaio with `O_DIRECT`, blocking sockets, nothing recorded per operation), so that they measure the
+//! path to the device and not themselves.
 
 mod access;
 mod aio;
@@ -23,7 +23,7 @@ use access::Target;
 pub use console::{END, Line};
 use setup::Scale;
 
-/// How long the guest keeps quiet for the host to look at the processes' memory.
+/// How long the guest is idle, so that the host can look at the processes' memory.
 const IDLE: Duration = Duration::from_millis(100);
 
 /// Nanoseconds, and how many operations or bytes they were spent on.

@@ -9,7 +9,7 @@ use super::{Spent, together};
 use crate::figure::Figure;
 use crate::network::{ECHO, HOST, MESSAGE, SINK, SOURCE, UDP_COUNT, UDP_SINK};
 
-/// As much as one call moves.
+/// Bytes that one call moves.
 const BUFFER: usize = 64 << 10;
 const STREAM: usize = 128 << 20;
 const ROUND_TRIPS: usize = 1500;
@@ -42,7 +42,7 @@ fn to_host(bytes: usize, threads: usize) -> io::Result<Spent> {
         for _ in 0..bytes / threads / BUFFER {
             stream.write_all(buffer)?;
         }
-        // Until the last byte is there, too.
+        // The last byte has to arrive, too.
         stream.shutdown(Shutdown::Write)?;
         stream.read_exact(&mut [0])
     })

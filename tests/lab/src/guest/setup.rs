@@ -16,7 +16,7 @@ use crate::figure::Figure;
 
 /// The guest's end of the network.
 const ADDRESS: &str = "192.168.78.2/24";
-/// How often, a millisecond apart, a device is looked for.
+/// How many times a device is looked for, a millisecond apart.
 const PATIENCE: u32 = 2000;
 
 /// Mounts /dev, /proc and /sys.
@@ -43,7 +43,7 @@ pub fn load_modules() -> io::Result<()> {
 pub struct Wanted {
     /// Which loads: `lab=FIGURE,FIGURE`.
     pub figures: Vec<&'static Figure>,
-    /// How much of each, and by how many.
+    /// How much of each load, and by how many threads.
     pub scale: Scale,
     /// What register accesses go to: `lab.target=1`, a page, or `nobody`.
     pub target: Target,
@@ -51,12 +51,12 @@ pub struct Wanted {
     pub serve: bool,
 }
 
-/// How much of a load, and by how many.
+/// How much of a load, and by how many threads.
 #[derive(Clone, Copy, Debug)]
 pub struct Scale {
-    /// Which part, for the slow: `lab.part=8` is an eighth.
+    /// The divisor of the load, for slow subjects: `lab.part=8` is an eighth.
     pub part: usize,
-    /// Which so many threads share, each on a processor of its own and, for disk and streams, with a queue of its own: `lab.threads=4`.
+    /// How many threads share it: `lab.threads=4`. Each has a processor and, for disk and streams, a queue of its own.
     pub threads: usize,
 }
 
@@ -81,7 +81,7 @@ pub fn network() -> io::Result<()> {
     ip(&["link", "set", "eth0", "up"])
 }
 
-/// Has every network card up that is there, the first with its address.
+/// Brings every network card up, the first with its address.
 pub fn all_networks() -> io::Result<()> {
     for card in 0.. {
         let name = format!("eth{card}");

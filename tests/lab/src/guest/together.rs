@@ -10,8 +10,9 @@ use nix::unistd::Pid;
 
 use super::Spent;
 
-/// Has `threads` threads get ready, each on the processor of its number, and go when all of them are; `count` is what they do together.
-/// What they prepared is let go of when all have done: to end asynchronous I/O takes milliseconds.
+/// Starts `threads` threads, each on the processor of its number, which begin together when all are ready; `count` is
+/// what they do in total. What they prepared is released when all have finished: ending asynchronous I/O takes
+/// milliseconds.
 pub fn run<T>(
     threads: usize,
     count: usize,

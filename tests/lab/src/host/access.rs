@@ -16,7 +16,8 @@ const STAND_IN: &str = "mapped,ioeventfd,stand-in,message";
 /// With an ioregionfd in a device, messages to it are never posted.
 const MESSAGES: &str = "mapped,ioeventfd,message";
 
-/// One guest: what a path is called, which paths it may use, where in the device of `devices/examples/paths.rs` it makes accesses, which.
+/// One guest: the name of a path, the allowed paths, the place of its accesses in the device of
+/// `devices/examples/paths.rs`, and the kinds of accesses.
 struct Run(&'static str, &'static str, &'static str, &'static [&'static str]);
 
 const BOTH: &[&str] = &["access-read", "access-write"];

@@ -39,7 +39,7 @@ pub struct Arguments {
     pub compare: Option<Vec<PathBuf>>,
 }
 
-/// Reads the command line; what is wrong with it is told in one line. Help and version go to standard output.
+/// Reads the command line. An error is reported on one line; help and version go to standard output.
 ///
 /// # Errors
 /// The status to exit with.

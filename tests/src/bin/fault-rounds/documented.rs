@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use outrigger_tests::process::Ended;
 
-/// What a device has for an answer (docs/ARCHITECTURE.md, "What holds everywhere", 2).
+/// The time that a device has for an answer (docs/ARCHITECTURE.md, "What holds everywhere", 2).
 pub const DEADLINE: Duration = Duration::from_secs(10);
-/// For all that has no deadline to wait for. It takes some milliseconds; machines are busy, above all emulated ones.
+/// For anything that does not wait for a deadline. It takes some milliseconds, but machines are busy, emulated ones
+/// above all.
 pub const PROMPT: Duration = Duration::from_secs(8);
 /// One deadline, and not one for each access.
 const ONE_DEADLINE: Duration = Duration::from_secs(19);

@@ -1,5 +1,6 @@
-//! A write, and after it an access by the same path or another: on one processor, or on another one that has been told by a flag in
-//! memory. All on the word that the paths have in common, so the second access shows whether the first was before it.
+//! A write, and after it an access by the same path or another: on the same processor, or on another one that has seen
+//! a flag in memory. All accesses are to the word that the paths share, so the second shows whether the first came
+//! before it.
 
 use super::rounds::{count, relay};
 use super::{COMMON, Path, Seen};
