@@ -7,7 +7,6 @@
 mod paths;
 
 use std::fs::File;
-use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -66,7 +65,7 @@ fn each_page_has_the_same_registers_by_its_own_path() {
         for io_fd in &io_fds {
             let IoFdKind::Ioregionfd { user_data, flags } = io_fd.kind else { continue };
             let kind = if io_fd.offset / 0x1000 % 2 == 1 { SocketType::Stream } else { SocketType::Seqpacket };
-            assert_eq!((SocketType::of(io_fd.fd.as_fd()).unwrap(), io_fd.size), (kind, 0x1000));
+            assert_eq!((SocketType::of(io_fd.fd.lend()).unwrap(), io_fd.size), (kind, 0x1000));
             let posted = flags == IOREGION_POSTED_WRITES;
             posted_pages.push((io_fd.offset, posted));
             let requester = Requester::new(Arc::clone(&io_fd.fd), DEADLINE).unwrap();
@@ -85,14 +84,14 @@ fn each_page_has_the_same_registers_by_its_own_path() {
         assert_eq!([word(client, 0x5000), word(client, 0x5004)], [0, 0]);
         let doorbell = io_fds.iter().find(|io_fd| matches!(io_fd.kind, IoFdKind::Ioeventfd { .. })).unwrap();
         assert_eq!((doorbell.offset, doorbell.size), (0x5000, 0));
-        nix::unistd::write(&*doorbell.fd, &3_u64.to_ne_bytes()).unwrap();
+        nix::unistd::write(doorbell.fd.lend(), &3_u64.to_ne_bytes()).unwrap();
         let start = Instant::now();
         while word(client, 0x5004) != 3 {
             assert!(start.elapsed() < DEADLINE, "the doorbell is not heard");
         }
         let region = client.region_info(0).unwrap();
         assert_eq!(region.areas, [(0x6000, 0x1000)]);
-        let mapped = File::from(region.fd.unwrap());
+        let mapped = File::from(region.fd.unwrap().lend().try_clone_to_owned().unwrap());
         mapped.write_all_at(&[1, 2, 3, 4], region.offset + 0x6000).unwrap();
         assert_eq!(word(client, 0x6000), 0x0403_0201);
     });
@@ -103,7 +102,7 @@ fn all_pages_share_a_word_that_is_in_the_mapped_one_and_numbers_that_come_once()
     let mut device = Paths::new().unwrap();
     with_client(&mut device, |client| {
         let region = client.region_info(0).unwrap();
-        let mapped = File::from(region.fd.unwrap());
+        let mapped = File::from(region.fd.unwrap().lend().try_clone_to_owned().unwrap());
         let io_fds = client.region_io_fds(0, BAR_SIZE).unwrap();
         let mut tickets = 0..;
         for io_fd in &io_fds {
@@ -130,7 +129,7 @@ fn two_pages_are_on_the_descriptors_of_others() {
         let io_fds = client.region_io_fds(0, BAR_SIZE).unwrap();
         let inode = |page: u64| {
             let io_fd = io_fds.iter().find(|io_fd| io_fd.offset == page * 0x1000).unwrap();
-            nix::sys::stat::fstat(&*io_fd.fd).unwrap().st_ino
+            nix::sys::stat::fstat(io_fd.fd.lend()).unwrap().st_ino
         };
         assert_eq!((inode(7), inode(8)), (inode(1), inode(2)));
         assert!([3, 4, 5].iter().all(|page| inode(*page) != inode(1) && inode(*page) != inode(2)));

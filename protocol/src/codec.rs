@@ -4,11 +4,11 @@
 //! Nothing that a peer sends makes it hold more than the limit it was given.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
+use crate::foreign::ForeignFd;
 use crate::socket::{MAX_FDS, Received, Socket, Wait};
 use crate::wire::{HEADER_SIZE, Header};
 
@@ -55,7 +55,7 @@ pub struct Message<'a> {
     /// What follows the header.
     pub payload: &'a [u8],
     /// The descriptors that came with it.
-    pub fds: Vec<OwnedFd>,
+    pub fds: Vec<ForeignFd>,
 }
 
 impl<'a> Message<'a> {
@@ -78,7 +78,7 @@ pub struct Receiver {
     start: usize,
     end: usize,
     /// Descriptors with the position in `buffer` where the bytes end that they came with.
-    fds: Vec<(usize, OwnedFd)>,
+    fds: Vec<(usize, ForeignFd)>,
     limit: usize,
     patience: Duration,
     /// By when the message at `start` must be whole, once a part of it is there.

@@ -11,6 +11,7 @@
 //! - [`command`]: the numbers and names of the messages.
 //! - [`capabilities`]: the JSON that both sides exchange in `VFIO_USER_VERSION`.
 //! - [`socket`], [`codec`]: bytes, descriptors and deadlines; framed messages.
+//! - [`foreign`]: descriptors that came from a peer, and what can be done with them without waiting for it.
 //! - [`client`]: what a VMM calls.
 //! - [`server`]: what a device process implements.
 //! - [`ioregionfd`]: register accesses that KVM hands to a device process itself, both sides.
@@ -22,6 +23,7 @@ pub mod client;
 pub mod codec;
 pub mod command;
 mod dirty_bitmap;
+pub mod foreign;
 pub mod ioregionfd;
 pub mod migration;
 pub mod pci;

@@ -2,14 +2,17 @@
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{ControlMessage, MsgFlags, send, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, send, sendmsg, setsockopt, sockopt};
+use nix::sys::time::TimeVal;
+
+use crate::foreign::{Debt, ForeignFd};
 
 /// The most descriptors one message may carry here: a message with all doorbells of a 64-queue device fits. Linux's own
 /// bound is 253 (`SCM_MAX_FD`).
@@ -26,15 +29,22 @@ pub enum Wait {
     Forever,
 }
 
+/// How many descriptors that came by one socket may wait to be closed: many more than any peer has use for, and few
+/// enough that a peer whose descriptors cannot be closed does not use up those of this process.
+const MAX_OWED: usize = 1024;
+
 /// A connected stream socket.
 ///
 /// It blocks, with the kernel's own receive timeout, so that waiting for a message and receiving it are one system call.
-/// That timeout is half of the usual wait; what remains of a deadline after it is waited for exactly.
+/// That timeout is half of the usual wait; what remains of a deadline after it is waited for exactly. Both are options of
+/// the open file, so a peer that holds a duplicate of *this* end can change them: on such a socket (a twin that the
+/// server made) nothing is received but with [`Wait::No`].
 #[derive(Debug)]
 pub struct Socket {
-    stream: Arc<UnixStream>,
+    stream: Arc<ForeignFd>,
     control: ControlBuffer,
     tick: Duration,
+    debt: Arc<Debt>,
 }
 
 /// What one receive brought.
@@ -43,31 +53,32 @@ pub struct Received {
     /// Bytes; zero: the peer closed its side.
     pub bytes: usize,
     /// Descriptors that came along.
-    pub fds: Vec<OwnedFd>,
+    pub fds: Vec<ForeignFd>,
 }
 
 impl Socket {
     /// Wraps a connected socket. `patience` is how long its waits usually last at most.
-    pub fn new(stream: impl Into<Arc<UnixStream>>, patience: Duration) -> io::Result<Self> {
-        let stream = stream.into();
+    pub fn new(stream: Arc<ForeignFd>, patience: Duration) -> io::Result<Self> {
         let tick = (patience / 2).max(Duration::from_millis(1));
-        stream.set_nonblocking(false)?;
-        stream.set_read_timeout(Some(tick))?;
-        Ok(Self { stream, control: ControlBuffer([0; CONTROL_SIZE]), tick })
+        Self::with_timeout(stream, tick, time_val(tick))
     }
 
     /// Wraps a connected socket that mostly waits for ever, which is cheaper without a timer; a deadline costs a poll.
-    pub fn patient(stream: impl Into<Arc<UnixStream>>) -> io::Result<Self> {
-        let stream = stream.into();
-        stream.set_nonblocking(false)?;
-        stream.set_read_timeout(None)?;
-        Ok(Self { stream, control: ControlBuffer([0; CONTROL_SIZE]), tick: Duration::MAX })
+    pub fn patient(stream: Arc<ForeignFd>) -> io::Result<Self> {
+        Self::with_timeout(stream, Duration::MAX, TimeVal::new(0, 0))
+    }
+
+    fn with_timeout(stream: Arc<ForeignFd>, tick: Duration, timeout: TimeVal) -> io::Result<Self> {
+        let flags = OFlag::from_bits_retain(fcntl(stream.lend(), FcntlArg::F_GETFL)?);
+        fcntl(stream.lend(), FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK))?;
+        setsockopt(&stream.lend(), sockopt::ReceiveTimeout, &timeout)?;
+        Ok(Self { stream, control: ControlBuffer::default(), tick, debt: Arc::default() })
     }
 
     /// Receives what is there, at most `buffer.len()` bytes. `ErrorKind::WouldBlock` with [`Wait::No`],
     /// `ErrorKind::TimedOut` when the deadline has passed and nothing is there (what came while this process was stopped came
-    /// in time), `ErrorKind::InvalidData` when descriptors were lost because they were more than [`MAX_FDS`] or than this
-    /// process may have open.
+    /// in time), `ErrorKind::InvalidData` when descriptors were lost because this process may have no more, or when the peer
+    /// sent so many that could not be closed that it may not send more.
     pub fn receive(&mut self, buffer: &mut [u8], wait: Wait) -> io::Result<Received> {
         loop {
             let (mut flags, mut late) = (libc::MSG_CMSG_CLOEXEC, false);
@@ -78,7 +89,7 @@ impl Socket {
                     let remaining = deadline.saturating_duration_since(Instant::now());
                     late = remaining.is_zero();
                     if remaining < self.tick {
-                        wait_for(self.stream.as_fd(), PollFlags::POLLIN, deadline)?;
+                        wait_for(self.stream.lend(), PollFlags::POLLIN, deadline)?;
                         flags |= libc::MSG_DONTWAIT;
                     }
                 }
@@ -96,21 +107,10 @@ impl Socket {
     }
 
     fn receive_once(&mut self, buffer: &mut [u8], flags: libc::c_int) -> io::Result<Received> {
-        let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
-        // SAFETY: all-zero is a valid `msghdr`: null pointers with zero lengths.
-        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-        message.msg_iov = &raw mut iov;
-        message.msg_iovlen = 1;
-        message.msg_control = self.control.0.as_mut_ptr().cast();
-        message.msg_controllen = CONTROL_SIZE;
-        // SAFETY: `message` describes `buffer` and the control buffer, which are writable, of these sizes, and
-        // outlive the call.
-        let received = unsafe { libc::recvmsg(self.stream.as_raw_fd(), &raw mut message, flags) };
-        let bytes = usize::try_from(Errno::result(received)?).expect("a count is not negative");
-        // SAFETY: `message` was filled in by a successful recvmsg, and its control buffer is still as that left it.
-        let fds = unsafe { take_fds(&message) };
-        if message.msg_flags & libc::MSG_CTRUNC != 0 {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "more fds in one message than can be taken"));
+        let Received { bytes, fds } = receive(self.stream.lend(), buffer, &mut self.control, flags, &self.debt)?;
+        // Looked at when there are some only: messages mostly bring none.
+        if !fds.is_empty() && self.debt.owed() > MAX_OWED {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "descriptors without end that cannot be closed"));
         }
         Ok(Received { bytes, fds })
     }
@@ -118,20 +118,62 @@ impl Socket {
 
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.stream.as_fd()
+        self.stream.lend()
     }
 }
 
-/// Room for one `SCM_RIGHTS` with [`MAX_FDS`] descriptors.
+/// One `recvmsg`, with room for all descriptors that a message can bring, for those that do not fit would be closed by
+/// the kernel within this call, however long that takes.
+pub(crate) fn receive(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    control: &mut ControlBuffer,
+    flags: libc::c_int,
+    debt: &Arc<Debt>,
+) -> io::Result<Received> {
+    let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: all-zero is a valid `msghdr`: null pointers with zero lengths.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut iov;
+    message.msg_iovlen = 1;
+    message.msg_control = control.0.as_mut_ptr().cast();
+    message.msg_controllen = CONTROL_SIZE;
+    // SAFETY: `message` describes `buffer` and the control buffer, which are writable, of these sizes, and outlive the
+    // call.
+    let received = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, flags | libc::MSG_CMSG_CLOEXEC) };
+    let bytes = usize::try_from(Errno::result(received)?).expect("a count is not negative");
+    if message.msg_controllen == 0 {
+        return Ok(Received { bytes, fds: Vec::new() });
+    }
+    // SAFETY: `message` was filled in by a successful recvmsg, and its control buffer is still as that left it.
+    let fds = unsafe { take_fds(&message, debt) };
+    if message.msg_flags & libc::MSG_CTRUNC != 0 {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "more fds than this process may have"));
+    }
+    Ok(Received { bytes, fds })
+}
+
+/// Linux's `SCM_MAX_FD`: the most descriptors that one message can carry.
+const SCM_MAX_FD: usize = 253;
+/// `SCM_PIDFD` (Linux 6.5).
+const SCM_PIDFD: libc::c_int = 4;
+/// Room for all descriptors of a message, and for what else the kernel puts there if somebody who holds a duplicate of
+/// the socket asks for it: credentials, a security label, a pidfd, a time stamp.
 const CONTROL_SIZE: usize = {
     let header = size_of::<libc::cmsghdr>().next_multiple_of(size_of::<usize>());
-    header + (MAX_FDS * size_of::<RawFd>()).next_multiple_of(size_of::<usize>())
+    header + (SCM_MAX_FD * size_of::<RawFd>()).next_multiple_of(size_of::<usize>()) + 1024
 };
 
 /// Aligned as the kernel's control messages are.
 #[derive(Debug)]
 #[repr(C, align(8))]
-struct ControlBuffer([u8; CONTROL_SIZE]);
+pub(crate) struct ControlBuffer([u8; CONTROL_SIZE]);
+
+impl Default for ControlBuffer {
+    fn default() -> Self {
+        Self([0; CONTROL_SIZE])
+    }
+}
 
 /// Takes the descriptors that came with a message, also when some that belong to it did not fit: whatever the kernel
 /// has installed is ours to close.
@@ -140,28 +182,41 @@ struct ControlBuffer([u8; CONTROL_SIZE]);
 ///
 /// `message` must have been filled in by a successful `recvmsg`, whose control buffer is unchanged since, and this must
 /// be the only look at it.
-unsafe fn take_fds(message: &libc::msghdr) -> Vec<OwnedFd> {
+#[cold]
+unsafe fn take_fds(message: &libc::msghdr, debt: &Arc<Debt>) -> Vec<ForeignFd> {
     let mut fds = Vec::new();
     // SAFETY: the kernel wrote `msg_controllen` bytes of well-formed control messages.
     let mut next = unsafe { libc::CMSG_FIRSTHDR(message) };
     while !next.is_null() {
         // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR return headers that lie wholly within the control buffer.
         let header = unsafe { &*next };
-        if (header.cmsg_level, header.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+        if header.cmsg_level == libc::SOL_SOCKET && matches!(header.cmsg_type, libc::SCM_RIGHTS | SCM_PIDFD) {
             // SAFETY: as above.
             let data = unsafe { libc::CMSG_DATA(next) }.cast::<RawFd>();
             let empty = data as usize - next as usize;
             let count = header.cmsg_len.saturating_sub(empty) / size_of::<RawFd>();
             for i in 0..count {
-                // SAFETY: `cmsg_len` covers `count` descriptors, which the kernel has just installed for us; nobody
-                // else knows them.
-                fds.push(unsafe { OwnedFd::from_raw_fd(data.add(i).read_unaligned()) });
+                // SAFETY: `cmsg_len` covers `count` numbers.
+                let number = unsafe { data.add(i).read_unaligned() };
+                // The kernel may have an error in place of a pidfd.
+                if number >= 0 {
+                    // SAFETY: the kernel has just installed this descriptor for us; nobody else knows it.
+                    let fd = ForeignFd::owed(unsafe { OwnedFd::from_raw_fd(number) }, debt);
+                    if header.cmsg_type == libc::SCM_RIGHTS {
+                        fds.push(fd);
+                    }
+                }
             }
         }
         // SAFETY: `next` came from this message.
         next = unsafe { libc::CMSG_NXTHDR(message, next) };
     }
     fds
+}
+
+fn time_val(time: Duration) -> TimeVal {
+    let seconds = i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+    TimeVal::new(seconds, i64::from(time.subsec_micros()))
 }
 
 const SEND_FLAGS: MsgFlags = MsgFlags::MSG_NOSIGNAL.union(MsgFlags::MSG_DONTWAIT);

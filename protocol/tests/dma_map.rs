@@ -103,12 +103,22 @@ fn descriptors_that_are_no_memory_are_refused() {
 fn a_descriptor_that_may_not_be_written_cannot_be_mapped_for_writing() {
     let server = Server::start();
     let mut raw = Raw::client(server.connect());
-    let file = tempfile::NamedTempFile::new().unwrap();
+    let file = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
     file.as_file().set_len(PAGE).unwrap();
     let read_only = std::fs::File::open(file.path()).unwrap();
     raw.refused(EINVAL, DMA_MAP, &request(READABLE | WRITEABLE, 0, 0, PAGE), &[fd(&read_only)]);
     raw.succeed(DMA_MAP, &request(READABLE, 0, 0, PAGE), &[fd(&read_only)]);
     assert!(reads(&server, 0) && !writes(&server, 0));
+}
+
+#[test]
+fn what_is_not_memory_is_not_mapped() {
+    let server = Server::start();
+    let mut raw = Raw::client(server.connect());
+    // Whose pages somebody may have to fetch: on FUSE, the client itself.
+    let on_disk = std::fs::File::open("/proc/self/exe").unwrap();
+    raw.refused(EINVAL, DMA_MAP, &request(READABLE, 0, 0, PAGE), &[fd(&on_disk)]);
+    raw.alive();
 }
 
 #[test]

@@ -6,8 +6,8 @@
 mod common;
 
 use common::hostile::{malformed, outcome};
-use common::memfd;
 use common::raw::*;
+use common::{memfd, number};
 use outrigger_protocol::client::{Client, ClientError};
 
 #[test]
@@ -188,7 +188,7 @@ fn sub_regions_may_share_a_descriptor_and_be_longer_than_today() {
     );
     let io_fds = io_fds.unwrap();
     assert_eq!(io_fds.iter().map(|io_fd| io_fd.offset).collect::<Vec<_>>(), [0, 8]);
-    assert_eq!(fd(&*io_fds[0].fd), fd(&*io_fds[1].fd));
+    assert_eq!(number(&io_fds[0].fd), number(&io_fds[1].fd));
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use common::device::{self, SPARSE_AREAS, SPARSE_OFFSET};
-use common::{Server, client, memfd, same_file};
+use common::{Server, client, memfd, number, same_file};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use outrigger_protocol::client::ClientError;
 use outrigger_protocol::{pci, wire};
@@ -104,7 +104,7 @@ fn our_client_drives_their_server() {
     assert_eq!(client.region_info(0).unwrap().size, 16);
     let mappable = client.region_info(1).unwrap();
     assert_eq!((mappable.offset, &mappable.areas[..]), (SPARSE_OFFSET, &SPARSE_AREAS[..]));
-    assert!(same_file(&mappable.fd.unwrap(), &memory));
+    assert!(same_file(&number(&mappable.fd.unwrap()), &memory));
     assert_eq!(client.irq_info(pci::MSIX_IRQ).unwrap().count, 2);
 
     // It knows no io fds, and takes the payload of what it does not know for the next header.

@@ -22,7 +22,7 @@ const SHORT: Duration = Duration::from_millis(100);
 /// One who asks, and a raw device.
 fn pair(kind: SocketType, deadline: Duration) -> (Requester, OwnedFd) {
     let (ours, theirs) = kind.pair().unwrap();
-    (Requester::new(Arc::new(ours), deadline).unwrap(), theirs)
+    (Requester::new(Arc::new(ours.into()), deadline).unwrap(), theirs)
 }
 
 fn take(device: &OwnedFd) -> Vec<u8> {
@@ -67,7 +67,7 @@ fn assert_broken(requester: &Requester, device: &OwnedFd) {
 #[test]
 fn what_is_no_connected_unix_socket_is_refused() {
     let (pipe, _write) = nix::unistd::pipe().unwrap();
-    assert!(matches!(Requester::new(Arc::new(pipe), SHORT), Err(SocketError::Unsupported)));
+    assert!(matches!(Requester::new(Arc::new(pipe.into()), SHORT), Err(SocketError::Unsupported)));
     let file = tempfile::tempfile().unwrap();
     assert!(matches!(Requester::new(Arc::new(file.into()), SHORT), Err(SocketError::Unsupported)));
 }
@@ -180,7 +180,7 @@ fn a_device_that_kept_our_end_cannot_make_us_wait_longer() {
         for nonblocking in [false, true] {
             let (ours, _theirs) = kind.pair().unwrap();
             let copy = ours.try_clone().unwrap();
-            let requester = Requester::new(Arc::new(ours), SHORT).unwrap();
+            let requester = Requester::new(Arc::new(ours.into()), SHORT).unwrap();
             setsockopt(&copy, sockopt::ReceiveTimeout, &nix::sys::time::TimeVal::new(0, 0)).unwrap();
             let flags = if nonblocking { OFlag::O_NONBLOCK } else { OFlag::empty() };
             fcntl(&copy, FcntlArg::F_SETFL(flags)).unwrap();
@@ -195,7 +195,7 @@ fn a_device_that_kept_our_end_cannot_make_us_wait_longer() {
 fn a_device_that_takes_its_answers_back_is_given_up_at_the_deadline() {
     let (ours, theirs) = SocketType::Seqpacket.pair().unwrap();
     let copy = ours.try_clone().unwrap();
-    let requester = Requester::new(Arc::new(ours), SHORT).unwrap();
+    let requester = Requester::new(Arc::new(ours.into()), SHORT).unwrap();
     let stop = std::sync::atomic::AtomicBool::new(false);
     let result = scope(|threads| {
         threads.spawn(|| {
@@ -320,7 +320,7 @@ fn both_sides_together_with_threads_each_of_which_reads_what_it_wrote() {
     for kind in TYPES {
         let endpoint = Endpoint::start("registers", kind, Registers::default()).unwrap();
         let fd = endpoint.as_fd().try_clone_to_owned().unwrap();
-        let requester = Requester::new(Arc::new(fd), PATIENCE).unwrap();
+        let requester = Requester::new(Arc::new(fd.into()), PATIENCE).unwrap();
         scope(|threads| {
             for thread in 0..2 {
                 let requester = &requester;

@@ -4,13 +4,13 @@
 
 mod common;
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::device::{self, SPARSE_AREAS, SPARSE_OFFSET};
-use common::{Server, client, memfd, same_file};
+use common::{Server, client, memfd, number, same_file};
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use outrigger_protocol::client::{ClientError, IoFdKind};
@@ -76,7 +76,7 @@ fn io_fds_name_sub_regions_and_signal_the_device() {
     let first = (0x100, 4, IoFdKind::Ioeventfd { datamatch: Some(7) });
     let second = (0x200, 0, IoFdKind::Ioeventfd { datamatch: None });
     assert_eq!(described, [first, second]);
-    assert!(io_fds[0].fd.as_raw_fd() != io_fds[1].fd.as_raw_fd());
+    assert!(number(&io_fds[0].fd) != number(&io_fds[1].fd));
     assert!(client.region_io_fds(device::SPARSE, 0x8000).unwrap().is_empty());
 }
 
@@ -246,5 +246,5 @@ fn a_descriptor_that_came_is_the_one_that_was_sent() {
     let first = client.region_info(device::SPARSE).unwrap().fd.unwrap();
     let again = client.region_info(device::SPARSE).unwrap().fd.unwrap();
     let other = client.region_info(device::WHOLE).unwrap().fd.unwrap();
-    assert!(same_file(&first, &again) && !same_file(&first, &other));
+    assert!(same_file(&number(&first), &number(&again)) && !same_file(&number(&first), &number(&other)));
 }

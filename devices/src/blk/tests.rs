@@ -1,7 +1,7 @@
 //! The block device, driven through a real socket.
 
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use outrigger_protocol::client::IoFdKind;
@@ -291,7 +291,7 @@ fn every_doorbell_is_offered_as_an_ioeventfd_that_works() {
     assert_eq!(places, [(NOTIFY_OFFSET, 0, eventfd), (NOTIFY_OFFSET + 4, 0, eventfd)]);
     driver.put(HEADER, &[0; 16]);
     driver.add(0, &[(HEADER, 16, false), (DATA, 512, true), (STATUS, 1, true)]);
-    nix::unistd::write(io_fds[0].fd.as_fd(), &1u64.to_ne_bytes()).unwrap();
+    nix::unistd::write(io_fds[0].fd.lend(), &1u64.to_ne_bytes()).unwrap();
     assert_eq!(driver.used(0).1, 513);
 }
 

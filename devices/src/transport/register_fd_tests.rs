@@ -1,4 +1,4 @@
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsRawFd;
 use std::thread::scope;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -70,7 +70,7 @@ fn what_is_not_wholly_within_the_registers_reads_as_zero_and_takes_no_writes() {
     }
     let doorbell = driver.client.region_io_fds(BAR0_REGION, REGISTERS_BAR_SIZE).unwrap().remove(0);
     let rings =
-        |wait| poll(&mut [PollFd::new(doorbell.fd.as_fd(), PollFlags::POLLIN)], PollTimeout::from(wait)).unwrap();
+        |wait| poll(&mut [PollFd::new(doorbell.fd.lend(), PollFlags::POLLIN)], PollTimeout::from(wait)).unwrap();
     assert_eq!(rings(0u8), 0);
     driver.notify(0);
     assert_eq!(rings(255), 1, "the doorbell is elsewhere");
@@ -80,7 +80,7 @@ fn what_is_not_wholly_within_the_registers_reads_as_zero_and_takes_no_writes() {
 fn a_malformed_command_ends_the_ioregionfd_and_nothing_else() {
     let (_served, driver, requester) = attached();
     let fd = driver.register_fd().fd;
-    send(fd.as_raw_fd(), &[0xff; 32], MsgFlags::MSG_NOSIGNAL).unwrap();
+    send(fd.lend().as_raw_fd(), &[0xff; 32], MsgFlags::MSG_NOSIGNAL).unwrap();
     assert!(matches!(requester.read(0, 0, Size::One), Err(AccessError::HungUp)));
     assert_eq!(driver.status(), 0);
     driver.set_status(3);
@@ -94,7 +94,7 @@ fn the_registers_alone_are_offered_and_each_time_the_same() {
     assert_eq!((offered.offset, offered.size), (0, 0x3000));
     // Not in an I/O-port BAR, and writes are answered.
     assert_eq!(offered.kind, IoFdKind::Ioregionfd { user_data: 0, flags: 0 });
-    let inode = |fd: &std::os::fd::OwnedFd| nix::sys::stat::fstat(fd).unwrap().st_ino;
+    let inode = |fd: &outrigger_protocol::foreign::ForeignFd| nix::sys::stat::fstat(fd.lend()).unwrap().st_ino;
     assert_eq!(inode(&offered.fd), inode(&driver.register_fd().fd));
     for region in [MSIX_BAR.into(), CONFIG_REGION] {
         assert_eq!(driver.client.region_io_fds(region, 0x1000).unwrap().len(), 0);
@@ -159,7 +159,7 @@ fn a_client_that_left_has_no_way_to_the_registers_of_the_next() {
     let driver = served.attach();
     // A reset, posted.
     let reset = outrigger_protocol::ioregionfd::wire::Command { info: 1, offset: 0x14, ..Default::default() };
-    let sent = send(fd.as_raw_fd(), zerocopy::IntoBytes::as_bytes(&reset), MsgFlags::MSG_NOSIGNAL);
+    let sent = send(fd.lend().as_raw_fd(), zerocopy::IntoBytes::as_bytes(&reset), MsgFlags::MSG_NOSIGNAL);
     assert_eq!(sent, Err(nix::errno::Errno::EPIPE));
     assert!(matches!(requester.read(0, 0x14, Size::One), Err(AccessError::HungUp)));
     assert_eq!(driver.status(), 1);

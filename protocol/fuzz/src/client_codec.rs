@@ -65,7 +65,7 @@ fn framing(mut input: Input<'_>) {
     let (ours, theirs) = UnixStream::pair().expect("a socket pair");
     let mut peer = Peer::new(ours);
     peer.sent = Framing::new(LIMIT, LIMIT);
-    let mut socket = Socket::new(theirs, DEADLINE).expect("a socket");
+    let mut socket = Socket::new(Arc::new(theirs.into()), DEADLINE).expect("a socket");
     let mut receiver = Receiver::new(LIMIT, Duration::from_secs(10));
     let descriptors = Descriptors::open();
     let (mut seen, mut failed) = (0, false);

@@ -170,7 +170,7 @@ fn asking(mut input: Input<'_>, kind: SocketType) {
         steps.push((access, answer, value));
     }
     let (ours, theirs) = kind.pair().expect("a socket pair");
-    let requester = Requester::new(Arc::new(ours), DEADLINE).expect("a socket");
+    let requester = Requester::new(Arc::new(ours.into()), DEADLINE).expect("a socket");
     std::thread::scope(|threads| {
         let steps = &steps;
         threads.spawn(move || {

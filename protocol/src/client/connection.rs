@@ -2,7 +2,6 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,6 +14,7 @@ use super::exported::ExportedMemory;
 use super::requests::Backlog;
 use crate::codec::{Message, ReceiveError, Receiver};
 use crate::command::Command;
+use crate::foreign::ForeignFd;
 use crate::socket::{Outgoing, Socket, Wait, wait_for};
 use crate::wire::{FLAG_ERROR, FLAG_NO_REPLY, HEADER_SIZE, Header, TYPE_COMMAND};
 
@@ -42,7 +42,7 @@ struct Tolerated {
 
 impl Connection {
     pub(super) fn new(
-        stream: Arc<UnixStream>,
+        stream: Arc<ForeignFd>,
         memory: Arc<ExportedMemory>,
         limit: usize,
         deadline: Duration,

@@ -24,8 +24,7 @@ pub use queries::DeviceInfo;
 pub use replies::{IoFd, IoFdKind, IrqInfo, RegionInfo};
 pub use write_multi::RegionWrite;
 
-use std::net::Shutdown;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -36,6 +35,7 @@ use zerocopy::IntoBytes;
 use crate::capabilities::{Capabilities, MAX_JSON};
 use crate::codec::Message;
 use crate::command::Command;
+use crate::foreign::ForeignFd;
 use crate::wire::{self, HEADER_SIZE};
 use connection::Connection;
 use exported::ExportedMemory;
@@ -64,8 +64,8 @@ impl Default for Options {
 pub struct Client {
     main: Mutex<Connection>,
     twin: Option<Mutex<Connection>>,
-    main_stream: Arc<UnixStream>,
-    twin_stream: Option<Arc<UnixStream>>,
+    main_stream: Arc<ForeignFd>,
+    twin_stream: Option<Arc<ForeignFd>>,
     memory: Arc<ExportedMemory>,
     server: Capabilities,
     deadline: Duration,
@@ -85,15 +85,16 @@ pub struct Watch<'a> {
 
 impl Client {
     /// Negotiates version and capabilities on a connected socket. `memory` is what the server may reach by messages,
-    /// within what is later mapped with [`Client::dma_map`].
+    /// within what is later mapped with [`Client::dma_map`]. No other process may hold a duplicate of `stream`: whether
+    /// it blocks, and for how long, are options that its holders share.
     pub fn new(stream: UnixStream, memory: Arc<dyn ClientMemory>, options: &Options) -> Result<Self, ClientError> {
         let ours = negotiate::ours(options.twin_socket);
         let memory = Arc::new(ExportedMemory::new(memory, ours.max_data_xfer_size));
-        let connect = |stream: &Arc<UnixStream>, limit| {
+        let connect = |stream: &Arc<ForeignFd>, limit| {
             let connection = Connection::new(stream.clone(), memory.clone(), limit, options.deadline);
             connection.map_err(|source| ClientError::Io { command: Command::Version, source })
         };
-        let main_stream = Arc::new(stream);
+        let main_stream = Arc::new(ForeignFd::from(stream));
         let mut main = connect(&main_stream, HEADER_SIZE + size_of::<wire::Version>() + MAX_JSON)?;
         let Agreed { server, twin } = negotiate(&mut main, &ours)?;
         let limit = HEADER_SIZE + size_of::<wire::RegionAccess>() + MAX_TRANSFER;
@@ -200,8 +201,8 @@ impl Client {
     /// What to poll, by level or by edge, to call [`Client::serve_ready`] when it is readable or hung up. With a twin
     /// socket the main one carries replies only, so that only its hang-up is of interest.
     pub fn watch(&self) -> impl Iterator<Item = Watch<'_>> {
-        let main = Watch { fd: self.main_stream.as_fd(), requests: self.twin_stream.is_none() };
-        let twin = self.twin_stream.as_ref().map(|stream| Watch { fd: stream.as_fd(), requests: true });
+        let main = Watch { fd: self.main_stream.lend(), requests: self.twin_stream.is_none() };
+        let twin = self.twin_stream.as_ref().map(|stream| Watch { fd: stream.lend(), requests: true });
         [Some(main), twin].into_iter().flatten()
     }
 
@@ -260,7 +261,7 @@ impl Client {
     pub fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
         for stream in [Some(&self.main_stream), self.twin_stream.as_ref()].into_iter().flatten() {
-            let _ = stream.shutdown(Shutdown::Both);
+            stream.hang_up();
         }
     }
 

@@ -1,21 +1,20 @@
 //! The first message of a connection (specification: "`VFIO_USER_VERSION`").
 
-use std::os::unix::net::UnixStream;
-
-use nix::sys::socket::{SockType, getsockopt, sockopt};
 use zerocopy::IntoBytes;
 
 use super::connection::Connection;
 use super::error::ClientError;
 use crate::capabilities::{Capabilities, MAJOR, MINOR, TwinSocket};
 use crate::command::Command;
+use crate::foreign::ForeignFd;
+use crate::ioregionfd::SocketType;
 use crate::wire;
 
 /// What the two sides agreed on.
 pub(super) struct Agreed {
     pub(super) server: Capabilities,
     /// The client's end of the socket on which the server's requests come.
-    pub(super) twin: Option<UnixStream>,
+    pub(super) twin: Option<ForeignFd>,
 }
 
 /// What a client offers.
@@ -45,9 +44,8 @@ pub(super) fn negotiate(main: &mut Connection, ours: &Capabilities) -> Result<Ag
         Some(TwinSocket { supported: true, fd_index }) => {
             let index = fd_index.and_then(|index| usize::try_from(index).ok()).filter(|&index| index < fds.len());
             let index = index.ok_or(malformed("twin_socket is supported but names no fd of the message"))?;
-            let stream = UnixStream::from(fds.swap_remove(index));
-            let is_stream = getsockopt(&stream, sockopt::SockType) == Ok(SockType::Stream);
-            if !is_stream || stream.local_addr().is_err() || stream.peer_addr().is_err() {
+            let stream = fds.swap_remove(index);
+            if !matches!(SocketType::of(stream.lend()), Ok(SocketType::Stream)) {
                 return Err(malformed("the twin socket is not a connected Unix stream socket"));
             }
             Some(stream)

@@ -1,12 +1,12 @@
 //! Replies that describe a device, checked before anyone believes them.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use zerocopy::FromBytes;
 
 use super::region_capabilities::{PAGE, RegionCapabilities};
 use crate::codec::Message;
+use crate::foreign::ForeignFd;
 use crate::pci::MAX_VECTORS;
 use crate::wire;
 
@@ -22,9 +22,10 @@ pub struct RegionInfo {
     /// Where the region starts in `fd`, in bytes.
     pub offset: u64,
     /// What to map, when `flags` has `REGION_MMAP`.
-    pub fd: Option<OwnedFd>,
+    pub fd: Option<ForeignFd>,
     /// The mappable areas as (offset in the region, size), by offset: within the region, page-aligned, without overlap.
-    /// Empty without `fd`. Whether the file is as long as this needs is for whoever maps it to check.
+    /// Empty without `fd`. Whether the file is memory, and as long as this needs, is for the caller to check
+    /// ([`ForeignFd::lend_memory`]).
     pub areas: Vec<(u64, u64)>,
     /// What a region beyond the standard ones is for (`VFIO_REGION_TYPE_*` of `<linux/vfio.h>`).
     pub region_type: Option<wire::CapType>,
@@ -66,7 +67,7 @@ pub struct IoFd {
     /// How.
     pub kind: IoFdKind,
     /// What to give to KVM; sub-regions may share one.
-    pub fd: Arc<OwnedFd>,
+    pub fd: Arc<ForeignFd>,
 }
 
 /// A reply that says how much room the whole would need.
@@ -141,14 +142,14 @@ pub(super) fn io_fds(
     if stride < size_of::<wire::IoFd>() {
         return Err("region io fds has fewer sub-regions than it says");
     }
-    let fds: Vec<Arc<OwnedFd>> = message.fds.into_iter().map(Arc::new).collect();
+    let fds: Vec<Arc<ForeignFd>> = message.fds.into_iter().map(Arc::new).collect();
     let parsed =
         entries.chunks_exact(stride).take(count).filter_map(|entry| sub_region(entry, &fds, region_size).transpose());
     Ok(Sized::Whole(parsed.collect::<Result<_, _>>()?))
 }
 
 /// `None`: of a type that is not in the text, such as libvfio-user's shadow ioeventfds: accesses go by messages then.
-fn sub_region(entry: &[u8], fds: &[Arc<OwnedFd>], region_size: u64) -> Result<Option<IoFd>, &'static str> {
+fn sub_region(entry: &[u8], fds: &[Arc<ForeignFd>], region_size: u64) -> Result<Option<IoFd>, &'static str> {
     let (entry, _) = wire::IoFd::read_from_prefix(entry).map_err(|_| "a sub-region is cut off")?;
     let within = entry.offset.checked_add(entry.size).is_some_and(|end| end <= region_size);
     if !within || entry.offset >= region_size {

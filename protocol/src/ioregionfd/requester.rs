@@ -1,7 +1,6 @@
 //! The side that asks: what KVM does in the kernel, for a VMM on a host whose KVM does not.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,8 +10,9 @@ use nix::poll::PollFlags;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::access::{Access, Operation, Size};
-use super::socket::{SocketError, SocketType, hang_up, try_receive, try_send};
+use super::socket::{Inbox, SocketError, SocketType, hang_up, try_send};
 use super::wire::{MESSAGE_SIZE, Response};
+use crate::foreign::ForeignFd;
 use crate::socket::wait_for;
 
 /// One end of an ioregionfd, from which accesses are sent; any number of threads may share it.
@@ -25,9 +25,9 @@ use crate::socket::wait_for;
 /// why no call here relies on them: nothing blocks but `poll`.
 #[derive(Debug)]
 pub struct Requester {
-    fd: Arc<OwnedFd>,
+    fd: Arc<ForeignFd>,
     deadline: Duration,
-    in_flight: Mutex<()>,
+    in_flight: Mutex<Inbox>,
     broken: AtomicBool,
 }
 
@@ -61,9 +61,9 @@ impl Requester {
     ///
     /// # Errors
     /// The descriptor is no such socket.
-    pub fn new(fd: Arc<OwnedFd>, deadline: Duration) -> Result<Self, SocketError> {
-        SocketType::of(fd.as_fd())?;
-        Ok(Self { fd, deadline, in_flight: Mutex::new(()), broken: AtomicBool::new(false) })
+    pub fn new(fd: Arc<ForeignFd>, deadline: Duration) -> Result<Self, SocketError> {
+        SocketType::of(fd.lend())?;
+        Ok(Self { fd, deadline, in_flight: Mutex::default(), broken: AtomicBool::new(false) })
     }
 
     /// Reads a register: the value, no larger than `size`.
@@ -87,7 +87,7 @@ impl Requester {
     /// Ends the connection: an access that another thread waits for fails, as does every later one.
     pub fn close(&self) {
         self.broken.store(true, Ordering::Release);
-        hang_up(self.fd.as_fd());
+        hang_up(self.fd.lend());
     }
 
     /// Whether every access fails from now on.
@@ -97,52 +97,52 @@ impl Requester {
 
     fn access(&self, access: &Access) -> Result<u64, AccessError> {
         // A thread that panicked with it left nothing half done but an answer, which counts as unasked.
-        let _turn = self.in_flight.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inbox = self.in_flight.lock().unwrap_or_else(PoisonError::into_inner);
         if self.is_broken() {
             return Err(AccessError::Broken);
         }
-        let result = self.exchange(access);
+        let result = self.exchange(&mut inbox, access);
         if result.is_err() {
             self.close();
         }
         result
     }
 
-    fn exchange(&self, access: &Access) -> Result<u64, AccessError> {
+    fn exchange(&self, inbox: &mut Inbox, access: &Access) -> Result<u64, AccessError> {
         let deadline = Instant::now() + self.deadline;
         // Costs a system call that finds nothing. Without it one answer too many would go unnoticed, and every access
         // from then on would get the answer of the one before.
-        match try_receive(self.fd.as_fd(), &mut [0]) {
-            Err(Errno::EAGAIN) => {}
+        match inbox.try_receive(self.fd.lend(), &mut [0]) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Ok(0) => return Err(AccessError::HungUp),
             Ok(_) => return Err(AccessError::Unasked),
-            Err(errno) => return Err(io_error(errno)),
+            Err(error) => return Err(receive_error(error)),
         }
         let command = access.encode();
         let mut late = false;
-        while let Err(errno) = try_send(self.fd.as_fd(), command.as_bytes()) {
+        while let Err(errno) = try_send(self.fd.lend(), command.as_bytes()) {
             match errno {
                 Errno::EAGAIN if late => return Err(AccessError::TimedOut(self.deadline)),
                 Errno::EAGAIN => late = self.wait(PollFlags::POLLOUT, deadline)?,
                 errno => return Err(io_error(errno)),
             }
         }
-        if access.is_answered() { self.receive(deadline) } else { Ok(0) }
+        if access.is_answered() { self.receive(inbox, deadline) } else { Ok(0) }
     }
 
-    fn receive(&self, deadline: Instant) -> Result<u64, AccessError> {
+    fn receive(&self, inbox: &mut Inbox, deadline: Instant) -> Result<u64, AccessError> {
         // One byte more than an answer has shows that there is more.
         let mut buffer = [0; MESSAGE_SIZE + 1];
         loop {
             let late = self.wait(PollFlags::POLLIN, deadline)?;
-            match try_receive(self.fd.as_fd(), &mut buffer) {
+            match inbox.try_receive(self.fd.lend(), &mut buffer) {
                 Ok(0) => return Err(AccessError::HungUp),
                 Ok(MESSAGE_SIZE) => break,
                 Ok(length) => return Err(AccessError::Length(length)),
                 // Whoever has a copy of our end has taken it.
-                Err(Errno::EAGAIN) if late => return Err(AccessError::TimedOut(self.deadline)),
-                Err(Errno::EAGAIN) => {}
-                Err(errno) => return Err(io_error(errno)),
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(receive_error(error)),
+                Err(_) if late => return Err(AccessError::TimedOut(self.deadline)),
+                Err(_) => {}
             }
         }
         match Response::read_from_prefix(&buffer) {
@@ -154,7 +154,7 @@ impl Requester {
     /// Waits for one of `events`. True: it is there and the time is over, so this was the last wait. What came while this
     /// process was stopped came in time.
     fn wait(&self, events: PollFlags, deadline: Instant) -> Result<bool, AccessError> {
-        match wait_for(self.fd.as_fd(), events, deadline) {
+        match wait_for(self.fd.lend(), events, deadline) {
             Ok(_) => Ok(Instant::now() >= deadline),
             Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(AccessError::TimedOut(self.deadline)),
             Err(error) => Err(AccessError::Io(error)),
@@ -166,5 +166,12 @@ fn io_error(errno: Errno) -> AccessError {
     match errno {
         Errno::EPIPE | Errno::ECONNRESET => AccessError::HungUp,
         errno => AccessError::Io(errno.into()),
+    }
+}
+
+fn receive_error(error: io::Error) -> AccessError {
+    match error.kind() {
+        io::ErrorKind::ConnectionReset => AccessError::HungUp,
+        _ => AccessError::Io(error),
     }
 }

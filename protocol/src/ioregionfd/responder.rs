@@ -1,15 +1,14 @@
 //! The side that answers: a device.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{MsgFlags, recv};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::access::{Access, Malformed, Operation, Size};
-use super::socket::{SocketError, SocketType, try_send};
+use super::socket::{Inbox, SocketError, SocketType, try_send};
 use super::wire::{Command, MESSAGE_SIZE, Response};
 
 /// What a device does with an access.
@@ -55,11 +54,11 @@ const BUFFER_SIZE: usize = 8 * MESSAGE_SIZE;
 /// [`ServeError`]. Nothing more is executed then; the caller closes the socket.
 pub fn serve(socket: BorrowedFd<'_>, handler: &mut impl Handler) -> Result<(), ServeError> {
     let packets = SocketType::of(socket).map_err(ServeError::Socket)? == SocketType::Seqpacket;
-    let mut buffer = [0; BUFFER_SIZE];
+    let (mut inbox, mut buffer) = (Inbox::default(), [0; BUFFER_SIZE]);
     // The start of a command whose rest is still to come.
     let mut kept = 0;
     loop {
-        let received = receive(socket, &mut buffer[kept..]).map_err(ServeError::Io)?;
+        let received = receive(&mut inbox, socket, &mut buffer[kept..]).map_err(ServeError::Io)?;
         let length = kept + received;
         match received {
             0 if kept == 0 => return Ok(()),
@@ -101,18 +100,19 @@ fn execute(socket: BorrowedFd<'_>, handler: &mut impl Handler, command: &Command
     }
 }
 
-/// Waits for bytes; zero: the other side has left. Descriptors that come along are closed by the kernel.
-fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+/// Waits for bytes; zero: the other side has left.
+fn receive(inbox: &mut Inbox, socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
     loop {
-        match recv(socket.as_raw_fd(), buffer, MsgFlags::empty()) {
-            Err(Errno::EINTR) => {}
-            Err(Errno::ECONNRESET) => return Ok(0),
+        match inbox.receive(socket, buffer, 0) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(0),
             // Somebody made it a socket that does not block.
-            Err(Errno::EAGAIN) => match poll(&mut [PollFd::new(socket, PollFlags::POLLIN)], PollTimeout::NONE) {
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(errno) => return Err(errno.into()),
-            },
-            other => return Ok(other?),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                match poll(&mut [PollFd::new(socket, PollFlags::POLLIN)], PollTimeout::NONE) {
+                    Ok(_) | Err(Errno::EINTR) => {}
+                    Err(errno) => return Err(errno.into()),
+                }
+            }
+            other => return other,
         }
     }
 }

@@ -2,12 +2,16 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, getpeername, getsockopt, recv, send, shutdown,
+    AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, getpeername, getsockopt, send, shutdown,
     socketpair, sockopt,
 };
+
+use crate::foreign::Debt;
+use crate::socket::{ControlBuffer, receive};
 
 /// How messages are kept apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,12 +83,30 @@ pub(super) fn try_send(fd: BorrowedFd<'_>, message: &[u8]) -> nix::Result<()> {
     }
 }
 
-/// Receives what is there now; zero: the other end is closed.
-pub(super) fn try_receive(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> nix::Result<usize> {
-    loop {
-        match recv(fd.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT) {
-            Err(Errno::EINTR) => {}
-            other => return other,
+/// What a socket is received from with. Descriptors have no business there; they are closed elsewhere.
+#[derive(Debug, Default)]
+pub(super) struct Inbox {
+    control: ControlBuffer,
+    debt: Arc<Debt>,
+}
+
+impl Inbox {
+    /// Receives what is there now; zero: the other end is closed.
+    pub(super) fn try_receive(&mut self, fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+        self.receive(fd, buffer, nix::libc::MSG_DONTWAIT)
+    }
+
+    /// Receives, waiting if that is how the socket is.
+    pub(super) fn receive(&mut self, fd: BorrowedFd<'_>, buffer: &mut [u8], flags: i32) -> io::Result<usize> {
+        loop {
+            match receive(fd, buffer, &mut self.control, flags, &self.debt) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+                Ok(received) if received.fds.is_empty() => return Ok(received.bytes),
+                Ok(_) => {
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, "descriptors, which have no business here"));
+                }
+            }
         }
     }
 }

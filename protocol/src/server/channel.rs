@@ -6,8 +6,6 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,6 +15,7 @@ use zerocopy::IntoBytes;
 
 use crate::codec::{Message, ReceiveError, Receiver};
 use crate::command::Command;
+use crate::foreign::ForeignFd;
 use crate::socket::{Outgoing, Socket, Wait, wait_for};
 use crate::wire::{FLAG_ERROR, HEADER_SIZE, Header, TYPE_COMMAND};
 
@@ -61,7 +60,7 @@ impl From<ChannelError> for RequestError {
 /// A socket with replies in both directions.
 #[derive(Debug)]
 pub(super) struct Channel {
-    stream: Arc<UnixStream>,
+    stream: Arc<ForeignFd>,
     /// Held while a message goes out, so that none gets into the middle of another.
     sending: Mutex<()>,
     state: Mutex<State>,
@@ -97,7 +96,7 @@ struct State {
 struct Queued {
     header: Header,
     payload: Vec<u8>,
-    fds: Vec<OwnedFd>,
+    fds: Vec<ForeignFd>,
 }
 
 /// A request under way.
@@ -110,7 +109,7 @@ struct Waiting {
 
 impl Channel {
     /// `stream` is the reader's socket. A reply must come within `deadline`.
-    pub(super) fn new(stream: Arc<UnixStream>, reader: Reader, deadline: Duration, takes_commands: bool) -> Self {
+    pub(super) fn new(stream: Arc<ForeignFd>, reader: Reader, deadline: Duration, takes_commands: bool) -> Self {
         let state = State {
             reader: Some(Box::new(reader)),
             queue: VecDeque::new(),
@@ -126,7 +125,7 @@ impl Channel {
     }
 
     /// Waits for the next command, however long it takes; its payload goes to `payload`.
-    pub(super) fn next_command(&self, payload: &mut Vec<u8>) -> Result<(Header, Vec<OwnedFd>), ChannelError> {
+    pub(super) fn next_command(&self, payload: &mut Vec<u8>) -> Result<(Header, Vec<ForeignFd>), ChannelError> {
         let mut state = self.state();
         loop {
             if let Some(queued) = state.take_queued() {
@@ -184,7 +183,7 @@ impl Channel {
     /// Sends a whole message. While there is no room, what comes is received: the client may be waiting for that.
     pub(super) fn send(&self, mut outgoing: Outgoing<'_>, deadline: Instant) -> Result<(), ChannelError> {
         let _turn = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
-        while !outgoing.try_send(self.stream.as_fd()).map_err(ChannelError::Send)? {
+        while !outgoing.try_send(self.stream.lend()).map_err(ChannelError::Send)? {
             self.wait_for_room(deadline)?;
         }
         Ok(())
@@ -193,7 +192,7 @@ impl Channel {
     /// Ends both directions; whoever waits notices.
     pub(super) fn close(&self) {
         self.state().closed = true;
-        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+        self.stream.hang_up();
         self.changed.notify_all();
     }
 
@@ -241,7 +240,7 @@ impl Channel {
         let mut state = self.state();
         let reader = if state.is_full() { None } else { state.reader.take() };
         drop(state);
-        let socket = self.stream.as_fd();
+        let socket = self.stream.lend();
         let Some(mut reader) = reader else {
             // Somebody else receives, but may stop before there is room.
             return match wait_for(socket, PollFlags::POLLOUT, deadline.min(now + RECHECK)) {

@@ -1,6 +1,5 @@
 //! What each command does: checked against the specification, then handed to the device.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use nix::errno::Errno;
@@ -14,6 +13,7 @@ use super::reply::Reply;
 use crate::capabilities::Capabilities;
 use crate::codec::{Message, structures};
 use crate::command::Command;
+use crate::foreign::ForeignFd;
 use crate::wire;
 
 const IRQ_SET_DATA_MASK: u32 = wire::IRQ_SET_DATA_NONE | wire::IRQ_SET_DATA_BOOL | wire::IRQ_SET_DATA_EVENTFD;
@@ -194,7 +194,7 @@ impl Commands<'_> {
     }
 
     /// One eventfd per vector, or none to disconnect the range.
-    fn connect(&self, request: &wire::IrqSet, fds: Vec<OwnedFd>) -> Result<(), Errno> {
+    fn connect(&self, request: &wire::IrqSet, fds: Vec<ForeignFd>) -> Result<(), Errno> {
         let vectors = request.start..request.start + request.count;
         if fds.is_empty() {
             vectors.for_each(|vector| self.interrupts.connect(request.index, vector, None));

@@ -1,7 +1,6 @@
 //! The ranges of client memory that are valid for DMA.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use nix::errno::Errno;
@@ -11,6 +10,7 @@ use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 use super::connection::Connection;
 use super::dirty_log::DirtyLog;
 use super::memory::{Memory, MessageRange};
+use crate::foreign::ForeignFd;
 use crate::wire;
 
 const PAGE: u64 = 4096;
@@ -41,7 +41,7 @@ impl DmaTable {
 
     /// Adds a range. `EINVAL`: empty, wrapping, misaligned for its descriptor, or beyond the end of the file;
     /// `EEXIST`: overlaps another one; `ENOSPC`: too many.
-    pub(super) fn map(&mut self, request: &wire::DmaMap, fd: Option<OwnedFd>) -> Result<(), Errno> {
+    pub(super) fn map(&mut self, request: &wire::DmaMap, fd: Option<ForeignFd>) -> Result<(), Errno> {
         let end = request.address.checked_add(request.size).ok_or(Errno::EINVAL)?;
         let known_flags = wire::DMA_READABLE | wire::DMA_WRITEABLE;
         if request.size == 0 || request.flags & !known_flags != 0 {
@@ -94,15 +94,19 @@ impl Drop for Unmapped {
     }
 }
 
-fn map_file(request: &wire::DmaMap, fd: OwnedFd) -> Result<Arc<GuestRegionMmap>, Errno> {
+fn map_file(request: &wire::DmaMap, fd: ForeignFd) -> Result<Arc<GuestRegionMmap>, Errno> {
     if !request.offset.is_multiple_of(PAGE) || !request.size.is_multiple_of(PAGE) {
         return Err(Errno::EINVAL);
     }
-    let file = File::from(fd);
-    let length = file.metadata().map_err(|_| Errno::EINVAL)?.len();
-    if request.offset.checked_add(request.size).is_none_or(|end| end > length) {
+    let memory = fd.memory().map_err(|error| {
+        log::warn!("client memory is refused: {error}");
+        Errno::EINVAL
+    })?;
+    if request.offset.checked_add(request.size).is_none_or(|end| end > memory.length) {
         return Err(Errno::EINVAL);
     }
+    // Memory is closed without waiting.
+    let file = File::from(fd.into_owned());
     let size = usize::try_from(request.size).map_err(|_| Errno::EINVAL)?;
     let mut protection = nix::libc::PROT_NONE;
     if request.flags & wire::DMA_READABLE != 0 {

@@ -300,7 +300,7 @@ mod tests {
     fn a_bar_is_the_same_by_ioregionfd_until_the_client_leaves() {
         let mut client = Client::new();
         let fd = client.function.io_fds(0)[0].fd.try_clone_to_owned().unwrap();
-        let requester = Requester::new(Arc::new(fd), std::time::Duration::from_secs(20)).unwrap();
+        let requester = Requester::new(Arc::new(fd.into()), std::time::Duration::from_secs(20)).unwrap();
         requester.write(0, 0, Size::One, 1, true).unwrap();
         assert_eq!(requester.read(0, 12, Size::Four).unwrap(), 0x0101_0101);
         assert_eq!(client.fired(), 1);

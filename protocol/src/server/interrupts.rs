@@ -1,7 +1,6 @@
 //! The eventfds by which a device signals its client.
 
-use std::fs;
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{FromRawFd, IntoRawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -10,6 +9,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::foreign::ForeignFd;
 use crate::wire;
 
 /// One interrupt type.
@@ -124,11 +124,12 @@ impl InterruptType {
 }
 
 /// Makes an eventfd of a descriptor from a client. `EINVAL`: it is something else, whose writes might block a device.
-pub(super) fn checked_eventfd(fd: OwnedFd) -> Result<EventFd, Errno> {
-    let link = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).map_err(|_| Errno::EINVAL)?;
-    if link.to_str() != Some("anon_inode:[eventfd]") {
+pub(super) fn checked_eventfd(fd: ForeignFd) -> Result<EventFd, Errno> {
+    if !fd.is_eventfd() {
         return Err(Errno::EINVAL);
     }
+    // From now on nothing waits for its closing.
+    let fd = fd.into_owned();
     fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     // SAFETY: ownership moves from `fd` to the new object.
     Ok(unsafe { EventFd::from_raw_fd(fd.into_raw_fd()) })

@@ -1,7 +1,6 @@
 //! The first message of a connection (specification: "`VFIO_USER_VERSION`"), and the sockets that come of it.
 
 use std::io;
-use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,6 +14,7 @@ use super::session::{Options, ServeError};
 use crate::capabilities::{Capabilities, MAJOR, MAX_JSON, MIN_ROOM, MINOR, TwinSocket};
 use crate::codec::{Message, ReceiveError, Receiver};
 use crate::command::Command;
+use crate::foreign::ForeignFd;
 use crate::socket::{Outgoing, Socket, Wait};
 use crate::wire::{self, HEADER_SIZE};
 
@@ -30,7 +30,7 @@ pub(super) fn negotiate(
     ours: &Capabilities,
     options: &Options,
 ) -> Result<Option<Agreed>, ServeError> {
-    let stream = Arc::new(stream);
+    let stream = Arc::new(ForeignFd::from(stream));
     let mut socket = Socket::patient(stream.clone()).map_err(ServeError::Setup)?;
     let mut receiver = Receiver::new(HEADER_SIZE + size_of::<wire::Version>() + MAX_JSON, options.deadline);
     let (client, twin) = match receiver.receive(&mut socket, Wait::Until(Instant::now() + options.deadline)) {
@@ -44,7 +44,7 @@ pub(super) fn negotiate(
     receiver.set_limit(limit);
     let main = Channel::new(stream, Reader { socket, receiver }, options.deadline, true);
     let twin = twin.map(|stream| {
-        let stream = Arc::new(stream);
+        let stream = Arc::new(ForeignFd::from(stream));
         let socket = Socket::new(stream.clone(), options.deadline).map_err(ServeError::Setup)?;
         let reader = Reader { socket, receiver: Receiver::new(limit, options.deadline) };
         Ok(Channel::new(stream, reader, options.deadline, false))
@@ -58,7 +58,7 @@ pub(super) fn negotiate(
 fn answer(
     message: &Message<'_>,
     ours: &Capabilities,
-    stream: &UnixStream,
+    stream: &ForeignFd,
     options: &Options,
 ) -> Result<(Capabilities, Option<UnixStream>), ServeError> {
     let header = message.header;
@@ -66,7 +66,7 @@ fn answer(
     let parsed = message.parse::<wire::Version>().filter(|_| is_version && message.fds.is_empty());
     let (version, data) = parsed.ok_or(ServeError::NoVersion)?;
     let deadline = Instant::now() + options.deadline;
-    let send = |mut message: Outgoing<'_>| message.send(stream.as_fd(), deadline);
+    let send = |mut message: Outgoing<'_>| message.send(stream.lend(), deadline);
     let mut reply = Reply::default();
     let refused = match Capabilities::parse(data) {
         _ if version.major != MAJOR => ServeError::Major(version.major),

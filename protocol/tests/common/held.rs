@@ -13,8 +13,12 @@ pub struct Held {
 
 pub fn held() -> Held {
     let entries = |path| std::fs::read_dir(path).unwrap().count();
+    // Those that close what a peer sent come and go.
+    let closing =
+        |task: &std::path::Path| std::fs::read_to_string(task.join("comm")).is_ok_and(|name| name == "closing\n");
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap().filter(|task| !closing(&task.as_ref().unwrap().path()));
     let mappings = std::fs::read_to_string("/proc/self/maps").unwrap().matches("memfd:").count();
-    Held { fds: entries("/proc/self/fd"), threads: entries("/proc/self/task"), mappings }
+    Held { fds: entries("/proc/self/fd"), threads: tasks.count(), mappings }
 }
 
 /// The process must hold what it held before. A thread that was joined is in procfs for another moment.

@@ -140,3 +140,8 @@ pub fn client(stream: UnixStream) -> Client {
     Client::new(stream, memory::GuestMemory::new(0), &client::Options { deadline: PATIENCE, ..Default::default() })
         .unwrap()
 }
+
+/// The number behind a descriptor that the peer sent.
+pub fn number(fd: &outrigger_protocol::foreign::ForeignFd) -> std::os::fd::RawFd {
+    fd.lend().as_raw_fd()
+}

@@ -7,11 +7,12 @@
 //! "KVM_IOEVENTFD").
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use kvm_bindings::kvm_ioeventfd_flag_nr_pio;
 use kvm_bindings::{KVMIO, kvm_ioeventfd, kvm_ioeventfd_flag_nr_datamatch, kvm_ioeventfd_flag_nr_deassign};
+use outrigger_protocol::foreign::ForeignFd;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
 
@@ -23,7 +24,7 @@ ioctl_iow_nr!(KVM_IOEVENTFD, KVMIO, 0x79, kvm_ioeventfd);
 /// One doorbell at a guest address, taken away again when dropped.
 pub(super) struct Ioeventfd {
     vm: Arc<Vm>,
-    fd: Arc<OwnedFd>,
+    fd: Arc<ForeignFd>,
     registration: kvm_ioeventfd,
 }
 
@@ -42,7 +43,7 @@ impl Ioeventfd {
             datamatch: doorbell.datamatch.unwrap_or(0),
             addr: at.address,
             len: u32::try_from(doorbell.size).map_err(io::Error::other)?,
-            fd: doorbell.fd.as_raw_fd(),
+            fd: doorbell.fd.lend().as_raw_fd(),
             flags: flag(doorbell.datamatch.is_some(), kvm_ioeventfd_flag_nr_datamatch)
                 | flag(at.io, kvm_ioeventfd_flag_nr_pio),
             ..Default::default()
@@ -55,7 +56,7 @@ impl Ioeventfd {
 impl Drop for Ioeventfd {
     fn drop(&mut self) {
         let flags = self.registration.flags | 1 << kvm_ioeventfd_flag_nr_deassign;
-        let registration = kvm_ioeventfd { flags, fd: self.fd.as_raw_fd(), ..self.registration };
+        let registration = kvm_ioeventfd { flags, fd: self.fd.lend().as_raw_fd(), ..self.registration };
         if let Err(error) = set(&self.vm, &registration) {
             log::error!("taking away the ioeventfd at {:#x}: {error}", registration.addr);
         }
@@ -73,7 +74,7 @@ fn set(vm: &Vm, registration: &kvm_ioeventfd) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::{FromRawFd, IntoRawFd};
+    use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
     use vmm_sys_util::eventfd::EventFd;
 
     #[test]
@@ -81,7 +82,7 @@ mod tests {
         let vm = Vm::new(1).unwrap();
         let raw = EventFd::new(0).unwrap().into_raw_fd();
         // SAFETY: ownership moves from the EventFd.
-        let fd = Arc::new(unsafe { OwnedFd::from_raw_fd(raw) });
+        let fd = Arc::new(ForeignFd::from(unsafe { OwnedFd::from_raw_fd(raw) }));
         let doorbell =
             |size, datamatch| Doorbell { offset: 0, size, datamatch, fd: fd.clone(), refusal: Default::default() };
         let at = Address { address: 0xc000_0000, io: false };

@@ -18,7 +18,7 @@
 //! "MMIO/PIO dispatch file descriptors (ioregionfd) design discussion", kvm mailing list, 2020-11-25, "KVM_SET_IOREGION".
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use kvm_bindings::KVMIO;
@@ -26,7 +26,8 @@ use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::stat::fstat;
 use nix::sys::time::{TimeVal, TimeValLike};
 use outrigger_protocol::client::Options;
-use outrigger_protocol::ioregionfd::{AccessError, Requester, Size, SocketError};
+use outrigger_protocol::foreign::ForeignFd;
+use outrigger_protocol::ioregionfd::{AccessError, Requester, Size, SocketError, SocketType};
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
 
@@ -67,10 +68,16 @@ pub(super) fn asked_by(vm: &Vm, allowed: AllowedPaths) -> AskedBy {
 }
 
 /// Whether KVM no longer uses a socket that it was given: the device has hung up, answered wrongly, or too late.
-fn given_up(vm: &Vm, fd: &OwnedFd) -> bool {
+fn given_up(vm: &Vm, fd: &ForeignFd) -> bool {
     // KVM takes no broken socket for a region, so it is asked to, where no guest access goes.
-    let region =
-        KvmIoregion { guest_paddr: NOWHERE, memory_size: 1, user_data: 0, fd: fd.as_raw_fd(), flags: 0, pad: [0; 32] };
+    let region = KvmIoregion {
+        guest_paddr: NOWHERE,
+        memory_size: 1,
+        user_data: 0,
+        fd: fd.lend().as_raw_fd(),
+        flags: 0,
+        pad: [0; 32],
+    };
     match set(vm, &region) {
         Ok(()) => {
             // Another vCPU's thread that asks the same may have taken it away already.
@@ -85,7 +92,7 @@ fn given_up(vm: &Vm, fd: &OwnedFd) -> bool {
 /// One sub-region at a guest address, taken away again when dropped.
 pub(super) struct Ioregionfd {
     vm: Arc<Vm>,
-    _fd: Arc<OwnedFd>,
+    _fd: Arc<ForeignFd>,
     region: KvmIoregion,
 }
 
@@ -103,13 +110,13 @@ pub(super) struct Window {
 }
 
 impl Ioregionfd {
-    pub(super) fn register(vm: &Arc<Vm>, fd: &Arc<OwnedFd>, window: Window) -> io::Result<Self> {
+    pub(super) fn register(vm: &Arc<Vm>, fd: &Arc<ForeignFd>, window: Window) -> io::Result<Self> {
         let flag = |set: bool, flag| if set { flag } else { 0 };
         let region = KvmIoregion {
             guest_paddr: window.address,
             memory_size: window.size,
             user_data: window.user_data,
-            fd: fd.as_raw_fd(),
+            fd: fd.lend().as_raw_fd(),
             flags: flag(window.io, KVM_IOREGION_PIO) | flag(window.posted, KVM_IOREGION_POSTED_WRITES),
             pad: [0; 32],
         };
@@ -146,7 +153,7 @@ pub(super) struct Ioregionfds {
 /// A socket, shared by the sub-regions that were offered with it.
 pub(super) struct Channel {
     link: Arc<Link>,
-    fd: Arc<OwnedFd>,
+    fd: Arc<ForeignFd>,
     requester: Arc<Requester>,
     /// KVM asks, and here is which.
     kvm: Option<Arc<Vm>>,
@@ -173,8 +180,10 @@ impl Ioregionfds {
     ///
     /// # Errors
     /// It is no socket that the protocol can be spoken on.
-    pub(super) fn channel(&mut self, fd: &Arc<OwnedFd>) -> Result<Arc<Channel>, SocketError> {
-        let stat = fstat(fd.as_fd()).map_err(|errno| SocketError::Io(errno.into()))?;
+    pub(super) fn channel(&mut self, fd: &Arc<ForeignFd>) -> Result<Arc<Channel>, SocketError> {
+        // Before anything is asked that a file system could answer.
+        SocketType::of(fd.lend())?;
+        let stat = fstat(fd.lend()).map_err(|errno| SocketError::Io(errno.into()))?;
         let number = (stat.st_dev, stat.st_ino);
         if let Some((_, channel)) = self.channels.iter().find(|(other, _)| *other == number) {
             return Ok(channel.clone());
@@ -188,8 +197,8 @@ impl Ioregionfds {
             // the VMM, whose signals end the wait.
             let timeout = TimeVal::milliseconds(i64::try_from(deadline.as_millis()).unwrap_or(i64::MAX));
             let io = |errno: nix::errno::Errno| SocketError::Io(errno.into());
-            setsockopt(fd, sockopt::ReceiveTimeout, &timeout).map_err(io)?;
-            setsockopt(fd, sockopt::SendTimeout, &timeout).map_err(io)?;
+            setsockopt(&fd.lend(), sockopt::ReceiveTimeout, &timeout).map_err(io)?;
+            setsockopt(&fd.lend(), sockopt::SendTimeout, &timeout).map_err(io)?;
         }
         let channel = Arc::new(Channel { link: self.link.clone(), fd: fd.clone(), requester, kvm });
         self.channels.push((number, channel.clone()));
@@ -199,7 +208,7 @@ impl Ioregionfds {
 
 impl Channel {
     /// What to give to KVM.
-    pub(super) fn fd(&self) -> &Arc<OwnedFd> {
+    pub(super) fn fd(&self) -> &Arc<ForeignFd> {
         &self.fd
     }
 

@@ -3,7 +3,6 @@
 use std::ffi::c_void;
 use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::os::fd::AsFd;
 use std::ptr::NonNull;
 
 use nix::errno::Errno;
@@ -44,7 +43,7 @@ impl MappedArea {
         let readonly = region.flags & wire::REGION_WRITE == 0;
         let protection = if readonly { ProtFlags::PROT_READ } else { ProtFlags::PROT_READ | ProtFlags::PROT_WRITE };
         // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
-        let host = unsafe { mmap(None, nonzero, protection, MapFlags::MAP_SHARED, fd.as_fd(), offset) };
+        let host = unsafe { mmap(None, nonzero, protection, MapFlags::MAP_SHARED, fd.lend(), offset) };
         Ok(Self { host: host.map_err(failed)?, length, readonly, range })
     }
 

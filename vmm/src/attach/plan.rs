@@ -7,9 +7,10 @@
 use std::fmt;
 use std::io;
 use std::ops::Range;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
+
+use outrigger_protocol::foreign::ForeignFd;
 
 use super::discovery::Description;
 use crate::config::{AllowedPaths, PathName};
@@ -95,7 +96,7 @@ pub struct Doorbell {
     /// Value of the write, if only one signals.
     pub datamatch: Option<u64>,
     /// The server's eventfd.
-    pub fd: Arc<OwnedFd>,
+    pub fd: Arc<ForeignFd>,
     /// What KVM said to it.
     pub refusal: Refusal,
 }
@@ -110,7 +111,7 @@ pub struct Ioregion {
     /// Writes go unanswered.
     pub posted: bool,
     /// The server's socket.
-    pub fd: Arc<OwnedFd>,
+    pub fd: Arc<ForeignFd>,
     /// What KVM said to it.
     pub refusal: Refusal,
 }

@@ -79,7 +79,7 @@ fn dispatch(link: &Arc<Link>, endpoint: &Endpoint, offered: &[(Range<u64>, u64, 
     let offer = |(range, user_data, posted): &(Range<u64>, u64, bool)| {
         let flags = if *posted { IOREGION_POSTED_WRITES } else { 0 };
         let kind = IoFdKind::Ioregionfd { user_data: *user_data, flags };
-        let fd = Arc::new(endpoint.as_fd().try_clone_to_owned().unwrap());
+        let fd = Arc::new(endpoint.as_fd().try_clone_to_owned().unwrap().into());
         IoFd { offset: range.start, size: range.end - range.start, kind, fd }
     };
     description.io_fds[0] = offered.iter().map(offer).collect();

@@ -10,7 +10,6 @@
 //! counts offsets from the start of what KVM was told, and a server from the start of what it offered.
 
 use std::ops::Range;
-use std::os::fd::AsFd;
 
 use outrigger_protocol::client::{IoFd, IoFdKind, RegionInfo};
 use outrigger_protocol::ioregionfd::SocketType;
@@ -88,7 +87,7 @@ impl Draft {
                 return self.pass_over(range, PathName::StandIn, Reason::Forbidden);
             }
         }
-        if range.is_empty() || !known || SocketType::of(io_fd.fd.as_fd()).is_err() {
+        if range.is_empty() || !known || SocketType::of(io_fd.fd.lend()).is_err() {
             range.end = range.end.max(range.start + 1);
             return self.pass_over(range, PathName::Ioregionfd, Reason::Unfit);
         }

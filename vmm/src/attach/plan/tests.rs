@@ -1,8 +1,9 @@
 //! The choice, on descriptions made by hand.
 
-use std::os::fd::{FromRawFd, IntoRawFd};
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 
 use outrigger_protocol::client::{IoFd, IoFdKind, RegionInfo};
+use outrigger_protocol::foreign::ForeignFd;
 use outrigger_protocol::ioregionfd::SocketType;
 use outrigger_protocol::wire::{IOREGION_POSTED_WRITES, REGION_READ, REGION_WRITE};
 use vmm_sys_util::eventfd::EventFd;
@@ -38,17 +39,17 @@ fn description(areas: &[(u64, u64)], io_fds: Vec<IoFd>) -> Description {
     }
 }
 
-fn socket() -> Arc<OwnedFd> {
+fn socket() -> Arc<ForeignFd> {
     let (ours, theirs) = SocketType::Stream.pair().unwrap();
     // What is at the other end does not matter, but it must be there.
     std::mem::forget(theirs);
-    Arc::new(ours)
+    Arc::new(ours.into())
 }
 
-fn eventfd() -> Arc<OwnedFd> {
+fn eventfd() -> Arc<ForeignFd> {
     let raw = EventFd::new(0).unwrap().into_raw_fd();
     // SAFETY: ownership moves from the EventFd.
-    Arc::new(unsafe { OwnedFd::from_raw_fd(raw) })
+    Arc::new(unsafe { OwnedFd::from_raw_fd(raw) }.into())
 }
 
 fn asked(offset: u64, size: u64, flags: u32) -> IoFd {
