@@ -314,6 +314,79 @@ fn a_server_that_does_not_take_its_replies_is_given_up() {
     server.join().unwrap();
 }
 
+/// Asks without a pause, and takes every reply.
+fn ask_without_pause(raw: &Raw, done: &AtomicBool) {
+    let asked = message(1, DMA_READ, COMMAND, &longs(&[4096, 64 << 10]));
+    while !done.load(Ordering::SeqCst) {
+        // Four at a time, so that there is always one to serve.
+        if !(0..4).all(|_| raw.send(&asked, &[])) || !(0..4).all(|_| raw.receive().is_some()) {
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_server_that_asks_for_longer_than_the_deadline_and_takes_its_replies_is_served() {
+    let deadline = Duration::from_millis(200);
+    let done = Arc::new(AtomicBool::new(false));
+    let asking = done.clone();
+    let (client, _, server) = mapped(deadline, move |raw| ask_without_pause(&raw, &asking));
+    let begun = Instant::now();
+    while begun.elapsed() < 5 * deadline {
+        client.serve_step().unwrap();
+    }
+    done.store(true, Ordering::SeqCst);
+    // What is owed is sent, too.
+    while !server.is_finished() && client.serve_step().is_ok() {}
+    server.join().unwrap();
+}
+
+#[test]
+fn a_server_that_takes_a_little_of_its_replies_within_each_deadline_is_served() {
+    let deadline = Duration::from_millis(200);
+    let (client, _, server) = mapped(deadline, move |raw| {
+        let asked = message(1, DMA_READ, COMMAND, &longs(&[4096, 1 << 20]));
+        assert!(raw.send(&asked, &[]) && raw.send(&asked, &[]));
+        // Each is taken in a dozen parts, with pauses that add up to more than the deadline.
+        let mut taken = 0;
+        let mut part = vec![0; 128 << 10];
+        while taken < 2 * ((1 << 20) + 32) {
+            std::thread::sleep(deadline / 4);
+            taken += std::io::Read::read(&mut &raw.stream, &mut part).unwrap();
+        }
+    });
+    let begun = Instant::now();
+    while !server.is_finished() && begun.elapsed() < PATIENCE {
+        match client.serve_step() {
+            Ok(_) => std::thread::sleep(Duration::from_millis(1)),
+            Err(error) => assert!(matches!(error, ClientError::Disconnected(_)), "{error}"),
+        }
+    }
+    assert!(begun.elapsed() > deadline);
+    server.join().unwrap();
+}
+
+/// The deadline is the access's, not that of each of the messages that it is split into.
+#[test]
+fn an_access_that_takes_many_messages_has_one_deadline() {
+    let deadline = Duration::from_millis(300);
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let server = std::thread::spawn(move || {
+        let raw = Raw::server(theirs, r#"{"max_data_xfer_size":1}"#);
+        while let Some(request) = raw.receive() {
+            std::thread::sleep(deadline / 4);
+            raw.answer(&request, &[&request.payload[..16], &[7]].concat(), &[]);
+        }
+    });
+    let client = Client::new(ours, GuestMemory::new(0), &Options { deadline, ..Default::default() }).unwrap();
+    let begun = Instant::now();
+    let result = client.region_read(0, 0, &mut [0; 64]);
+    assert!(matches!(result, Err(ClientError::TimedOut { .. })), "{result:?}");
+    assert!(begun.elapsed() < 3 * deadline);
+    drop(client);
+    server.join().unwrap();
+}
+
 #[test]
 fn half_a_request_does_not_hold_up_whoever_watches() {
     let (told, tell) = std::sync::mpsc::channel();

@@ -12,6 +12,7 @@ use zerocopy::IntoBytes;
 use super::error::ClientError;
 use super::exported::ExportedMemory;
 use super::requests::Backlog;
+use super::step::Step;
 use crate::codec::{Message, ReceiveError, Receiver};
 use crate::command::Command;
 use crate::foreign::ForeignFd;
@@ -27,6 +28,8 @@ pub(super) struct Connection {
     memory: Arc<ExportedMemory>,
     backlog: Backlog,
     deadline: Duration,
+    /// The server does not take the replies that it is owed: until when it has to take some.
+    stalled: Option<Instant>,
     next_id: u16,
     tolerated: Tolerated,
 }
@@ -50,19 +53,19 @@ impl Connection {
         let socket = Socket::new(stream, deadline)?;
         let receiver = Receiver::new(limit, deadline);
         let (backlog, tolerated) = (Backlog::default(), Tolerated::default());
-        Ok(Self { socket, receiver, memory, backlog, deadline, next_id: 0, tolerated })
+        Ok(Self { socket, receiver, memory, backlog, deadline, stalled: None, next_id: 0, tolerated })
     }
 
-    /// Sends a command and waits for its reply, which `read` makes sense of: `Err` is a description of what is wrong
+    /// Sends a command and waits for its reply until `deadline`, which `read` makes sense of: `Err` is a description of what is wrong
     /// with it.
     pub(super) fn request<T>(
         &mut self,
+        deadline: Instant,
         command: Command,
         parts: [&[u8]; 2],
         fds: &[BorrowedFd<'_>],
         read: impl FnOnce(Message<'_>) -> Result<T, &'static str>,
     ) -> Result<T, ClientError> {
-        let deadline = Instant::now() + self.deadline;
         let id = self.send(command, 0, parts, fds, deadline)?;
         let malformed = |problem| ClientError::Malformed { command, problem };
         loop {
@@ -93,8 +96,8 @@ impl Connection {
     }
 
     /// Sends a command whose reply nobody wants.
-    pub(super) fn post(&mut self, command: Command, parts: [&[u8]; 2]) -> Result<(), ClientError> {
-        self.send(command, FLAG_NO_REPLY, parts, &[], Instant::now() + self.deadline)?;
+    pub(super) fn post(&mut self, command: Command, parts: [&[u8]; 2], deadline: Instant) -> Result<(), ClientError> {
+        self.send(command, FLAG_NO_REPLY, parts, &[], deadline)?;
         self.tolerated.posted += 1;
         Ok(())
     }
@@ -104,25 +107,29 @@ impl Connection {
         self.receiver.has_whole() || !self.backlog.is_empty()
     }
 
-    /// Serves what was received along with a reply, which no poll would tell of, and sends what is owed.
-    pub(super) fn settle(&mut self) -> Result<(), ClientError> {
-        let (command, deadline) = (Command::DmaRead, Instant::now() + self.deadline);
+    /// Serves what was received along with a reply, which no poll would tell of, and sends what is owed; never waits.
+    pub(super) fn settle(&mut self) -> Result<Step, ClientError> {
+        let command = Command::DmaRead;
         loop {
             self.serve_buffered(command)?;
             if !self.flush(command)? {
-                self.wait_for_room(command, deadline)?;
-            } else if !self.receiver.has_whole() {
-                return Ok(());
+                return Ok(self.stalled.map_or(Step::Again, Step::NoRoom));
+            }
+            if !self.receiver.has_whole() {
+                return Ok(Step::Idle);
             }
         }
     }
 
-    /// Serves what the server has sent while nobody waited: receives once, without waiting; what is left is there for
-    /// the next poll. False: there was nothing.
-    pub(super) fn serve_ready(&mut self) -> Result<bool, ClientError> {
+    /// Serves what the server has sent while nobody waited: receives once, and never waits.
+    pub(super) fn serve_step(&mut self) -> Result<Step, ClientError> {
+        // More requests are taken only when there is room for their replies.
+        if self.backlog.is_full() && !self.flush(Command::DmaRead)? && self.backlog.is_full() {
+            return Ok(self.stalled.map_or(Step::Again, Step::NoRoom));
+        }
         let some = self.serve_once(Command::DmaRead)?;
-        self.settle()?;
-        Ok(some)
+        let step = self.settle()?;
+        Ok(if some { step.and(Step::Again) } else { step })
     }
 
     /// Changes the largest message that is taken, when it has been negotiated.
@@ -202,8 +209,23 @@ impl Connection {
         }
     }
 
+    /// Sends what the server takes; true when it is owed nothing more. It has to take something within the deadline.
     fn flush(&mut self, command: Command) -> Result<bool, ClientError> {
-        self.backlog.flush(self.socket.as_fd()).map_err(|source| self.io_error(command, source))
+        if self.backlog.is_empty() {
+            return Ok(true);
+        }
+        let before = self.backlog.unsent();
+        let all = self.backlog.flush(self.socket.as_fd()).map_err(|source| self.io_error(command, source))?;
+        if all || self.backlog.unsent() < before {
+            self.stalled = None;
+        }
+        if !all {
+            let now = Instant::now();
+            if *self.stalled.get_or_insert(now + self.deadline) <= now {
+                return Err(ClientError::TimedOut { command, deadline: self.deadline });
+            }
+        }
+        Ok(all)
     }
 
     /// Receives once, without waiting, and serves all that is whole then.

@@ -1,6 +1,7 @@
 //! Telling a server how to signal interrupts.
 
 use std::os::fd::BorrowedFd;
+use std::time::Instant;
 
 use zerocopy::IntoBytes;
 
@@ -12,18 +13,18 @@ use crate::wire;
 
 impl Client {
     /// Connects eventfds to vectors `start`, `start` + 1, … of an interrupt type, in as many messages as the server's
-    /// `max_msg_fds` asks for.
+    /// `max_msg_fds` asks for. One deadline covers them all.
     pub fn set_irq_eventfds(&self, index: u32, start: u32, fds: &[BorrowedFd<'_>]) -> Result<(), ClientError> {
         let most = usize::try_from(self.server.max_msg_fds).unwrap_or(usize::MAX).min(MAX_FDS);
         if most == 0 {
             let problem = "fds in one message";
             return Err(ClientError::Local { command: Command::DeviceSetIrqs, problem, value: 1, limit: 0 });
         }
-        let mut start = start;
+        let (mut start, deadline) = (start, self.deadline_from_now());
         for chunk in fds.chunks(most) {
             let count = u32::try_from(chunk.len()).expect("a chunk has at most MAX_FDS fds");
             let flags = wire::IRQ_SET_DATA_EVENTFD | wire::IRQ_SET_ACTION_TRIGGER;
-            self.set_irqs(index, flags, start, count, chunk)?;
+            self.set_irqs(deadline, index, flags, (start, count), chunk)?;
             start = start.wrapping_add(count);
         }
         Ok(())
@@ -31,28 +32,32 @@ impl Client {
 
     /// Disconnects all vectors of an interrupt type.
     pub fn disable_irqs(&self, index: u32) -> Result<(), ClientError> {
-        self.set_irqs(index, wire::IRQ_SET_DATA_NONE | wire::IRQ_SET_ACTION_TRIGGER, 0, 0, &[])
+        self.set_irq_state(index, wire::IRQ_SET_ACTION_TRIGGER, (0, 0))
     }
 
     /// Unmasks one vector (INTx after the guest's end of interrupt).
     pub fn unmask_irq(&self, index: u32, vector: u32) -> Result<(), ClientError> {
-        self.set_irqs(index, wire::IRQ_SET_DATA_NONE | wire::IRQ_SET_ACTION_UNMASK, vector, 1, &[])
+        self.set_irq_state(index, wire::IRQ_SET_ACTION_UNMASK, (vector, 1))
     }
 
     /// Masks one vector.
     pub fn mask_irq(&self, index: u32, vector: u32) -> Result<(), ClientError> {
-        self.set_irqs(index, wire::IRQ_SET_DATA_NONE | wire::IRQ_SET_ACTION_MASK, vector, 1, &[])
+        self.set_irq_state(index, wire::IRQ_SET_ACTION_MASK, (vector, 1))
+    }
+
+    fn set_irq_state(&self, index: u32, action: u32, vectors: (u32, u32)) -> Result<(), ClientError> {
+        self.set_irqs(self.deadline_from_now(), index, wire::IRQ_SET_DATA_NONE | action, vectors, &[])
     }
 
     fn set_irqs(
         &self,
+        deadline: Instant,
         index: u32,
         flags: u32,
-        start: u32,
-        count: u32,
+        (start, count): (u32, u32),
         fds: &[BorrowedFd<'_>],
     ) -> Result<(), ClientError> {
         let request = wire::IrqSet { argsz: size_u32::<wire::IrqSet>(), flags, index, start, count };
-        self.request(Command::DeviceSetIrqs, [request.as_bytes(), &[]], fds, |_| Ok(()))
+        self.request_until(deadline, Command::DeviceSetIrqs, [request.as_bytes(), &[]], fds, |_| Ok(()))
     }
 }

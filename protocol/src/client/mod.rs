@@ -1,7 +1,7 @@
 //! The VMM's side of vfio-user: typed calls on a device that is another process.
 //!
 //! A call waits for its reply itself, and serves the server's own requests while it waits. When no call is under way,
-//! somebody must watch the connection: see [`Client::watch`] and [`Client::serve_ready`].
+//! somebody must watch the connection: see [`Client::watch`] and [`Client::serve_step`].
 
 mod connection;
 mod dma_logging;
@@ -15,6 +15,8 @@ mod queries;
 mod region_capabilities;
 mod replies;
 mod requests;
+mod serving;
+mod step;
 mod write_multi;
 
 pub use error::ClientError;
@@ -22,14 +24,16 @@ pub use exported::ClientMemory;
 pub use migration::MigrationInfo;
 pub use queries::DeviceInfo;
 pub use replies::{IoFd, IoFdKind, IrqInfo, RegionInfo};
+pub use serving::Watch;
+pub use step::Step;
 pub use write_multi::RegionWrite;
 
 use std::os::fd::BorrowedFd;
-use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use zerocopy::IntoBytes;
 
 use crate::capabilities::{Capabilities, MAX_JSON};
@@ -47,7 +51,7 @@ const MAX_TRANSFER: usize = 1 << 20;
 /// How to talk to a server.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// How long to wait for any one reply. Default: 10 s.
+    /// How long to wait for any one call's replies. Default: 10 s.
     pub deadline: Duration,
     /// Whether the server may send its requests on a second socket. Default: yes.
     pub twin_socket: bool,
@@ -70,40 +74,61 @@ pub struct Client {
     server: Capabilities,
     deadline: Duration,
     closed: AtomicBool,
-    /// Something came for [`Client::serve_ready`] while a call held the connection.
+    /// Something came for [`Client::serve_step`] while a call held the connection.
     unserved: AtomicBool,
-}
-
-/// What to poll for [`Client::serve_ready`].
-#[derive(Debug)]
-pub struct Watch<'a> {
-    /// The socket.
-    pub fd: BorrowedFd<'a>,
-    /// Whether the server's requests come here; otherwise only a hang-up is of interest.
-    pub requests: bool,
+    /// How many calls want the connection. Serving gives way to them.
+    callers: AtomicUsize,
+    /// Signalled by a call that leaves something to [`Client::serve_step`] which no socket tells of.
+    left_over: EventFd,
 }
 
 impl Client {
     /// Negotiates version and capabilities on a connected socket. `memory` is what the server may reach by messages,
     /// within what is later mapped with [`Client::dma_map`]. No other process may hold a duplicate of `stream`: whether
     /// it blocks, and for how long, are options that its holders share.
-    pub fn new(stream: UnixStream, memory: Arc<dyn ClientMemory>, options: &Options) -> Result<Self, ClientError> {
+    pub fn new(
+        stream: impl Into<ForeignFd>,
+        memory: Arc<dyn ClientMemory>,
+        options: &Options,
+    ) -> Result<Self, ClientError> {
+        Self::on(Arc::new(stream.into()), memory, options)
+    }
+
+    /// The same on a socket that the caller may hang up meanwhile, which ends the negotiation.
+    pub fn on(
+        main_stream: Arc<ForeignFd>,
+        memory: Arc<dyn ClientMemory>,
+        options: &Options,
+    ) -> Result<Self, ClientError> {
         let ours = negotiate::ours(options.twin_socket);
         let memory = Arc::new(ExportedMemory::new(memory, ours.max_data_xfer_size));
         let connect = |stream: &Arc<ForeignFd>, limit| {
             let connection = Connection::new(stream.clone(), memory.clone(), limit, options.deadline);
             connection.map_err(|source| ClientError::Io { command: Command::Version, source })
         };
-        let main_stream = Arc::new(ForeignFd::from(stream));
         let mut main = connect(&main_stream, HEADER_SIZE + size_of::<wire::Version>() + MAX_JSON)?;
-        let Agreed { server, twin } = negotiate(&mut main, &ours)?;
+        let Agreed { server, twin } = negotiate(&mut main, &ours, Instant::now() + options.deadline)?;
         let limit = HEADER_SIZE + size_of::<wire::RegionAccess>() + MAX_TRANSFER;
         main.set_limit(limit);
         let twin_stream = twin.map(Arc::new);
         let twin = twin_stream.as_ref().map(|stream| connect(stream, limit)).transpose()?.map(Mutex::new);
         let (deadline, main) = (options.deadline, Mutex::new(main));
-        let (closed, unserved) = (AtomicBool::new(false), AtomicBool::new(false));
-        Ok(Self { main, twin, main_stream, twin_stream, memory, server, deadline, closed, unserved })
+        let left_over = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .map_err(|errno| ClientError::Io { command: Command::Version, source: errno.into() })?;
+        let (closed, unserved, callers) = Default::default();
+        Ok(Self {
+            main,
+            twin,
+            main_stream,
+            twin_stream,
+            memory,
+            server,
+            deadline,
+            closed,
+            unserved,
+            callers,
+            left_over,
+        })
     }
 
     /// What the server is capable of.
@@ -111,12 +136,12 @@ impl Client {
         &self.server
     }
 
-    /// Reads from a region, in as many messages as the server's `max_data_xfer_size` asks for.
+    /// Reads from a region, in as many messages as the server's `max_data_xfer_size` asks for. One deadline covers them all.
     pub fn region_read(&self, region: u32, offset: u64, data: &mut [u8]) -> Result<(), ClientError> {
-        let mut offset = offset;
+        let (mut offset, deadline) = (offset, self.deadline_from_now());
         for chunk in data.chunks_mut(self.max_transfer()) {
             let access = region_access(region, offset, chunk.len());
-            self.request(Command::RegionRead, [access.as_bytes(), &[]], &[], |message| {
+            self.request_until(deadline, Command::RegionRead, [access.as_bytes(), &[]], &[], |message| {
                 let (reply, data) = message.parse::<wire::RegionAccess>().ok_or("a region read is too short")?;
                 if reply.count != access.count || data.len() != chunk.len() {
                     return Err("a region read brings another amount of data");
@@ -129,12 +154,12 @@ impl Client {
         Ok(())
     }
 
-    /// Writes to a region and waits until the device has taken it.
+    /// Writes to a region and waits until the device has taken it. One deadline covers all messages that this takes.
     pub fn region_write(&self, region: u32, offset: u64, data: &[u8]) -> Result<(), ClientError> {
-        let mut offset = offset;
+        let (mut offset, deadline) = (offset, self.deadline_from_now());
         for chunk in data.chunks(self.max_transfer()) {
             let access = region_access(region, offset, chunk.len());
-            self.request(Command::RegionWrite, [access.as_bytes(), chunk], &[], |_| Ok(()))?;
+            self.request_until(deadline, Command::RegionWrite, [access.as_bytes(), chunk], &[], |_| Ok(()))?;
             offset = offset.wrapping_add(chunk.len() as u64);
         }
         Ok(())
@@ -143,11 +168,11 @@ impl Client {
     /// Writes to a region without waiting. The device takes it before any later request of this client
     /// (specification: "Command Concurrency").
     pub fn region_write_posted(&self, region: u32, offset: u64, data: &[u8]) -> Result<(), ClientError> {
-        let mut offset = offset;
+        let (mut offset, deadline) = (offset, self.deadline_from_now());
         for chunk in data.chunks(self.max_transfer()) {
             let access = region_access(region, offset, chunk.len());
             let parts = [access.as_bytes(), chunk];
-            self.locked(Command::RegionWrite, |main| main.post(Command::RegionWrite, parts))?;
+            self.locked(Command::RegionWrite, |main| main.post(Command::RegionWrite, parts, deadline))?;
             offset = offset.wrapping_add(chunk.len() as u64);
         }
         Ok(())
@@ -173,7 +198,7 @@ impl Client {
         // Before the server knows of it: its first access may come before its reply.
         self.memory.export(address, size, flags);
         self.locked(command, |main| {
-            let result = main.request(command, [request.as_bytes(), &[]], &fds, |_| Ok(()));
+            let result = main.request(self.deadline_from_now(), command, [request.as_bytes(), &[]], &fds, |_| Ok(()));
             if result.is_err() {
                 self.memory.withdraw(address, size);
             }
@@ -186,7 +211,8 @@ impl Client {
     pub fn dma_unmap(&self, address: u64, size: u64) -> Result<(), ClientError> {
         let request = wire::DmaUnmap { argsz: size_u32::<wire::DmaUnmap>(), flags: 0, address, size };
         self.locked(Command::DmaUnmap, |main| {
-            let result = main.request(Command::DmaUnmap, [request.as_bytes(), &[]], &[], |_| Ok(()));
+            let result =
+                main.request(self.deadline_from_now(), Command::DmaUnmap, [request.as_bytes(), &[]], &[], |_| Ok(()));
             // After the reply, for until then the server may be finishing what it had begun; before anything else.
             self.memory.withdraw(address, size);
             result
@@ -196,65 +222,6 @@ impl Client {
     /// `VFIO_USER_DEVICE_RESET`.
     pub fn reset(&self) -> Result<(), ClientError> {
         self.request(Command::DeviceReset, [&[], &[]], &[], |_| Ok(()))
-    }
-
-    /// What to poll, by level or by edge, to call [`Client::serve_ready`] when it is readable or hung up. With a twin
-    /// socket the main one carries replies only, so that only its hang-up is of interest.
-    pub fn watch(&self) -> impl Iterator<Item = Watch<'_>> {
-        let main = Watch { fd: self.main_stream.lend(), requests: self.twin_stream.is_none() };
-        let twin = self.twin_stream.as_ref().map(|stream| Watch { fd: stream.lend(), requests: true });
-        [Some(main), twin].into_iter().flatten()
-    }
-
-    /// Serves what the server has sent while no call was under way, until nothing is left. An error says that the
-    /// server is gone or was cut off: so is one that does not take its replies, or never pauses, for the length of the
-    /// deadline.
-    ///
-    /// While a call holds the connection this returns at once: that call serves what comes, before it returns.
-    pub fn serve_ready(&self) -> Result<(), ClientError> {
-        if self.is_closed() {
-            return Err(ClientError::Disconnected(Command::DmaRead));
-        }
-        if let Some(twin) = &self.twin {
-            let deadline = Instant::now() + self.deadline;
-            while self.closing(lock(twin).serve_ready())? {
-                self.check_flood(deadline)?;
-            }
-        }
-        self.unserved.store(true, Ordering::SeqCst);
-        self.serve_unserved()
-    }
-
-    /// Whoever gets the connection serves what is there, and gives it back in between; whoever does not get it leaves
-    /// this to the one who has it, and who looks at the flag after giving it back.
-    fn serve_unserved(&self) -> Result<(), ClientError> {
-        let deadline = Instant::now() + self.deadline;
-        while self.unserved.load(Ordering::SeqCst) {
-            // The flag is set before the lock is tried, here; the lock is free before the flag is read, in `locked`.
-            fence(Ordering::SeqCst);
-            let mut main = match self.main.try_lock() {
-                Ok(main) => main,
-                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-                Err(TryLockError::WouldBlock) => return Ok(()),
-            };
-            self.unserved.store(false, Ordering::SeqCst);
-            let served = main.serve_ready();
-            drop(main);
-            if self.closing(served)? {
-                self.unserved.store(true, Ordering::SeqCst);
-                self.check_flood(deadline)?;
-            }
-            fence(Ordering::SeqCst);
-        }
-        Ok(())
-    }
-
-    fn check_flood(&self, deadline: Instant) -> Result<(), ClientError> {
-        if Instant::now() < deadline {
-            return Ok(());
-        }
-        let (command, problem) = (Command::DmaRead, "requests without a pause");
-        self.closing(Err(ClientError::Malformed { command, problem }))
     }
 
     /// Ends the connection; calls under way fail at once.
@@ -277,7 +244,18 @@ impl Client {
         fds: &[BorrowedFd<'_>],
         read: impl FnOnce(Message<'_>) -> Result<T, &'static str>,
     ) -> Result<T, ClientError> {
-        self.locked(command, |main| main.request(command, parts, fds, read))
+        self.request_until(self.deadline_from_now(), command, parts, fds, read)
+    }
+
+    fn request_until<T>(
+        &self,
+        deadline: Instant,
+        command: Command,
+        parts: [&[u8]; 2],
+        fds: &[BorrowedFd<'_>],
+        read: impl FnOnce(Message<'_>) -> Result<T, &'static str>,
+    ) -> Result<T, ClientError> {
+        self.locked(command, |main| main.request(deadline, command, parts, fds, read))
     }
 
     fn locked<T>(
@@ -288,12 +266,14 @@ impl Client {
         if self.is_closed() {
             return Err(ClientError::Disconnected(command));
         }
+        self.callers.fetch_add(1, Ordering::SeqCst);
         let mut main = lock(&self.main);
+        self.callers.fetch_sub(1, Ordering::SeqCst);
         if self.is_closed() {
             return Err(ClientError::Disconnected(command));
         }
         let result = call(&mut main);
-        let mut after = Ok(());
+        let mut after = Ok(Step::Idle);
         if result.as_ref().is_err_and(ClientError::is_fatal) {
             self.close();
         } else if main.is_unsettled() {
@@ -302,11 +282,13 @@ impl Client {
         drop(main);
         fence(Ordering::SeqCst);
         if self.unserved.load(Ordering::SeqCst) && !self.is_closed() {
-            after = after.and(self.serve_unserved());
+            after = after.and_then(|step| Ok(step.and(self.serve_unserved()?)));
         }
-        if let Err(error) = after {
-            // Not this call's failure, but the last that is heard of this server.
-            log::warn!("closing the connection to a device: {error}");
+        match after {
+            Ok(Step::Idle) => {}
+            Ok(_) => self.leave_over(),
+            // Not this call's failure. Whoever serves the connection finds it closed.
+            Err(error) => log::info!("closing the connection to a device: {error}"),
         }
         result
     }
@@ -317,6 +299,10 @@ impl Client {
             self.close();
         }
         result
+    }
+
+    fn deadline_from_now(&self) -> Instant {
+        Instant::now() + self.deadline
     }
 
     fn max_transfer(&self) -> usize {

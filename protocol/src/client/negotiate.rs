@@ -1,5 +1,7 @@
 //! The first message of a connection (specification: "`VFIO_USER_VERSION`").
 
+use std::time::Instant;
+
 use zerocopy::IntoBytes;
 
 use super::connection::Connection;
@@ -24,14 +26,15 @@ pub(super) fn ours(twin_socket: bool) -> Capabilities {
 }
 
 /// Proposes version and capabilities, and takes what the server makes of them.
-pub(super) fn negotiate(main: &mut Connection, ours: &Capabilities) -> Result<Agreed, ClientError> {
+pub(super) fn negotiate(main: &mut Connection, ours: &Capabilities, deadline: Instant) -> Result<Agreed, ClientError> {
     let command = Command::Version;
     let proposal = wire::Version { major: MAJOR, minor: MINOR };
     let data = ours.to_version_data();
-    let (version, capabilities, mut fds) = main.request(command, [proposal.as_bytes(), &data], &[], |message| {
-        let (version, data) = message.parse::<wire::Version>().ok_or("the version is too short")?;
-        Ok((version, Capabilities::parse(data), message.fds))
-    })?;
+    let (version, capabilities, mut fds) =
+        main.request(deadline, command, [proposal.as_bytes(), &data], &[], |message| {
+            let (version, data) = message.parse::<wire::Version>().ok_or("the version is too short")?;
+            Ok((version, Capabilities::parse(data), message.fds))
+        })?;
     if version.major != MAJOR || version.minor > MINOR {
         return Err(ClientError::Version { major: version.major, minor: version.minor });
     }

@@ -54,7 +54,7 @@ impl Client {
             let request = wire::RegionIoFds { argsz, index, ..Default::default() };
             let payload = request.as_bytes();
             self.locked(command, |main| {
-                let result = main.request(command, [payload, &[]], &[], |message| {
+                let result = main.request(self.deadline_from_now(), command, [payload, &[]], &[], |message| {
                     replies::io_fds(message, index, region_size, argsz)
                 });
                 if matches!(result, Err(ClientError::Refused { .. })) {

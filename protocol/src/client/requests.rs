@@ -31,9 +31,14 @@ impl Backlog {
         self.sent == self.bytes.len()
     }
 
+    /// Bytes that the server has not taken yet.
+    pub(super) fn unsent(&self) -> usize {
+        self.bytes.len() - self.sent
+    }
+
     /// Whether the server must take replies before it may ask for more.
     pub(super) fn is_full(&self) -> bool {
-        self.bytes.len() - self.sent >= BACKLOG
+        self.unsent() >= BACKLOG
     }
 
     /// Sends what the socket takes without waiting; true when nothing is left.
