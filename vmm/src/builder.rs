@@ -25,7 +25,7 @@ use crate::pci::windows::Windows;
 use crate::peripherals::{PeripheralError, Peripherals};
 use crate::serial::Serial;
 use crate::stats;
-use crate::vcpu::run::Surroundings;
+use crate::vcpu::run::VcpuContext;
 use crate::vcpu::{ExitCounters, Topology, Vcpu, VcpuThreads, cpuid};
 use crate::vm::{Vm, VmError, call};
 
@@ -111,6 +111,8 @@ pub struct Machine {
     pub mmio: Arc<Bus>,
     /// Devices at I/O ports.
     pub io: Arc<Bus>,
+    /// Where the regions of PCI devices are.
+    addresses: Arc<AddressMap>,
     _ram_slots: Vec<Memslot>,
     /// Who maps more memory into the guest asks here.
     pub memslots: Arc<Memslots>,
@@ -165,14 +167,17 @@ impl Machine {
             // references of guest memory.
             ram_slots.push(unsafe { memslots.map(region.guest, host, region.size, false) }?);
         }
+        let (mmio, io) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
+        let addresses = AddressMap::new(Arc::clone(&vm), Arc::clone(&memslots), Arc::clone(&mmio), Arc::clone(&io));
         Ok(Self {
             running: VcpuThreads::default(),
             vcpus: Vec::new(),
             exit_counters: Vec::new(),
             peripherals: Peripherals::default(),
             stop,
-            mmio: Arc::new(Bus::new()),
-            io: Arc::new(Bus::new()),
+            mmio,
+            io,
+            addresses,
             _ram_slots: ram_slots,
             memslots,
             ram,
@@ -197,12 +202,7 @@ impl Machine {
         self.mmio.insert(ecam.start, ecam.size(), Arc::new(Ecam(Arc::clone(&bus))))?;
         self.io.insert(ports.start, ports.size(), Arc::new(ConfigPorts::new(Arc::clone(&bus))))?;
         let backplane = Backplane {
-            addresses: AddressMap::new(
-                Arc::clone(&self.vm),
-                Arc::clone(&self.memslots),
-                Arc::clone(&self.mmio),
-                Arc::clone(&self.io),
-            ),
+            addresses: Arc::clone(&self.addresses),
             routes: Routes::new(Arc::clone(&self.vm))?,
             allowed: config.paths,
         };
@@ -229,10 +229,14 @@ impl Machine {
     /// # Errors
     /// If a thread can't be had; those that run already are stopped again.
     pub fn start(&mut self) -> Result<(), BuildError> {
-        let surroundings =
-            Surroundings { mmio: Arc::clone(&self.mmio), io: Arc::clone(&self.io), stop: self.stop.clone() };
+        let context = VcpuContext {
+            mmio: Arc::clone(&self.mmio),
+            io: Arc::clone(&self.io),
+            memory: self.addresses.clone(),
+            stop: self.stop.clone(),
+        };
         for (id, vcpu) in (0..).zip(self.vcpus.drain(..)) {
-            let thread = vcpu.spawn(surroundings.clone()).map_err(|source| BuildError::Thread { id, source })?;
+            let thread = vcpu.spawn(context.clone()).map_err(|source| BuildError::Thread { id, source })?;
             self.running.push(thread);
         }
         Ok(())

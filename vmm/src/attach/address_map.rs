@@ -5,12 +5,19 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
 
+use super::link::Cause;
 use super::region::{Placement, Region};
 use crate::bus::Bus;
 use crate::memslots::Memslots;
 use crate::pci::bar::Bar;
+use crate::vcpu::ForeignMemory;
 use crate::vm::Vm;
+
+/// More than what file systems tell apart in their time stamps.
+const TIME_STAMP: Duration = Duration::from_millis(20);
 
 /// The guest's memory and port space as far as devices are in it.
 pub struct AddressMap {
@@ -66,20 +73,56 @@ impl AddressMap {
     }
 }
 
+impl Claims {
+    /// Gives places that are free to those that wait for them.
+    fn place_waiting(&mut self, map: &AddressMap) {
+        for waiting in self.by_number.values_mut().filter(|claimed| claimed.placement.is_none()) {
+            if waiting.region.link().lost().is_none() {
+                waiting.placement = waiting.region.place(map, &waiting.bar, waiting.address).ok();
+            }
+        }
+    }
+}
+
+impl ForeignMemory for AddressMap {
+    fn withdraw_unreachable(&self, again: bool) -> bool {
+        if again {
+            // Long enough for a file that changes meanwhile to have another time stamp.
+            thread::sleep(TIME_STAMP);
+        }
+        let mut claims = self.claims();
+        let placed = |claimed: &&Claimed| claimed.placement.is_some() && claimed.region.link().lost().is_none();
+        for claimed in claims.by_number.values().filter(placed) {
+            if let Err(why) = claimed.region.check_reachable(again) {
+                claimed.region.link().fail(Cause::TookMemory(why.to_string()));
+            }
+        }
+        // At once, not only when the control thread comes to it: the vCPU goes on, and must not fail again.
+        let mut withdrawn = false;
+        for claimed in claims.by_number.values_mut().filter(|claimed| claimed.region.link().lost().is_some()) {
+            withdrawn |= claimed.placement.take().is_some();
+        }
+        claims.place_waiting(self);
+        withdrawn
+    }
+}
+
 impl Drop for Claim {
     fn drop(&mut self) {
         let mut claims = self.map.claims();
-        let left = claims.by_number.remove(&self.number);
-        drop(left);
-        for waiting in claims.by_number.values_mut().filter(|claimed| claimed.placement.is_none()) {
-            waiting.placement = waiting.region.place(&self.map, &waiting.bar, waiting.address).ok();
-        }
+        drop(claims.by_number.remove(&self.number));
+        claims.place_waiting(&self.map);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    use outrigger_protocol::client::RegionInfo;
     use outrigger_protocol::server::{self, Registers};
+    use outrigger_protocol::wire::{REGION_READ, REGION_WRITE};
 
     use super::*;
     use crate::attach::Backplane;
@@ -122,8 +165,13 @@ mod tests {
     }
 
     fn region(map: &Arc<AddressMap>, number: u8) -> (Arc<Region>, Bar) {
+        build(map, number, |_| ())
+    }
+
+    fn build(map: &Arc<AddressMap>, number: u8, adapt: impl FnOnce(&mut RegionInfo)) -> (Arc<Region>, Bar) {
         let mut description = description();
         description.regions[0].size = SIZE;
+        adapt(&mut description.regions[0]);
         let routes = Routes::new(map.vm.clone()).unwrap();
         let interrupts = Interrupts::new(&map.vm, &routes, &description, 16).unwrap();
         let backplane = Backplane { addresses: map.clone(), routes, allowed: AllowedPaths::default() };
@@ -132,6 +180,48 @@ mod tests {
         let regions = regions(&link, &description, &interrupts, &backplane, &warnings).unwrap();
         let kind = Kind::Memory32 { prefetchable: false };
         (regions[0].clone(), Bar { kind, size: SIZE, address: 0, enabled: true })
+    }
+
+    /// A region of which all is mapped from `file`.
+    fn mapped_region(map: &Arc<AddressMap>, number: u8, file: &File) -> (Arc<Region>, Bar) {
+        build(map, number, |region| {
+            region.flags = REGION_READ | REGION_WRITE;
+            region.fd = Some(file.try_clone().unwrap().into());
+            region.areas = vec![(0, SIZE)];
+        })
+    }
+
+    #[test]
+    fn only_the_device_that_took_memory_away_is_withdrawn() {
+        let map = map();
+        let files = [1, 2].map(|_| File::from(memfd_create("bar", MFdFlags::MFD_CLOEXEC).unwrap()));
+        files.iter().for_each(|file| file.set_len(SIZE).unwrap());
+        let [(rude, bar), (honest, _)] =
+            [1, 2].map(|number| mapped_region(&map, number, &files[usize::from(number) - 1]));
+        let _claims = [map.claim(&rude, &bar, 0xc000_0000), map.claim(&honest, &bar, 0xc000_1000)];
+        assert!(!map.withdraw_unreachable(false) && !map.withdraw_unreachable(true), "nothing is wrong yet");
+        files[0].set_len(0).unwrap();
+        assert!(map.withdraw_unreachable(false));
+        assert_eq!(rude.link().lost(), Some(&Cause::TookMemory("its file was made shorter".to_owned())));
+        assert_eq!(honest.link().lost(), None);
+        assert_eq!((read(&map, 0xc000_0000), read(&map, 0xc000_1000)), (0xff, 2));
+        assert!(!map.withdraw_unreachable(false), "it is gone already");
+    }
+
+    /// By each look it is as long as it was.
+    #[test]
+    fn a_device_whose_file_changes_while_accesses_fail_is_withdrawn() {
+        let map = map();
+        let file = File::from(memfd_create("bar", MFdFlags::MFD_CLOEXEC).unwrap());
+        file.set_len(SIZE).unwrap();
+        let (rude, bar) = mapped_region(&map, 1, &file);
+        let _claim = map.claim(&rude, &bar, 0xc000_0000);
+        let toggle = || [0, SIZE].map(|size| file.set_len(size).unwrap());
+        toggle();
+        assert!(!map.withdraw_unreachable(false));
+        thread::sleep(TIME_STAMP);
+        toggle();
+        assert!(map.withdraw_unreachable(true));
     }
 
     fn read(map: &AddressMap, address: u64) -> u8 {

@@ -80,6 +80,11 @@ impl Dispatch {
         self.plan.ioregions.iter().zip(&self.channels).filter(|(_, channel)| channel.is_asked_by_kvm())
     }
 
+    /// The connection to the device.
+    pub(super) fn link(&self) -> &Link {
+        &self.messages.link
+    }
+
     pub(super) fn counts(&self) -> AccessCounts {
         let Counters { msix, stand_in, message } = &self.counters;
         let [msix, stand_in, message] = [msix, stand_in, message].map(|counter| counter.load(Ordering::Relaxed));

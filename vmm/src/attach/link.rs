@@ -32,6 +32,8 @@ pub enum Cause {
     Silent,
     /// The process did what the protocol forbids, or the socket failed.
     Broken(String),
+    /// The process took memory away that the guest sees.
+    TookMemory(String),
     /// KVM gave up an ioregionfd: the process hung up, answered wrongly, or too late. KVM does not say which.
     GivenUpByKvm,
 }
@@ -127,6 +129,7 @@ impl fmt::Display for Cause {
             Self::HungUp => f.write_str("closed the connection"),
             Self::Silent => f.write_str("stopped answering"),
             Self::Broken(how) => write!(f, "broke the protocol: {how}"),
+            Self::TookMemory(how) => write!(f, "took memory away that the guest sees: {how}"),
             Self::GivenUpByKvm => f.write_str("closed its ioregionfd, stopped answering on it or answered wrongly"),
         }
     }

@@ -75,15 +75,4 @@ pub enum AttachError {
     /// Interrupts could not be wired up.
     #[error("wiring up the device's interrupts")]
     Irq(#[from] IrqError),
-    /// A region could not be mapped.
-    #[error("mapping {size:#x} bytes of region {region}")]
-    Map {
-        /// Which region.
-        region: u32,
-        /// Bytes.
-        size: u64,
-        /// The system's answer.
-        #[source]
-        source: nix::errno::Errno,
-    },
 }

@@ -136,6 +136,33 @@ pub enum Reason {
     Unfit,
     /// Something that has priority is in the way.
     Overlapped,
+    /// The file to be mapped is not memory: its pages may take as long as a disk or another process likes.
+    NotMemory,
+    /// The file to be mapped ends before the area does.
+    BeyondFile,
+    /// Mapping so much takes too long.
+    TooLarge,
+}
+
+impl Part {
+    /// Whether it is shown and kept in one piece. Other parts end where an offer does.
+    fn is_whole(&self) -> bool {
+        !matches!(self.path, Path::Ioregionfd | Path::Message)
+    }
+}
+
+impl Reason {
+    fn explain(self, path: PathName) -> String {
+        match self {
+            Self::Forbidden => format!("; {path} is forbidden by --paths"),
+            Self::Missing => format!("; this host's KVM has no {path}"),
+            Self::Unfit => format!("; KVM has no {path} like the one offered"),
+            Self::Overlapped => format!("; something else is in the way of {path}"),
+            Self::NotMemory => format!("; the file for {path} is not memory (memfd, tmpfs, hugetlbfs)"),
+            Self::BeyondFile => format!("; the file for {path} ends before"),
+            Self::TooLarge => format!("; this is too large for {path}"),
+        }
+    }
 }
 
 /// What KVM answered when a part was last given to it. Written when a BAR is placed, read by any vCPU.
@@ -186,29 +213,33 @@ impl Plan {
     #[must_use]
     pub fn lines(&self) -> Vec<(Range<u64>, String)> {
         let mut lines: Vec<(Range<u64>, String)> = Vec::new();
-        let mut last = String::new();
+        let mut last = None;
         for part in &self.parts {
             let texts = self.explain(part);
-            let all = texts.join("\n");
             match lines.last_mut() {
-                Some((range, _)) if all == last && texts.len() == 1 => range.end = part.range.end,
+                Some((range, text)) if last == Some(part.path) && part.is_whole() && texts == [text.as_str()] => {
+                    range.end = part.range.end;
+                }
                 _ => lines.extend(texts.into_iter().map(|text| (part.range.clone(), text))),
             }
-            last = all;
+            last = Some(part.path);
         }
         lines
+    }
+
+    /// Why something that is offered to be mapped is not, if that is not the user's wish.
+    #[must_use]
+    pub fn not_mapped(&self) -> Option<String> {
+        let mut reasons = self.parts.iter().flat_map(|part| &part.passed_over);
+        let mapped = reasons.find(|(path, reason)| *path == PathName::Mapped && *reason != Reason::Forbidden);
+        mapped.map(|(path, reason)| reason.explain(*path))
     }
 
     /// What happens to a part and why: a line for each doorbell, otherwise one.
     fn explain(&self, part: &Part) -> Vec<String> {
         let mut reasons = String::new();
         for (path, reason) in &part.passed_over {
-            reasons.push_str(&match reason {
-                Reason::Forbidden => format!("; {path} is forbidden by --paths"),
-                Reason::Missing => format!("; this host's KVM has no {path}"),
-                Reason::Unfit => format!("; KVM has no {path} like the one offered"),
-                Reason::Overlapped => format!("; something else is in the way of {path}"),
-            });
+            reasons.push_str(&reason.explain(*path));
         }
         let refused = |path: PathName, error: io::Error| {
             let instead = self.without_exits_to_kvm(part);

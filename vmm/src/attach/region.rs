@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use nix::errno::Errno;
+use outrigger_protocol::client::RegionInfo;
 
 use super::address_map::AddressMap;
 use super::discovery::Description;
@@ -15,8 +16,8 @@ use super::interrupts::Interrupts;
 use super::ioeventfd::{Address, Ioeventfd};
 use super::ioregionfd::{Ioregionfd, Ioregionfds, Window, asked_by};
 use super::link::Link;
-use super::mapped::MappedArea;
-use super::plan::Plan;
+use super::mapped::{MappedArea, Unreachable};
+use super::plan::{Area, Ioregion, Plan};
 use super::warnings::Warnings;
 use super::{AttachError, Backplane};
 use crate::bus::{Bus, BusError};
@@ -26,8 +27,8 @@ use crate::pci::bar::Bar;
 /// One region that can be placed.
 pub(super) struct Region {
     pub(super) dispatch: Arc<Dispatch>,
-    /// By the index of [`Plan::areas`].
-    areas: Vec<Arc<MappedArea>>,
+    /// By the index of [`Plan::areas`]; none where the system refused.
+    areas: Vec<Option<Arc<MappedArea>>>,
     warnings: Arc<Warnings>,
 }
 
@@ -37,7 +38,7 @@ pub(super) struct Placement {
     bus: Arc<Bus>,
     // Before the areas that they show.
     _memslots: Vec<Memslot>,
-    _areas: Vec<Arc<MappedArea>>,
+    _areas: Vec<Option<Arc<MappedArea>>>,
     _ioeventfds: Vec<Ioeventfd>,
     _ioregionfds: Vec<Ioregionfd>,
 }
@@ -60,9 +61,11 @@ pub(super) fn regions(
     let mut regions = Vec::new();
     for (index, plan) in plans.into_iter().enumerate() {
         let region = &description.regions[index];
-        let areas = plan.areas.iter().map(|area| MappedArea::new(region, area.range.clone()).map(Arc::new));
-        let areas = areas.collect::<Result<_, _>>()?;
-        let channel = |ioregion: &super::plan::Ioregion| {
+        if let Some(reason) = plan.not_mapped() {
+            warnings.warn(format_args!("a part of region {index} that could be mapped goes by message{reason}"));
+        }
+        let areas = map_areas(region, &plan, warnings);
+        let channel = |ioregion: &Ioregion| {
             let unusable = |source| AttachError::Device(format!("an ioregionfd of region {}: {source}", region.index));
             ioregionfds.channel(&ioregion.fd).map_err(unusable)
         };
@@ -77,7 +80,31 @@ pub(super) fn regions(
     Ok(regions)
 }
 
+fn map_areas(region: &RegionInfo, plan: &Plan, warnings: &Warnings) -> Vec<Option<Arc<MappedArea>>> {
+    let file = region.fd.as_ref().and_then(|fd| fd.duplicate().ok()).map(Arc::new);
+    let map = |planned: &Area| {
+        let file = file.as_ref().ok_or_else(|| io::Error::from(Errno::EMFILE));
+        let area = file.and_then(|file| MappedArea::new(region, file, planned.range.clone()));
+        planned.refusal.set(&area);
+        let area = area.inspect_err(|error| {
+            warnings.warn(format_args!("{:#x?} of region {} cannot be mapped: {error}", planned.range, region.index));
+        });
+        area.ok().map(Arc::new)
+    };
+    plan.areas.iter().map(map).collect()
+}
+
 impl Region {
+    /// The connection to the device.
+    pub(super) fn link(&self) -> &Link {
+        self.dispatch.link()
+    }
+
+    /// Whether the guest can reach all memory that it sees here, see [`MappedArea::check_reachable`].
+    pub(super) fn check_reachable(&self, again: bool) -> Result<(), Unreachable> {
+        self.areas.iter().flatten().try_for_each(|area| area.check_reachable(again))
+    }
+
     /// Makes the region appear at `address`. What the system refuses is noted in the plan, and falls back to the next
     /// path.
     ///
@@ -105,6 +132,7 @@ impl Region {
     fn map(&self, map: &AddressMap, address: u64) -> Vec<Memslot> {
         let mut slots = Vec::new();
         for (planned, area) in self.dispatch.plan.areas.iter().zip(&self.areas) {
+            let Some(area) = area else { continue };
             let (guest, host, size) = (address + area.range.start, area.host(), area.size());
             // SAFETY: the mapping outlives the slot, which `Placement` drops first; nobody here has references into it.
             let slot = unsafe { map.memslots.map(guest, host, size, area.readonly) };

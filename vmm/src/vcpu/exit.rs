@@ -8,14 +8,24 @@ use kvm_bindings::{
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::counters::{Returns, count};
+use super::foreign_memory::VainLooks;
 use super::report::crash;
-use crate::bus::Bus;
+use super::run::VcpuContext;
 use crate::outcome::Outcome;
 
 /// Run the guest until its next exit and serve that. `Some` if this vCPU cannot or shall not go on.
-pub(super) fn serve_one(fd: &mut VcpuFd, mmio: &Bus, io: &Bus, returns: &Returns) -> Option<Outcome> {
+pub(super) fn serve_one(
+    fd: &mut VcpuFd,
+    context: &VcpuContext,
+    returns: &Returns,
+    looks: &mut VainLooks,
+) -> Option<Outcome> {
+    let VcpuContext { mmio, io, memory, .. } = context;
     let exit = fd.run();
     count(&returns.all);
+    if exit.is_ok() {
+        looks.forget();
+    }
     let what = match exit {
         Ok(VcpuExit::IoOut(port, data)) => {
             count(&returns.io);
@@ -50,6 +60,9 @@ pub(super) fn serve_one(fd: &mut VcpuFd, mmio: &Bus, io: &Bus, returns: &Returns
         }
         Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => return None,
         Err(error) if matches!(error.errno(), nix::libc::EINTR | nix::libc::EAGAIN) => return None,
+
+        // Not necessarily the guest's fault: a device may have taken away what the guest sees of it.
+        Err(error) if error.errno() == nix::libc::EFAULT && looks.look(memory.as_ref()) => return None,
 
         Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => return Some(Outcome::PowerOff),
         Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => return Some(Outcome::Reboot),

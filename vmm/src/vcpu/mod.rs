@@ -4,6 +4,7 @@
 mod counters;
 pub mod cpuid;
 mod exit;
+mod foreign_memory;
 pub mod registers;
 mod report;
 pub mod run;
@@ -18,6 +19,7 @@ use counters::Returns;
 
 pub use counters::{ExitCounters, Exits};
 pub use cpuid::Topology;
+pub use foreign_memory::ForeignMemory;
 pub use registers::Entry;
 pub use run::{VcpuThread, VcpuThreads};
 

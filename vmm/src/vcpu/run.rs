@@ -12,6 +12,7 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::Vcpu;
 use super::exit::serve_one;
+use super::foreign_memory::{ForeignMemory, VainLooks};
 use crate::bus::Bus;
 use crate::outcome::{Outcome, Stop};
 
@@ -21,11 +22,13 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(5);
 
 /// What a vCPU thread works on.
 #[derive(Clone)]
-pub struct Surroundings {
+pub struct VcpuContext {
     /// Devices in memory.
     pub mmio: Arc<Bus>,
     /// Devices at I/O ports.
     pub io: Arc<Bus>,
+    /// What of the guest's memory other processes can take away.
+    pub memory: Arc<dyn ForeignMemory>,
     /// Says when to stop, and takes the news of how the guest ended.
     pub stop: Stop,
 }
@@ -42,21 +45,22 @@ pub struct VcpuThread {
 pub struct VcpuThreads(Vec<VcpuThread>);
 
 impl Vcpu {
-    /// Run this vCPU in a thread of its own until `surroundings.stop` is requested.
+    /// Run this vCPU in a thread of its own until `context.stop` is requested.
     ///
     /// # Errors
     /// If the system has no room for another thread or does not take the signal handler.
-    pub fn spawn(mut self, surroundings: Surroundings) -> io::Result<VcpuThread> {
+    pub fn spawn(mut self, context: VcpuContext) -> io::Result<VcpuThread> {
         register_signal_handler(SIGRTMIN(), leave_guest)?;
         let id = self.id;
-        let thread = thread::Builder::new().name(format!("vcpu{id}")).spawn(move || self.run(&surroundings))?;
+        let thread = thread::Builder::new().name(format!("vcpu{id}")).spawn(move || self.run(&context))?;
         Ok(VcpuThread { id, thread })
     }
 
-    fn run(&mut self, surroundings: &Surroundings) {
-        let Surroundings { mmio, io, stop } = surroundings;
+    fn run(&mut self, context: &VcpuContext) {
+        let stop = &context.stop;
+        let mut looks = VainLooks::default();
         while !stop.requested() {
-            if let Some(outcome) = serve_one(&mut self.fd, mmio, io, &self.returns) {
+            if let Some(outcome) = serve_one(&mut self.fd, context, &self.returns, &mut looks) {
                 stop.request(match outcome {
                     Outcome::Crash { report } => Outcome::Crash { report: format!("vCPU {}: {report}", self.id) },
                     outcome => outcome,

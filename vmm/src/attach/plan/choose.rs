@@ -17,6 +17,7 @@ use outrigger_protocol::wire;
 
 use super::{Area, AskedBy, Doorbell, Ioregion, Part, Path, Plan, Reason, Refusal};
 use crate::attach::discovery::{Description, MsixCapability};
+use crate::attach::mapped::check;
 use crate::config::{AllowedPaths, PathName};
 
 const PAGE: u64 = 4096;
@@ -42,9 +43,10 @@ impl Draft {
         let mut draft = Self { table, pba, areas, doorbells, ioregions, passed_over: Vec::new() };
         let io = description.bars.get(index).is_some_and(|bar| bar.kind.is_io());
         for range in mappable(region, &own).into_iter().filter(|_| !io) {
-            match allowed.allow(PathName::Mapped) {
-                true => draft.areas.push(Area { range, refusal: Refusal::default() }),
-                false => draft.pass_over(range, PathName::Mapped, Reason::Forbidden),
+            let usable = if allowed.allow(PathName::Mapped) { check(region, &range) } else { Err(Reason::Forbidden) };
+            match usable {
+                Ok(()) => draft.areas.push(Area { range, refusal: Refusal::default() }),
+                Err(reason) => draft.pass_over(range, PathName::Mapped, reason),
             }
         }
         for io_fd in &description.io_fds[index] {
@@ -113,7 +115,7 @@ impl Draft {
         for pair in self.edges(size).windows(2) {
             let part = self.part(pair[0]..pair[1]);
             match parts.last_mut() {
-                Some(last) if part.is_like(last) => last.range.end = part.range.end,
+                Some(last) if part.is_whole() && part.is_like(last) => last.range.end = part.range.end,
                 _ => parts.push(part),
             }
         }

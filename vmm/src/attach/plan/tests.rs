@@ -2,6 +2,7 @@
 
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use outrigger_protocol::client::{IoFd, IoFdKind, RegionInfo};
 use outrigger_protocol::foreign::ForeignFd;
 use outrigger_protocol::ioregionfd::SocketType;
@@ -14,7 +15,9 @@ use crate::attach::discovery::MsixCapability;
 use crate::pci::bar::Bars;
 
 fn region(size: u64, areas: &[(u64, u64)]) -> RegionInfo {
-    let fd = Some(std::fs::File::open("/dev/null").unwrap().into());
+    let file = std::fs::File::from(memfd_create("region", MFdFlags::MFD_CLOEXEC).unwrap());
+    file.set_len(size).unwrap();
+    let fd = Some(file.into());
     let flags = REGION_READ | REGION_WRITE;
     RegionInfo { index: 2, flags, size, offset: 0, fd, areas: areas.to_vec(), region_type: None }
 }
@@ -97,6 +100,7 @@ fn all_kinds_mix_within_a_bar() {
             (0x1000, "ioregionfd"),
             (0x2000, "ioregionfd (writes are posted)"),
             (0x3000, "vmm"),
+            (0x3020, "vmm"),
             (0x3028, "message"),
             (0x5000, "ioeventfd"),
             (0x5004, "message"),
@@ -109,7 +113,7 @@ fn all_kinds_mix_within_a_bar() {
 #[test]
 fn what_is_forbidden_falls_to_the_next_path_that_is_offered() {
     let description = description(&[(0x6000, 0x2000)], vec![asked(0x4000, 0x3000, 0), signalled(0x5000, 4)]);
-    let own = [(0, "message"), (0x3000, "vmm"), (0x3028, "message"), (0x4000, "ioregionfd")];
+    let own = [(0, "message"), (0x3000, "vmm"), (0x3020, "vmm"), (0x3028, "message"), (0x4000, "ioregionfd")];
     let expect = |paths: &[PathName], rest: &[(u64, &str)]| {
         assert_lines(&description, AllowedPaths::only(paths), &[&own, rest].concat());
     };
@@ -133,6 +137,7 @@ fn what_is_forbidden_falls_to_the_next_path_that_is_offered() {
         &[
             (0, "message"),
             (0x3000, "vmm"),
+            (0x3020, "vmm"),
             (0x3028, "message"),
             (0x4000, "message (ioregionfd is forbidden by --paths; stand-in is forbidden by --paths)"),
             (
@@ -162,9 +167,12 @@ fn an_ioregionfd_ends_where_something_is_in_its_way() {
             (0, "message"),
             (0x800, "ioregionfd"),
             (0x1000, "ioregionfd (something else is in the way of ioregionfd)"),
+            (0x1010, "ioregionfd (something else is in the way of ioregionfd)"),
             (0x1800, "ioregionfd"),
             (0x3000, "vmm (something else is in the way of ioregionfd)"),
+            (0x3020, "vmm (something else is in the way of ioregionfd)"),
             (0x3028, in_the_way),
+            (0x3110, in_the_way),
             (0x5000, "message"),
         ],
     );
@@ -187,6 +195,7 @@ fn offers_that_kvm_has_no_name_for_go_by_message() {
         &[
             (0, "message"),
             (0x3000, "vmm"),
+            (0x3020, "vmm"),
             (0x3028, "message"),
             (0x4000, unfit),
             (0x4001, "message"),
@@ -253,4 +262,23 @@ fn what_the_system_refuses_is_shown_as_message() {
         refusal.set(&Ok(()));
         assert!(line(at).starts_with(before), "{}", line(at));
     }
+}
+
+/// A vCPU would wait for the page without a deadline.
+#[test]
+fn what_is_not_memory_or_ends_too_early_goes_by_message() {
+    let mut description = description(&[(0, 0x1000), (0x6000, 0x2000)], vec![]);
+    let expect = |description: &Description, text: &str| {
+        let plan = Plan::choose(description, 2, AllowedPaths::default(), AskedBy::Vmm);
+        let (range, line) = plan.lines().into_iter().find(|(range, _)| range.contains(&0x7000)).unwrap();
+        assert!(range == (0x6000..0x8000) && line.starts_with("message") && line.contains(text), "{range:?} {line}");
+    };
+    description.regions[2].fd = Some(std::fs::File::open("/proc/self/exe").unwrap().into());
+    expect(&description, "the file for mapped is not memory");
+    let short = std::fs::File::from(memfd_create("short", MFdFlags::MFD_CLOEXEC).unwrap());
+    short.set_len(0x7fff).unwrap();
+    description.regions[2].fd = Some(short.into());
+    expect(&description, "the file for mapped ends before");
+    let plan = Plan::choose(&description, 2, AllowedPaths::default(), AskedBy::Vmm);
+    assert_eq!(plan.areas.len(), 1, "what lies within the file is mapped");
 }
