@@ -27,6 +27,11 @@ pub fn payload_wrote(path: &Path) -> bool {
     sector == words(|at| !(PATTERN + at))
 }
 
+/// Whether sector 0 of such a disk still holds the pattern.
+pub fn has_pattern(content: &[u8]) -> bool {
+    content.starts_with(&words(|at| PATTERN + at))
+}
+
 /// An image of `length` bytes without content.
 pub fn empty(path: &Path, length: u64) {
     File::create(path).and_then(|file| file.set_len(length)).expect("the directory is ours");

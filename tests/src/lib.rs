@@ -1,14 +1,15 @@
 //! What Outrigger's end-to-end tests share: finding and building what they run, running it with a deadline, and looking at what
 //! it leaves behind.
 //!
-//! The tests are in `tests/tests`, one file per behaviour. Those named `payload`, `bad_input`, `nothing_left`, `device_killed`, `ioregionfd`
-//! and `fault_rounds` run on this machine's own /dev/kvm with the bare-metal payload as guest; the others boot Linux, in the test bed or
+//! The tests are in `tests/tests`, one file per behaviour. Those named `payload`, `bad_input`, `nothing_left`, `device_killed`, `ioregionfd`,
+//! `hostile_drivers` and `fault_rounds` run on this machine's own /dev/kvm with the bare-metal payload as guest; the others boot Linux, in the test bed or
 //! under QEMU. Nothing is skipped: what a machine lacks is a failure that says how to get it. Harness functions panic, because a failed
 //! one is a failed test.
 
 pub mod binaries;
 pub mod disk;
 pub mod guest;
+pub mod hostile;
 pub mod leftovers;
 pub mod lock;
 pub mod outrigger;
@@ -17,4 +18,5 @@ pub mod process;
 pub mod qemu;
 pub mod repository;
 pub mod server;
+pub mod tap;
 pub mod testbed;

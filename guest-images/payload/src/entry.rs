@@ -77,7 +77,7 @@ page_directories:
     .quad frame + 0x9b
     .set frame, frame + 0x200000
     .endr
-    .fill 4096, 4, 0            # the stack
+    .fill 8192, 4, 0            # the stack
 stack_top:
 "#,
     options(att_syntax)

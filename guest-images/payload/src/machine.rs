@@ -2,12 +2,17 @@
 
 use crate::acpi::{self, Tables};
 use crate::pci::{Ecam, Function};
+use crate::start_info::StartInfo;
 
 /// Functions on bus 0 that are remembered; more are only counted.
 pub const MOST_FUNCTIONS: usize = 34;
 
 /// Tables and functions.
 pub struct Machine {
+    /// What the loader was given for the kernel.
+    pub command_line: &'static [u8],
+    /// Where RAM below 4 GiB ends.
+    pub end_of_ram: u64,
     /// ACPI tables.
     pub tables: Tables,
     /// Functions found through ECAM, in order.
@@ -16,8 +21,8 @@ pub struct Machine {
 
 impl Machine {
     /// Reads the tables and looks for functions on bus 0.
-    pub fn find(root_pointer: u64) -> Self {
-        let tables = acpi::walk(root_pointer);
+    pub fn find(start_info: &StartInfo) -> Self {
+        let tables = acpi::walk(start_info.root_pointer());
         let mut functions = [None; MOST_FUNCTIONS];
         if let Some((base, first_bus, _)) = tables.ecam {
             Ecam::new(base, first_bus).scan(|index, function| {
@@ -26,7 +31,8 @@ impl Machine {
                 }
             });
         }
-        Self { tables, functions }
+        let (command_line, end_of_ram) = (start_info.command_line(), start_info.end_of_ram());
+        Self { command_line, end_of_ram, tables, functions }
     }
 
     /// The functions, lowest device number first.
@@ -38,5 +44,20 @@ impl Machine {
     pub fn function(&self, vendor: u16, device: u16) -> Option<Function> {
         let wanted = u32::from(device) << 16 | u32::from(vendor);
         self.functions().find(|function| function.id() == wanted)
+    }
+
+    /// The text after `name=` on the command line, up to the next space.
+    pub fn option(&self, name: &[u8]) -> Option<&'static [u8]> {
+        let words = self.command_line.split(|&byte| byte == b' ');
+        words.filter_map(|word| word.strip_prefix(name)?.strip_prefix(b"=")).next()
+    }
+
+    /// The same, as a decimal number.
+    pub fn number(&self, name: &[u8]) -> Option<u64> {
+        let digits = self.option(name)?;
+        digits.iter().try_fold(0u64, |sum, &digit| {
+            let digit = digit.checked_sub(b'0').filter(|&digit| digit < 10)?;
+            sum.checked_mul(10)?.checked_add(digit.into())
+        })
     }
 }

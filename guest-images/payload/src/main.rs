@@ -24,6 +24,7 @@ mod second;
 mod serial;
 mod start_info;
 mod verdict;
+mod virtio;
 mod virtio_blk;
 mod virtqueue;
 
@@ -40,9 +41,9 @@ extern "C" fn payload_main(start_info: u64) -> ! {
     serial::init();
     interrupts::init();
     let start_info = StartInfo::at(start_info);
-    let machine = Machine::find(start_info.root_pointer());
+    let machine = Machine::find(&start_info);
     let mut verdict = Verdict::default();
-    checks::run(start_info.command_line(), &machine, &mut verdict);
+    checks::run(&machine, &mut verdict);
     if verdict.passed() {
         line("payload: passed");
         power::off(&machine.tables)

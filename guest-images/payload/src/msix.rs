@@ -76,6 +76,11 @@ impl Msix {
         memory::read32(self.pending + u64::from(entry / 32) * 4) >> (entry % 32) & 1 != 0
     }
 
+    /// Physical addresses of the table and of the pending bits.
+    pub fn places(&self) -> [u64; 2] {
+        [self.table, self.pending]
+    }
+
     fn entry(&self, entry: u16) -> u64 {
         self.table + u64::from(entry) * ENTRY_SIZE
     }

@@ -1,10 +1,14 @@
-//! What the loader tells a PVH guest: `hvm_start_info`, version 0 fields only.
+//! What the loader tells a PVH guest: `hvm_start_info`, version 1.
 
 use crate::memory;
 
 const MAGIC: u32 = 0x336e_c578;
 const COMMAND_LINE: u64 = 24;
 const ROOT_POINTER: u64 = 32;
+const MEMORY_MAP: u64 = 40;
+const MEMORY_MAP_ENTRIES: u64 = 48;
+const MEMORY_MAP_ENTRY_SIZE: u64 = 24;
+const RAM: u32 = 1;
 const LONGEST_COMMAND_LINE: usize = 256;
 
 /// `hvm_start_info` in guest memory.
@@ -35,5 +39,15 @@ impl StartInfo {
     /// Physical address of ACPI's root pointer.
     pub fn root_pointer(&self) -> u64 {
         memory::read64(self.0 + ROOT_POINTER)
+    }
+
+    /// Where the highest RAM below 4 GiB ends; zero: the loader gave no memory map.
+    pub fn end_of_ram(&self) -> u64 {
+        let map = memory::read64(self.0 + MEMORY_MAP);
+        let entries = u64::from(memory::read32(self.0 + MEMORY_MAP_ENTRIES)).min(if map == 0 { 0 } else { 64 });
+        let entries = (0..entries).map(|index| map + index * MEMORY_MAP_ENTRY_SIZE);
+        let ram = entries.filter(|&entry| memory::read32(entry + 16) == RAM);
+        let ends = ram.map(|entry| memory::read64(entry) + memory::read64(entry + 8));
+        ends.filter(|&end| end <= 4 << 30).max().unwrap_or(0)
     }
 }

@@ -40,6 +40,12 @@ impl Verdict {
         self.equal(name, u64::from(fact), 1)
     }
 
+    /// Counts a failure that was printed in words of its own.
+    pub fn fail(&mut self) {
+        self.facts += 1;
+        self.failures += 1;
+    }
+
     /// Whether something was checked and nothing failed.
     pub fn passed(&self) -> bool {
         self.failures == 0 && self.facts > 0

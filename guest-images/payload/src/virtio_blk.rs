@@ -1,50 +1,20 @@
 //! A driver for a modern virtio block device on PCI (virtio 1.2, 4.1 and 5.2): one queue, one request at a time.
 
 use crate::memory::{map, read8, read16, read32, read64, write8, write16, write32, write64};
-use crate::pci::{BUS_MASTER, Function, MEMORY, VENDOR_SPECIFIC};
+use crate::pci::{BUS_MASTER, Function, MEMORY};
+use crate::virtio::{
+    ACKNOWLEDGE, COMMON, DEVICE, DRIVER, DRIVER_FEATURE_SELECT, DRIVER_FEATURES, DRIVER_OK, FEATURE_SELECT, FEATURES,
+    FEATURES_OK, NOTIFY, QUEUE_DESCRIPTORS, QUEUE_ENABLE, QUEUE_NOTIFY_OFFSET, QUEUE_SELECT, QUEUE_SIZE, QUEUE_VECTOR,
+    STATUS, Structure,
+};
 use crate::virtqueue;
 
-/// Vendor number of virtio.
-pub const VENDOR: u16 = 0x1af4;
-/// Device number of a modern block device.
-pub const BLOCK: u16 = 0x1042;
-
-const COMMON: u8 = 1;
-const NOTIFY: u8 = 2;
-const DEVICE: u8 = 4;
-
-/// Registers of the common configuration structure (4.1.4.3).
-const FEATURE_SELECT: u64 = 0;
-const FEATURES: u64 = 4;
-const DRIVER_FEATURE_SELECT: u64 = 8;
-const DRIVER_FEATURES: u64 = 12;
-const STATUS: u64 = 20;
-const QUEUE_SELECT: u64 = 22;
-const QUEUE_SIZE: u64 = 24;
-const QUEUE_VECTOR: u64 = 26;
-const QUEUE_ENABLE: u64 = 28;
-const QUEUE_NOTIFY_OFFSET: u64 = 30;
-const QUEUE_DESCRIPTORS: u64 = 32;
 /// Offset in the common structure of a register that can be written and read back: `device_feature_select`.
 pub const SCRATCH: u64 = FEATURE_SELECT;
 
-const ACKNOWLEDGE: u8 = 1;
-const DRIVER: u8 = 2;
-const DRIVER_OK: u8 = 4;
-const FEATURES_OK: u8 = 8;
 /// VIRTIO_F_VERSION_1, bit 32, as a bit of the second feature word.
 const VERSION_1: u32 = 1;
 const RESET_ROUNDS: u32 = 10_000;
-
-/// Where one of the device's structures is: BAR number, offset in it, and the capability it came from.
-#[derive(Clone, Copy)]
-pub struct Structure {
-    /// BAR number.
-    pub bar: u8,
-    /// Offset in the BAR.
-    pub offset: u64,
-    capability: u16,
-}
 
 /// A reset device, or one that `start` made ready for requests.
 pub struct VirtioBlk {
@@ -57,16 +27,9 @@ pub struct VirtioBlk {
 pub struct Refused(pub &'static str, pub u64);
 
 impl VirtioBlk {
-    /// Finds the structure of this kind.
-    pub fn structure(function: Function, kind: u8) -> Option<Structure> {
-        let capability = function.capabilities(VENDOR_SPECIFIC).find(|&at| function.read8(at + 3) == kind)?;
-        let offset = u64::from(function.read32(capability + 8));
-        Some(Structure { bar: function.read8(capability + 4), offset, capability })
-    }
-
     /// The common configuration structure.
     pub fn common(function: Function) -> Option<Structure> {
-        Self::structure(function, COMMON)
+        Structure::find(function, COMMON)
     }
 
     /// Resets the device, accepts only VIRTIO_F_VERSION_1, and sets up queue 0 to interrupt by MSI-X table entry `vector`.
@@ -77,7 +40,7 @@ impl VirtioBlk {
             map(bar.address(), bar.size);
             Some(bar.address() + structure.offset)
         };
-        let find = |kind| Self::structure(function, kind).and_then(place).ok_or(Refused("structure", u64::from(kind)));
+        let find = |kind| Structure::find(function, kind).and_then(place).ok_or(Refused("structure", u64::from(kind)));
         let (common, device) = (find(COMMON)?, find(DEVICE)?);
         write8(common + STATUS, 0);
         if !(0..RESET_ROUNDS).any(|_| read8(common + STATUS) == 0) {
@@ -111,7 +74,7 @@ impl VirtioBlk {
         for (register, address) in (0u64..).zip(virtqueue::addresses()) {
             write64(common + QUEUE_DESCRIPTORS + register * 8, address);
         }
-        let notify = Self::structure(function, NOTIFY).ok_or(Refused("structure", u64::from(NOTIFY)))?;
+        let notify = Structure::find(function, NOTIFY).ok_or(Refused("structure", u64::from(NOTIFY)))?;
         let base = place(notify).ok_or(Refused("structure", u64::from(NOTIFY)))?;
         let multiplier = u64::from(function.read32(notify.capability + 16));
         let doorbell = base + u64::from(read16(common + QUEUE_NOTIFY_OFFSET)) * multiplier;

@@ -5,7 +5,8 @@ use crate::memory::{map, read32, write32};
 use crate::msix::Msix;
 use crate::pci::{Bar, Function, MEMORY};
 use crate::verdict::Verdict;
-use crate::virtio_blk::{BLOCK, SCRATCH, VENDOR, VirtioBlk};
+use crate::virtio::{BLOCK, VENDOR};
+use crate::virtio_blk::{SCRATCH, VirtioBlk};
 
 const FOUR_GIB: u64 = 4 << 30;
 /// Where the I/O APIC and what follows it end the window below 4 GiB.

@@ -5,7 +5,8 @@ use crate::machine::Machine;
 use crate::memory::{read32, write32};
 use crate::msix::Msix;
 use crate::verdict::Verdict;
-use crate::virtio_blk::{BLOCK, VENDOR, VirtioBlk};
+use crate::virtio::{BLOCK, VENDOR};
+use crate::virtio_blk::VirtioBlk;
 use crate::virtqueue::{self, SECTOR};
 
 const PATIENCE: u32 = 200_000;

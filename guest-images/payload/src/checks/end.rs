@@ -6,7 +6,8 @@ use crate::pci::MEMORY;
 use crate::power;
 use crate::serial::{line, received};
 use crate::verdict::Verdict;
-use crate::virtio_blk::{BLOCK, SCRATCH, VENDOR, VirtioBlk};
+use crate::virtio::{BLOCK, VENDOR};
+use crate::virtio_blk::{SCRATCH, VirtioBlk};
 
 const ALL_ONES: u32 = 0xffff_ffff;
 /// A minute at least, at the microsecond and more that a register access costs.

@@ -5,6 +5,7 @@ mod blk;
 mod copier;
 mod end;
 mod faults;
+mod hostile;
 mod litmus;
 mod msix;
 mod paths;
@@ -39,17 +40,18 @@ const CHECKS: &[(&[u8], Check)] = &[
     (b"allones", end::all_ones),
 ];
 
-const OPTION: &[u8] = b"checks=";
+/// `hostile`, or `hostile-GROUP`.
+const HOSTILE: &[u8] = b"hostile";
 
-/// Runs what `command_line` asks for. A name that is not known is a failure.
-pub fn run(command_line: &[u8], machine: &Machine, verdict: &mut Verdict) {
-    let words = command_line.split(|&byte| byte == b' ');
-    for names in words.filter(|word| word.starts_with(OPTION)).map(|word| &word[OPTION.len()..]) {
-        for name in names.split(|&byte| byte == b',') {
-            match CHECKS.iter().find(|(known, _)| *known == name) {
-                Some((_, check)) => check(machine, verdict),
+/// Runs what the command line asks for. A name that is not known is a failure.
+pub fn run(machine: &Machine, verdict: &mut Verdict) {
+    for name in machine.option(b"checks").unwrap_or_default().split(|&byte| byte == b',') {
+        match CHECKS.iter().find(|(known, _)| *known == name) {
+            Some((_, check)) => check(machine, verdict),
+            None => match name.strip_prefix(HOSTILE) {
+                Some(group) => hostile::check(group, machine, verdict),
                 None => _ = verdict.holds("known-check", false),
-            }
+            },
         }
     }
 }

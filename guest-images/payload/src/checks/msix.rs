@@ -5,7 +5,8 @@ use crate::interrupts::{FIRST_VECTOR, fired, wait};
 use crate::machine::Machine;
 use crate::msix::Msix;
 use crate::verdict::Verdict;
-use crate::virtio_blk::{BLOCK, VENDOR, VirtioBlk};
+use crate::virtio::{BLOCK, VENDOR};
+use crate::virtio_blk::VirtioBlk;
 use crate::virtqueue;
 
 /// Windows in which something that must come may come; what must not come gets fewer.

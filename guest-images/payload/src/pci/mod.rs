@@ -48,6 +48,11 @@ pub struct Function {
 }
 
 impl Function {
+    /// Physical address of a register.
+    pub fn address(&self, register: u16) -> u64 {
+        self.config + u64::from(register)
+    }
+
     /// Reads one byte of configuration space.
     pub fn read8(&self, register: u16) -> u8 {
         memory::read8(self.config + u64::from(register))
@@ -61,6 +66,11 @@ impl Function {
     /// Reads an aligned double word.
     pub fn read32(&self, register: u16) -> u32 {
         memory::read32(self.config + u64::from(register))
+    }
+
+    /// Writes one byte.
+    pub fn write8(&self, register: u16, value: u8) {
+        memory::write8(self.config + u64::from(register), value);
     }
 
     /// Writes an aligned word.

@@ -1,0 +1,174 @@
+//! Attacks on virtio devices and on what the VMM does for them, by a driver that keeps to nothing: what the specification says of each is
+//! looked at, then a reset has to bring back a device that works, and nothing may have been written where the device was offered no buffer.
+//! Where the specification leaves open what a device does, it has to answer one way or the other and be usable after a reset.
+//!
+//! One file for each group of attacks, each with a table. `checks=hostile` runs all of them, `checks=hostile-GROUP` one group, on every disk
+//! and network card there is; the test puts a pattern in each disk's first sector and makes the host answer for 192.0.2.1. `dma=messages` on
+//! the command line: the devices cannot reach memory but by asking. `rounds=N seed=S`: so often, in another order each time.
+
+mod arena;
+mod instructions;
+mod outcome;
+mod queue;
+mod random;
+mod target;
+mod works;
+
+mod bars;
+mod chains;
+mod configuration;
+mod msix;
+mod queues;
+mod rings;
+mod status;
+
+use crate::machine::Machine;
+use crate::pci::Function;
+use crate::serial::{decimal, hex, line, text};
+use crate::verdict::Verdict;
+use crate::virtio::{BLOCK, NETWORK, VENDOR};
+use outcome::{Fault, Outcome};
+use random::Random;
+use target::{Kind, Target};
+
+/// One attack.
+pub struct Attack {
+    /// What is attacked, within its group.
+    name: &'static str,
+    /// What says what is right.
+    rule: &'static str,
+    /// The attack itself, on a device in any state.
+    run: fn(&mut Target) -> Outcome,
+}
+
+const fn attack(name: &'static str, rule: &'static str, run: fn(&mut Target) -> Outcome) -> Attack {
+    Attack { name, rule, run }
+}
+
+/// A table of attacks, its name, and what it is for.
+type Group = (&'static str, &'static [Kind], &'static [Attack]);
+
+const ALL: &[Kind] = &[Kind::Disk, Kind::Card];
+const GROUPS: &[Group] = &[
+    ("chains", ALL, chains::ATTACKS),
+    ("rings", ALL, rings::ATTACKS),
+    ("queues", ALL, queues::ATTACKS),
+    ("status", ALL, status::ATTACKS),
+    ("configuration", ALL, configuration::ATTACKS),
+    ("msix", ALL, msix::ATTACKS),
+    ("bars", ALL, bars::ATTACKS),
+];
+
+/// Attacks of all groups together, and devices.
+const MOST: usize = 512;
+const MOST_TARGETS: usize = 4;
+/// VIRTIO_BLK_F_RO.
+const READ_ONLY: u64 = 1 << 5;
+
+/// What is to be done: the numbers of target, group and attack. Small, for there is little stack.
+type Step = [u8; 3];
+
+/// Runs the group that `suffix` names after a hyphen; none: all of them.
+pub fn check(suffix: &[u8], machine: &Machine, verdict: &mut Verdict) {
+    let mut targets: [Option<Target>; MOST_TARGETS] = Default::default();
+    find_targets(machine, &mut targets);
+    let mut steps = [[0; 3]; MOST];
+    let mut count = 0;
+    let named = |name: &str| suffix.is_empty() || suffix.strip_prefix(b"-") == Some(name.as_bytes());
+    for (index, target) in (0..).zip(&targets) {
+        let Some(target) = target else { continue };
+        for (group, (name, kinds, attacks)) in (0..).zip(GROUPS) {
+            if named(name) && kinds.contains(&target.kind) {
+                for attack in (0..).take(attacks.len()) {
+                    steps[count] = [index, group, attack];
+                    count += 1;
+                }
+            }
+        }
+    }
+    let mut random = Random::new(machine.number(b"seed").unwrap_or(1));
+    let mut failed = 0u64;
+    for round in 0..machine.number(b"rounds").unwrap_or(1) {
+        if round > 0 {
+            shuffle(&mut steps[..count], &mut random);
+        }
+        for step in &steps[..count] {
+            let [index, group, attack] = step.map(usize::from);
+            if let Some(target) = &mut targets[index] {
+                let (name, _, attacks) = GROUPS[group];
+                target.random = Random::new(random.next());
+                failed += u64::from(!perform(target, name, &attacks[attack], verdict));
+            }
+        }
+    }
+    text("hostile: ");
+    decimal(count as u64);
+    text(" attacks, ");
+    decimal(failed);
+    line(" failed");
+}
+
+fn find_targets(machine: &Machine, targets: &mut [Option<Target>; MOST_TARGETS]) {
+    let messages = machine.option(b"dma") == Some(b"messages");
+    let kind = |function: Function| match function.id() {
+        id if id == u32::from(BLOCK) << 16 | u32::from(VENDOR) => Some(Kind::Disk),
+        id if id == u32::from(NETWORK) << 16 | u32::from(VENDOR) => Some(Kind::Card),
+        _ => None,
+    };
+    let found = machine.functions().filter_map(|function| Target::new(function, kind(function)?));
+    for (slot, mut target) in targets.iter_mut().zip(found) {
+        target.messages = messages;
+        target.end_of_ram = machine.end_of_ram;
+        target.other =
+            machine.functions().find(|&other| kind(other).is_some() && other.device != target.function.device);
+        if target.kind == Kind::Disk && target.offered() & READ_ONLY != 0 {
+            target.kind = Kind::ReadOnlyDisk;
+        }
+        *slot = Some(target);
+    }
+}
+
+/// An attack and what comes after it; whether all was well.
+fn perform(target: &mut Target, group: &str, attack: &Attack, verdict: &mut Verdict) -> bool {
+    let outcome = (attack.run)(target).and_then(|()| unharmed(target));
+    let after = works::works(target).and_then(|()| unharmed(target));
+    let name = ["hostile-", group, "-", target.kind.name(), "-", attack.name];
+    let fault = match (outcome, after) {
+        (Ok(()), Ok(())) => return verdict.equal_parts(&name, 1, 1),
+        (Err(fault), _) => (fault, ""),
+        (_, Err(fault)) => (fault, "afterwards: "),
+    };
+    fail(&name, attack.rule, &fault);
+    verdict.fail();
+    false
+}
+
+/// Nothing was written but where it was offered.
+fn unharmed(target: &Target) -> Outcome {
+    match target.arena.violated() {
+        None => Ok(()),
+        Some(address) => Err(Fault { what: "written outside of what was offered", got: address, wanted: 0 }),
+    }
+}
+
+fn fail(name: &[&str], rule: &str, (fault, when): &(Fault, &str)) {
+    text("FAIL ");
+    name.iter().for_each(|part| text(part));
+    text(" (");
+    text(rule);
+    text("): ");
+    text(when);
+    text(fault.what);
+    text(": got 0x");
+    hex(fault.got, 1);
+    text(", wanted 0x");
+    hex(fault.wanted, 1);
+    line("");
+}
+
+/// Fisher and Yates, as Durstenfeld has it.
+fn shuffle(steps: &mut [Step], random: &mut Random) {
+    for last in (1..steps.len()).rev() {
+        steps.swap(last, usize::try_from(random.below(last as u64 + 1)).unwrap_or(0));
+    }
+}
