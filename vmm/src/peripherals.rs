@@ -14,9 +14,9 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use outrigger_process::launch::{EXIT_HOST, EXIT_USAGE};
 use outrigger_process::output::tell;
-use outrigger_protocol::client::{Client, ClientMemory, Options};
-use vm_memory::{Bytes, GuestAddress};
+use outrigger_protocol::client::{Client, Options};
 
+use crate::attach::bus_master::{BusMaster, MessageDma};
 use crate::attach::device::Device;
 use crate::attach::discovery::discover;
 use crate::attach::link::Link;
@@ -270,28 +270,16 @@ fn attach(
     (ram, dma): (&Arc<GuestRam>, Dma),
     windows: &mut Windows,
 ) -> Result<(Device, Arc<Link>), AttachError> {
-    let client = Client::new(stream, Arc::new(SharedRam(ram.clone())), options)?;
+    let bus_master = Arc::<BusMaster>::default();
+    let dma_by_message = MessageDma::new(ram.clone(), bus_master.clone());
+    let client = Client::new(stream, Arc::new(dma_by_message), options)?;
     let description = discover(&client)?;
     for region in ram.regions() {
         let file = (dma == Dma::Shared).then(|| (ram.fd(), region.file_offset));
         client.dma_map(region.guest, region.size, file)?;
     }
     let link = Arc::new(Link::new(client));
-    Ok((Device::new(link.clone(), &description, slot, backplane, windows)?, link))
-}
-
-/// Guest RAM for servers that reach it by messages.
-#[derive(Debug)]
-struct SharedRam(Arc<GuestRam>);
-
-impl ClientMemory for SharedRam {
-    fn read(&self, address: u64, data: &mut [u8]) -> Result<(), Errno> {
-        self.0.mmap().read_slice(data, GuestAddress(address)).map_err(|_| Errno::EFAULT)
-    }
-
-    fn write(&self, address: u64, data: &[u8]) -> Result<(), Errno> {
-        self.0.mmap().write_slice(data, GuestAddress(address)).map_err(|_| Errno::EFAULT)
-    }
+    Ok((Device::new(link.clone(), bus_master, &description, slot, backplane, windows)?, link))
 }
 
 /// An error and all its causes.

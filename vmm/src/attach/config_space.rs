@@ -137,16 +137,18 @@ impl ConfigSpace {
         self.u16(register::COMMAND)
     }
 
-    /// How the device interrupts now: MSI-X goes before MSI, and MSI before INTx.
+    /// How the device interrupts now: MSI-X goes before MSI, and MSI before INTx. While bus mastering is off, messages
+    /// stay pending as if they were masked.
     pub(super) fn mode(&self) -> Mode {
         let command = self.command();
+        let is_master = command & command::BUS_MASTER != 0;
         let msix = self.msix.map(|offset| self.u16(offset + 2)).filter(|control| control & MSIX_ENABLE != 0);
         let msi = self.msi();
         // A function that decodes nothing has not been started, or is being sized.
         let intx = command & (command::IO | command::MEMORY) != 0 && command & command::INTX_DISABLE == 0;
         match msix {
-            Some(control) => Mode::Msix { masked: control & MSIX_MASK != 0 },
-            None if msi.enabled => Mode::Msi(msi),
+            Some(control) => Mode::Msix { masked: control & MSIX_MASK != 0 || !is_master },
+            None if msi.enabled => Mode::Msi(MsiState { mask: if is_master { msi.mask } else { u32::MAX }, ..msi }),
             None if intx && self.intx => Mode::Intx,
             None => Mode::None,
         }
@@ -220,7 +222,7 @@ mod tests {
         assert_eq!(space.mode(), Mode::None);
         write(&mut space, register::COMMAND, command::MEMORY);
         assert_eq!(space.mode(), Mode::Intx);
-        write(&mut space, register::COMMAND, command::MEMORY | command::INTX_DISABLE);
+        write(&mut space, register::COMMAND, command::MEMORY | command::BUS_MASTER | command::INTX_DISABLE);
         assert_eq!(space.mode(), Mode::None);
         write(&mut space, MSI + 4, 0x1000);
         write(&mut space, MSI + 12, 0x41);
@@ -233,5 +235,20 @@ mod tests {
         assert_eq!(space.mode(), Mode::Msix { masked: false });
         space.reset();
         assert_eq!(space.mode(), Mode::None);
+    }
+
+    /// PCI Local Bus 3.0, section 6.2.2: a message is a memory write of the function's own.
+    #[test]
+    fn messages_stay_pending_while_bus_mastering_is_off() {
+        let mut space = config_space();
+        write(&mut space, register::COMMAND, command::MEMORY);
+        write(&mut space, MSI + 2, 1);
+        assert!(matches!(space.mode(), Mode::Msi(MsiState { mask: u32::MAX, .. })));
+        write(&mut space, register::COMMAND, command::MEMORY | command::BUS_MASTER);
+        assert!(matches!(space.mode(), Mode::Msi(MsiState { mask: 0, .. })));
+        write(&mut space, MSIX + 2, MSIX_ENABLE);
+        assert_eq!(space.mode(), Mode::Msix { masked: false });
+        write(&mut space, register::COMMAND, command::MEMORY);
+        assert_eq!(space.mode(), Mode::Msix { masked: true });
     }
 }

@@ -9,6 +9,7 @@ use outrigger_protocol::pci::CONFIG_REGION;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::address_map::{AddressMap, Claim};
+use super::bus_master::BusMaster;
 use super::config_space::{ConfigSpace, touches};
 use super::discovery::Description;
 use super::dispatch::AccessCounts;
@@ -19,15 +20,16 @@ use super::warnings::Warnings;
 use super::{AttachError, Backplane};
 use crate::irq::IrqError;
 use crate::layout::intx_gsi;
-use crate::pci::bar::{Bar, Bars, Kind, ROM};
+use crate::pci::bar::{BARS, Bar, Bars, Kind, ROM};
 use crate::pci::windows::Windows;
-use crate::pci::{Function, Slot, capabilities, register};
+use crate::pci::{Function, Slot, capabilities, command, register};
 use crate::stats::DeviceLine;
 
 /// A device: what the guest sees of it, for as long as the slot exists.
 pub struct Device {
     slot: Slot,
     addresses: Arc<AddressMap>,
+    bus_master: Arc<BusMaster>,
     warnings: Arc<Warnings>,
     /// Vendor and device id, for people.
     identity: u32,
@@ -71,6 +73,7 @@ impl Device {
     /// If the device cannot be attached.
     pub fn new(
         link: Arc<Link>,
+        bus_master: Arc<BusMaster>,
         description: &Description,
         slot: Slot,
         backplane: &Backplane,
@@ -86,16 +89,19 @@ impl Device {
         let regions = regions(&link, description, &interrupts, backplane, &warnings)?;
         let attachment = Attachment { link, regions, claims: Default::default() };
         let state = State { config, bars, interrupts, life: Life::Attached(Box::new(attachment)) };
-        Ok(Self {
+        let device = Self {
             slot,
             addresses: backplane.addresses.clone(),
+            bus_master,
             warnings,
             identity: capabilities::read_u32(&description.config, 0),
             resettable: description.resettable,
             flr: description.flr,
             state: Mutex::new(state),
             config_accesses: AtomicU64::new(0),
-        })
+        };
+        device.forward_bars(&device.lock());
+        Ok(device)
     }
 
     /// Where it sits.
@@ -196,6 +202,7 @@ impl Device {
             state.bars.place(index, 0);
         }
         state.config.refresh_bars(&state.bars);
+        self.follow_bus_master(state);
         self.update_interrupts(state);
         if let Err(error) = state.interrupts.reset_table() {
             log::error!("{}: resetting MSI-X: {error}", self.slot);
@@ -206,6 +213,7 @@ impl Device {
         {
             self.warnings.warn_of_refusal(&error, "reset", CONFIG_REGION, 0);
         }
+        self.forward_bars(state);
     }
 
     /// Follows the command register and the BARs.
@@ -222,6 +230,18 @@ impl Device {
             if let (None, Some(address), Some(bar)) = (&claim, wanted(index), state.bars.get(index)) {
                 *claim = Some(self.addresses.claim(&regions[index], bar, address));
             }
+        }
+    }
+
+    fn follow_bus_master(&self, state: &State) {
+        self.bus_master.set(state.config.command() & command::BUS_MASTER != 0);
+    }
+
+    /// Tells the server where all of its BARs are now.
+    fn forward_bars(&self, state: &State) {
+        let registers = (0..).map(|index| register::BAR0 + 4 * index).take(BARS).chain([register::ROM]);
+        for (index, register) in registers.enumerate().filter(|(index, _)| state.bars.is_implemented(*index)) {
+            forward_bar(state, register, &state.bars.read(index).to_le_bytes());
         }
     }
 
@@ -298,11 +318,13 @@ impl Function for Device {
             return;
         }
         if state.config.write_bars(&range, data, &mut state.bars) {
-            return self.update_placements(state);
+            self.update_placements(state);
+            return forward_bar(state, range.start, data);
         }
         state.config.write(&range, data);
         if touches(&range, register::COMMAND, 2) {
             self.update_placements(state);
+            self.follow_bus_master(state);
         }
         self.update_interrupts(state);
         if !touches(&range, register::INTERRUPT_LINE, 1)
@@ -316,6 +338,15 @@ impl Function for Device {
     }
 }
 
+/// Tells the server what was written to one of its BARs. A server may find a BAR by its own copy of the register; one that
+/// does not may refuse.
+fn forward_bar(state: &State, register: u16, data: &[u8]) {
+    let Some(link) = state.link() else { return };
+    if let Err(error) = link.call(|client| client.region_write(CONFIG_REGION, register.into(), data)) {
+        log::debug!("write to the BAR at {register:#x} of configuration space: {error}");
+    }
+}
+
 fn region_name(index: usize) -> String {
     if index == ROM { "ROM".into() } else { format!("BAR{index}") }
 }
@@ -323,3 +354,6 @@ fn region_name(index: usize) -> String {
 fn register_range(offset: u16, data: &[u8]) -> Range<u16> {
     offset..offset + u16::try_from(data.len()).expect("the bus passes on at most four bytes")
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,6 +11,7 @@
 //! | `mapped` | the path without any exit |
 //! | `ioeventfd` | the path from KVM straight to the device process, for writes that only say "look" |
 //! | `ioregionfd` | the path from KVM straight to the device process, for any access; the VMM as KVM's stand-in |
+//! | [`bus_master`] | whether the device may reach memory on its own |
 //! | `config_space` | which bytes of configuration space are the VMM's |
 //! | `interrupts` | INTx, MSI and MSI-X of one device |
 //! | [`link`] | the connection to the device process, and the one place where its end is decided |
@@ -18,6 +19,7 @@
 //! | [`watch`] | its death, and its own requests |
 
 pub mod address_map;
+pub mod bus_master;
 mod config_space;
 pub mod device;
 pub mod discovery;

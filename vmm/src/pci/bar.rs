@@ -164,6 +164,12 @@ impl Bars {
         }
     }
 
+    /// Whether register `index` (0 to 5, or [`ROM`]) is part of a range's.
+    #[must_use]
+    pub fn is_implemented(&self, index: usize) -> bool {
+        self.ranges[index].is_some() || self.is_upper_half(index)
+    }
+
     /// What the guest writes to register `index` (0 to 5, or [`ROM`]).
     pub fn write(&mut self, index: usize, value: u32) {
         if self.is_upper_half(index) {
