@@ -13,6 +13,7 @@ use crate::attach::address_map::AddressMap;
 use crate::boot::{BootError, Payload};
 use crate::bus::{Bus, BusDevice, BusError};
 use crate::config::Config;
+use crate::control::Control;
 use crate::irq::{IrqError, Routes};
 use crate::layout::{self, AddressRange};
 use crate::memory::{GuestRam, MemoryError};
@@ -29,10 +30,12 @@ use crate::vcpu::run::VcpuContext;
 use crate::vcpu::{ExitCounters, Topology, Vcpu, VcpuThreads, cpuid};
 use crate::vm::{Vm, VmError, call};
 
-/// How long vCPUs may take to leave the guest and their devices once the run is to end.
-const STOP_LIMIT: Duration = Duration::from_secs(5);
-/// How long they may take before the device processes are cut off.
+/// How long vCPUs may take to leave the guest once the run is to end, before the device processes are cut off.
 const STOP_GRACE: Duration = Duration::from_millis(500);
+/// How long they may take after that.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+/// The same when the user ends the run, and the control thread has cut off the device processes already.
+const STOP_LIMIT_FOR_USER: Duration = Duration::from_millis(200);
 
 /// A machine that cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -125,18 +128,18 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// A machine as `config` describes it, ready to start; it asks `stop` for the end of the run when the guest powers off,
-    /// resets or crashes.
+    /// A machine as `config` describes it, ready to start; it asks `control` for the end of the run when the guest powers
+    /// off, resets or crashes.
     ///
     /// # Errors
     /// See [`BuildError`].
-    pub fn build(config: &Config, serial: &Arc<Serial>, stop: Stop) -> Result<Self, BuildError> {
+    pub fn build(config: &Config, serial: &Arc<Serial>, control: &Control) -> Result<Self, BuildError> {
         // What costs nothing to find out comes first: a kernel that is none should not need KVM to be noticed.
         let payload = Payload::open(&config.kernel, config.initrd.as_deref(), &config.cmdline)?;
-        let mut machine = Self::empty(config, stop)?;
+        let mut machine = Self::empty(config, control.stop.clone())?;
         machine.add_platform_devices(serial)?;
 
-        machine.add_pci_devices(config)?;
+        machine.add_pci_devices(config, control)?;
 
         let platform = Platform { cpus: config.cpus, pci_memory_64: machine.pci_memory_64 };
         let rsdp = platform.write_tables(machine.ram.mmap())?;
@@ -195,7 +198,7 @@ impl Machine {
         Ok(())
     }
 
-    fn add_pci_devices(&mut self, config: &Config) -> Result<(), BuildError> {
+    fn add_pci_devices(&mut self, config: &Config, control: &Control) -> Result<(), BuildError> {
         let bus = Arc::new(PciBus::default());
         assert!(bus.insert(Slot(0), Arc::new(HostBridge)), "nobody else is on the bus yet");
         let (ecam, ports) = (layout::ECAM, layout::PCI_CONFIG_PORTS);
@@ -208,7 +211,8 @@ impl Machine {
         };
         let mut windows = Windows::new(layout::PCI_MEMORY_32, self.pci_memory_64, layout::PCI_IO);
         let configs = &config.pci_devices;
-        self.peripherals = Peripherals::attach(configs, config.cpus, &backplane, &self.ram, &bus, &mut windows)?;
+        self.peripherals =
+            Peripherals::attach(configs, config.cpus, &backplane, &self.ram, &bus, &mut windows, control)?;
         Ok(())
     }
 
@@ -250,13 +254,14 @@ impl Machine {
 
     /// Wait for the vCPUs' end, which must have been requested; a few seconds at most. After a reboot the devices are reset.
     pub fn stop(&mut self) {
-        if !self.running.join(STOP_GRACE).is_empty() {
-            // Somebody waits for a device process that doesn't answer.
+        let limit = if self.stop.is_users() { STOP_LIMIT_FOR_USER } else { STOP_LIMIT };
+        if !self.running.join(STOP_GRACE.min(limit)).is_empty() {
+            // A vCPU waits for a device process that doesn't answer.
             self.peripherals.disconnect();
         }
-        let stuck = self.running.join(STOP_LIMIT);
+        let stuck = self.running.join(limit);
         if !stuck.is_empty() {
-            log::error!("vCPUs {stuck:?} did not stop within {} s", STOP_LIMIT.as_secs());
+            log::error!("vCPUs {stuck:?} did not stop within {limit:?}");
         } else if self.stop.outcome() == Some(Outcome::Reboot) {
             self.peripherals.reset();
         }

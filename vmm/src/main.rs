@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use outrigger::cli::{self, Request};
 use outrigger::config::Config;
-use outrigger::outcome::{Outcome, STATUS_HOST, STATUS_POWER_OFF, STATUS_USAGE};
+use outrigger::control::Control;
+use outrigger::outcome::{STATUS_HOST, STATUS_POWER_OFF, STATUS_USAGE};
 use outrigger_process::output::{self, tell};
 
 /// How long standard error may take to accept the last lines.
@@ -23,9 +24,17 @@ fn main() -> ExitCode {
         output::finish(LAST_LINES);
         return ExitCode::from(STATUS_HOST);
     }
+    let control = match Control::start() {
+        Ok(control) => control,
+        Err(error) => {
+            tell(error);
+            output::finish(LAST_LINES);
+            return ExitCode::from(STATUS_HOST);
+        }
+    };
     let mut patience = LAST_LINES;
     let status = match cli::parse(std::env::args_os()) {
-        Ok(Request::Run(config)) => run(&config, &mut patience),
+        Ok(Request::Run(config)) => run(&config, &control, &mut patience),
         Ok(Request::Print(text)) => {
             // Nobody is left to tell when standard output is closed.
             let _ = std::io::stdout().write_all(text.as_bytes());
@@ -40,10 +49,10 @@ fn main() -> ExitCode {
     ExitCode::from(status)
 }
 
-fn run(config: &Config, patience: &mut Duration) -> u8 {
-    match outrigger::run::run(config) {
+fn run(config: &Config, control: &Control, patience: &mut Duration) -> u8 {
+    match outrigger::run::run(config, control) {
         Ok(outcome) => {
-            if matches!(outcome, Outcome::Interrupted(_) | Outcome::UserQuit) {
+            if outcome.is_users() {
                 *patience = LAST_LINES_AFTER_SIGNAL;
             }
             if outcome.is_failure() {

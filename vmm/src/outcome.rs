@@ -1,15 +1,15 @@
 //! How a run ends, and the exit status that reports it to the caller.
 //!
 //! Anything that can end the guest (a vCPU, the ACPI sleep register, a signal, the console's Ctrl-A x) holds a
-//! [`Stop`] and requests an [`Outcome`]; the first request wins and wakes the main thread's
-//! [`EventLoop`](crate::events::EventLoop).
+//! [`Stop`] and requests an [`Outcome`]; the first request wins, but the user's wish also cuts short an end that the guest
+//! asked for.
 
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::Signal;
 
@@ -67,6 +67,18 @@ impl Outcome {
         }
     }
 
+    /// Whether the guest ended by its own wish.
+    #[must_use]
+    pub fn is_orderly(&self) -> bool {
+        matches!(self, Outcome::PowerOff | Outcome::Reboot)
+    }
+
+    /// Whether it was the user's wish.
+    #[must_use]
+    pub fn is_users(&self) -> bool {
+        matches!(self, Outcome::Interrupted(_) | Outcome::UserQuit)
+    }
+
     /// Whether the outcome is worth a message to the user; a clean power-off, a reboot and the user's own wish are not.
     pub fn is_failure(&self) -> bool {
         matches!(self, Outcome::Crash { .. } | Outcome::DeviceDied | Outcome::Failed { .. })
@@ -99,7 +111,8 @@ pub struct Stop(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     first: OnceLock<Outcome>,
-    device_died: AtomicBool,
+    /// The user's first wish, whatever was before.
+    users: OnceLock<Outcome>,
     wake: EventFd,
 }
 
@@ -110,20 +123,18 @@ impl Stop {
     /// The host's error where no eventfd can be made.
     pub fn new() -> io::Result<Self> {
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        Ok(Stop(Arc::new(Shared { first: OnceLock::new(), device_died: AtomicBool::new(false), wake })))
+        Ok(Stop(Arc::new(Shared { first: OnceLock::new(), users: OnceLock::new(), wake })))
     }
 
     /// Ends the run with `outcome`, unless an earlier request already did. Never blocks.
     pub fn request(&self, outcome: Outcome) {
-        // An error says that an earlier request won.
+        // Errors say that an earlier request won.
+        if outcome.is_users() {
+            let _ = self.0.users.set(outcome.clone());
+        }
         let _ = self.0.first.set(outcome);
         // Fails only with EAGAIN at 2^64-2 unread requests, and then the reader is awake anyway.
         let _ = self.0.wake.write(1);
-    }
-
-    /// Notes that a device process died. The guest goes on; [`outcome`](Self::outcome) reports it at the end.
-    pub fn device_died(&self) {
-        self.0.device_died.store(true, Ordering::SeqCst);
     }
 
     /// Whether the run is to end. vCPU threads ask between two entries of the guest.
@@ -131,15 +142,23 @@ impl Stop {
         self.0.first.get().is_some()
     }
 
-    /// What ended the run; `None` while it goes on. An orderly end after a device process died is
-    /// [`Outcome::DeviceDied`].
+    /// Whether the user wants the run to end: nothing is to take long any more.
+    pub fn is_users(&self) -> bool {
+        self.0.users.get().is_some()
+    }
+
+    /// Waits until the run is to end.
+    pub fn wait(&self) {
+        while !self.requested() {
+            // Fails with EINTR only.
+            let _ = poll(&mut [PollFd::new(self.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE);
+        }
+    }
+
+    /// What ended the run; `None` while it goes on.
     pub fn outcome(&self) -> Option<Outcome> {
         let first = self.0.first.get()?;
-        let orderly = matches!(first, Outcome::PowerOff | Outcome::Reboot);
-        if orderly && self.0.device_died.load(Ordering::SeqCst) {
-            return Some(Outcome::DeviceDied);
-        }
-        Some(first.clone())
+        Some(self.0.users.get().filter(|_| first.is_orderly()).unwrap_or(first).clone())
     }
 }
 
@@ -152,8 +171,6 @@ impl AsFd for Stop {
 
 #[cfg(test)]
 mod tests {
-    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-
     use super::*;
 
     fn readable(stop: &Stop) -> bool {
@@ -191,16 +208,19 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_device_changes_an_orderly_end_only() {
+    fn the_users_wish_cuts_short_an_orderly_end_only() {
         let stop = Stop::new().unwrap();
-        stop.device_died();
-        assert!(!stop.requested(), "the guest goes on");
-        stop.request(Outcome::PowerOff);
-        assert_eq!(stop.outcome(), Some(Outcome::DeviceDied));
+        stop.request(Outcome::Reboot);
+        assert!(!stop.is_users());
+        stop.request(Outcome::Interrupted(Signal::SIGTERM));
+        stop.request(Outcome::UserQuit);
+        assert!(stop.is_users());
+        assert_eq!(stop.outcome(), Some(Outcome::Interrupted(Signal::SIGTERM)));
 
         let stop = Stop::new().unwrap();
-        stop.device_died();
+        let crash = Outcome::Crash { report: "triple fault".to_owned() };
+        stop.request(crash.clone());
         stop.request(Outcome::UserQuit);
-        assert_eq!(stop.outcome(), Some(Outcome::UserQuit));
+        assert_eq!(stop.outcome(), Some(crash));
     }
 }

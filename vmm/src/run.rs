@@ -1,19 +1,32 @@
 //! A run: from a checked configuration to the guest's end.
 
 use std::error::Error;
-use std::io;
-
-use outrigger_process::output;
+use std::time::Duration;
 
 use outrigger_process::options::one_line;
+use outrigger_process::output;
 
-use crate::attach::watch::WatchError;
 use crate::builder::{BuildError, Machine};
 use crate::config::{Config, UsageError};
 use crate::console::{Console, ConsoleError};
-use crate::events::{EventLoop, EventsError};
-use crate::outcome::{Outcome, STATUS_FAILED, STATUS_HOST, STATUS_USAGE, Stop};
-use crate::signals::{Signals, SignalsError};
+use crate::control::{Control, TERM};
+use crate::outcome::{Outcome, STATUS_HOST, STATUS_USAGE};
+use crate::processes::Patience;
+
+/// How long the last words about devices may take to be found, and the guest's last output to be written.
+const TELL_LIMIT: Duration = Duration::from_secs(2);
+const CONSOLE_LIMIT: Duration = Duration::from_secs(1);
+/// The same when the user ends the run.
+const HURRY: Duration = Duration::from_millis(150);
+
+/// A guest that ended has its devices finish what it asked for.
+const AFTER_GUEST: Patience =
+    Patience { alone: Duration::from_secs(5), term: Duration::from_secs(2), kill: Duration::from_secs(1) };
+/// The control thread has sent SIGTERM already, and sends SIGKILL at the same time.
+const AFTER_USER: Patience = Patience { alone: Duration::ZERO, term: TERM, kill: Duration::from_millis(200) };
+/// No guest has asked for anything.
+const AFTER_FAILURE: Patience =
+    Patience { alone: Duration::ZERO, term: Duration::from_millis(200), kill: Duration::from_millis(200) };
 
 /// Why there is no run, or it ended other than by its guest's or user's wish.
 #[derive(Debug, thiserror::Error)]
@@ -24,21 +37,9 @@ pub enum RunError {
     /// The console cannot be connected.
     #[error(transparent)]
     Console(#[from] ConsoleError),
-    /// Signals cannot be taken over.
-    #[error(transparent)]
-    Signals(#[from] SignalsError),
     /// The machine cannot be made or started.
     #[error(transparent)]
     Build(#[from] BuildError),
-    /// The event loop cannot be made, or failed.
-    #[error(transparent)]
-    Events(#[from] EventsError),
-    /// A device cannot be watched.
-    #[error(transparent)]
-    Watch(#[from] WatchError),
-    /// No eventfd for [`Stop`].
-    #[error("cannot prepare for the end of the run")]
-    Stop(#[source] io::Error),
 }
 
 impl RunError {
@@ -47,12 +48,7 @@ impl RunError {
         match self {
             RunError::Usage(_) | RunError::Console(ConsoleError::Create { .. }) => STATUS_USAGE,
             // Descriptors, threads, memory: each is the host's to give.
-            RunError::Console(ConsoleError::Connect(_))
-            | RunError::Signals(_)
-            | RunError::Stop(_)
-            | RunError::Watch(_) => STATUS_HOST,
-            RunError::Events(EventsError::Wait(_)) => STATUS_FAILED,
-            RunError::Events(_) => STATUS_HOST,
+            RunError::Console(ConsoleError::Connect(_)) => STATUS_HOST,
             RunError::Build(error) => error.status(),
         }
     }
@@ -77,35 +73,62 @@ impl RunError {
 /// Boots the guest and stays until it ends. When this returns, whatever it started has ended, and the terminal is as it
 /// was before.
 ///
-/// Call it before the process has any other thread: the signals that end a run are blocked in this one and in those it
-/// starts.
+/// This may wait for device processes, for the guest's output and for files. What must not wait is `control`'s.
 ///
 /// # Errors
 /// [`RunError`], whose [`status`](RunError::status) tells a user's mistake from a host's lack.
-pub fn run(config: &Config) -> Result<Outcome, RunError> {
-    config.check_files()?;
-    let signals = Signals::block()?;
-    let stop = Stop::new().map_err(RunError::Stop)?;
-    let mut events = EventLoop::new()?;
-    let mut console = Console::open(&config.console)?;
-    signals.watch(&mut events, stop.clone(), console.terminal().cloned())?;
-    let mut machine = Machine::build(config, console.serial(), stop.clone())?;
+pub fn run(config: &Config, control: &Control) -> Result<Outcome, RunError> {
+    let result = boot_and_wait(config, control);
+    control.connections.end_all();
+    let by_user = control.stop.outcome().filter(Outcome::is_users);
+    control.processes.end(match &result {
+        _ if by_user.is_some() => AFTER_USER,
+        Ok(_) => AFTER_GUEST,
+        Err(_) => AFTER_FAILURE,
+    });
+    match result {
+        // Whatever failed because the user ended the run is no failure.
+        Err(_) if by_user.is_some() => Ok(by_user.expect("just seen")),
+        // The user may have cut short what came after the guest's own end.
+        Ok(outcome) if outcome.is_orderly() => Ok(control.stop.outcome().filter(Outcome::is_users).unwrap_or(outcome)),
+        other => other,
+    }
+}
 
-    machine.peripherals.watch(&mut events, &stop)?;
+fn boot_and_wait(config: &Config, control: &Control) -> Result<Outcome, RunError> {
+    config.check_files()?;
+    let stop = &control.stop;
+    let mut console = Console::open(&config.console)?;
+    if let Some(terminal) = console.terminal() {
+        control.set_terminal(terminal.clone());
+    }
+    let mut machine = Machine::build(config, console.serial(), control)?;
     if config.show_devices {
         output::print(format_args!("{}", machine.peripherals.describe()));
     }
 
-    console.start(&stop)?;
-    let ran = machine.start().map_err(RunError::from).and_then(|()| Ok(events.run(&stop)?));
-    // Says so to threads that still run after an error; otherwise the run's outcome is known already.
-    let failed = || Outcome::Failed { report: "the run failed".to_owned() };
-    stop.request(failed());
-    machine.peripherals.notice_deaths(&stop);
+    console.start(stop)?;
+    control.guest_runs();
+    let started = machine.start();
+    match &started {
+        Ok(()) => stop.wait(),
+        // Says so to threads that run already.
+        Err(_) => stop.request(failed()),
+    }
+    let lost_a_device = machine.peripherals.are_any_lost();
     machine.stop();
     if config.stats {
         output::print(format_args!("{}", machine.stats()));
     }
-    console.finish();
-    ran.map(|()| stop.outcome().unwrap_or_else(failed))
+    machine.peripherals.disconnect();
+    let (tell_limit, console_limit) = if stop.is_users() { (HURRY, HURRY) } else { (TELL_LIMIT, CONSOLE_LIMIT) };
+    machine.peripherals.join(tell_limit);
+    console.finish(console_limit);
+    started?;
+    let outcome = stop.outcome().unwrap_or_else(failed);
+    Ok(if outcome.is_orderly() && lost_a_device { Outcome::DeviceDied } else { outcome })
+}
+
+fn failed() -> Outcome {
+    Outcome::Failed { report: "the run failed".to_owned() }
 }

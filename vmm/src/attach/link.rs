@@ -87,9 +87,10 @@ impl Link {
         })
     }
 
-    /// The connection's sockets, to be polled.
-    pub fn watch(&self) -> impl Iterator<Item = outrigger_protocol::client::Watch<'_>> {
-        self.client.watch()
+    /// The connection, to be polled; calls go through [`call`](Self::call).
+    #[must_use]
+    pub fn client(&self) -> &Client {
+        &self.client
     }
 
     /// Adds a socket that ends with the link.

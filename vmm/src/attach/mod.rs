@@ -16,7 +16,7 @@
 //! | `interrupts` | INTx, MSI and MSI-X of one device |
 //! | [`link`] | the connection to the device process, and the one place where its end is decided |
 //! | [`device`] | the function on the PCI bus, made of the above |
-//! | [`watch`] | its death, and its own requests |
+//! | [`serving`] | the thread that serves one device: its own requests, its hang-up, the end of an INTx interrupt |
 
 pub mod address_map;
 pub mod bus_master;
@@ -31,10 +31,10 @@ pub mod link;
 mod mapped;
 pub mod plan;
 mod region;
+pub mod serving;
 #[cfg(test)]
 mod testing;
 mod warnings;
-pub mod watch;
 
 use std::sync::Arc;
 

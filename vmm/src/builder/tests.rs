@@ -43,15 +43,16 @@ fn config(kernel: &Path, cpus: u8) -> Config {
 /// Run `kernel` until it ends, five seconds at most; what it wrote to COM1 and how it ended.
 fn run(kernel: &[u8], cpus: u8) -> (String, Option<Outcome>) {
     let kernel: NamedTempFile = images::file(kernel);
-    let (line, stop) = (Line::default(), Stop::new().unwrap());
+    let (line, control) = (Line::default(), Control::without_thread().unwrap());
+    let stop = control.stop.clone();
     let serial = Arc::new(Serial::new(Box::new(line.clone())).unwrap());
-    let mut machine = Machine::build(&config(kernel.path(), cpus), &serial, stop.clone()).unwrap();
+    let mut machine = Machine::build(&config(kernel.path(), cpus), &serial, &control).unwrap();
     machine.start().unwrap();
     let deadline = Instant::now() + Duration::from_secs(5);
     while !stop.requested() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(1));
     }
-    stop.request(Outcome::UserQuit);
+    stop.request(Outcome::Failed { report: "too late".to_owned() });
     machine.stop();
     let text = String::from_utf8(line.0.lock().unwrap().clone()).unwrap();
     (text, stop.outcome())
@@ -165,9 +166,10 @@ fn all_64_vcpus_start_on_an_interrupt_from_the_first() {
 #[test]
 fn vcpus_that_never_exit_are_stopped() {
     let kernel = images::file(&images::elf(&SPIN));
-    let stop = Stop::new().unwrap();
+    let control = Control::without_thread().unwrap();
+    let stop = control.stop.clone();
     let serial = Arc::new(Serial::new(Box::new(io::sink())).unwrap());
-    let mut machine = Machine::build(&config(kernel.path(), 4), &serial, stop.clone()).unwrap();
+    let mut machine = Machine::build(&config(kernel.path(), 4), &serial, &control).unwrap();
     machine.start().unwrap();
     std::thread::sleep(Duration::from_millis(20));
     let started = Instant::now();
@@ -180,9 +182,10 @@ fn vcpus_that_never_exit_are_stopped() {
 #[test]
 fn a_machine_that_is_dropped_stops() {
     let kernel = images::file(&images::elf(&SPIN));
-    let stop = Stop::new().unwrap();
+    let control = Control::without_thread().unwrap();
+    let stop = control.stop.clone();
     let serial = Arc::new(Serial::new(Box::new(io::sink())).unwrap());
-    let mut machine = Machine::build(&config(kernel.path(), 2), &serial, stop.clone()).unwrap();
+    let mut machine = Machine::build(&config(kernel.path(), 2), &serial, &control).unwrap();
     machine.start().unwrap();
     drop(machine);
     assert!(stop.requested());
@@ -190,13 +193,13 @@ fn a_machine_that_is_dropped_stops() {
 
 #[test]
 fn statuses_tell_whose_fault_it_is() {
-    let stop = Stop::new().unwrap();
+    let control = Control::without_thread().unwrap();
     let serial = Arc::new(Serial::new(Box::new(io::sink())).unwrap());
     let text = images::file(b"not a kernel\n");
-    let error = Machine::build(&config(text.path(), 1), &serial, stop.clone()).map(|_| ()).unwrap_err();
+    let error = Machine::build(&config(text.path(), 1), &serial, &control).map(|_| ()).unwrap_err();
     assert_eq!(error.status(), STATUS_USAGE, "{error}");
     let kernel = images::file(&images::elf(&SPIN));
     let huge = Config { memory: MemoryConfig { size: 1 << 52, hugepages: false }, ..config(kernel.path(), 1) };
-    let error = Machine::build(&huge, &serial, stop).map(|_| ()).unwrap_err();
+    let error = Machine::build(&huge, &serial, &control).map(|_| ()).unwrap_err();
     assert_eq!(error.status(), STATUS_HOST, "{error}");
 }

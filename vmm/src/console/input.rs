@@ -6,14 +6,13 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::keys::{Key, Keys};
-use crate::events;
 use crate::outcome::{Outcome, Stop};
 use crate::serial::{Received, Serial};
 use crate::terminal::Terminal;
@@ -50,7 +49,8 @@ enum Source {
 /// # Errors
 /// The host's, where it cannot start a thread or is out of descriptors.
 pub fn start(source: OwnedFd, terminal: Option<Arc<Terminal>>, serial: Arc<Serial>, stop: Stop) -> io::Result<()> {
-    let room = events::duplicate(serial.room())?;
+    // SAFETY: a duplicate of an eventfd that is nobody else's.
+    let room = unsafe { OwnedFd::from_raw_fd(serial.room().try_clone()?.into_raw_fd()) };
     let source = File::from(source);
     let (keys, queue) = (Keys::default(), VecDeque::new());
     let mut input = Input { source, terminal, serial, room, stop, keys, queue, overrun: false };

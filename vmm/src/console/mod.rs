@@ -9,6 +9,7 @@ use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::config::ConsoleConfig;
 use crate::outcome::Stop;
@@ -96,9 +97,9 @@ impl Console {
         Ok(())
     }
 
-    /// Waits, for one second at most, until the guest's output is written, then gives the terminal back.
-    pub fn finish(&self) {
-        let unwritten = self.output.as_ref().map_or(0, Output::finish);
+    /// Waits, for `limit` at most, until the guest's output is written, then gives the terminal back.
+    pub fn finish(&self, limit: Duration) {
+        let unwritten = self.output.as_ref().map_or(0, |output| output.finish(limit));
         if let Some(terminal) = &self.terminal {
             terminal.restore();
         }

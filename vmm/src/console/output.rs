@@ -62,9 +62,9 @@ impl Output {
         Ok(Output(shared))
     }
 
-    /// Waits until all is written, for one second at most. Returns the number of bytes that may still not be.
-    pub fn finish(&self) -> usize {
-        let deadline = Instant::now() + PATIENCE;
+    /// Waits until all is written, for `limit` at most. Returns the number of bytes that may still not be.
+    pub fn finish(&self, limit: Duration) -> usize {
+        let deadline = Instant::now() + limit;
         let mut state = self.0.lock();
         while !state.failed && state.taken + state.waiting.len() > 0 {
             let Some(left) = deadline.checked_duration_since(Instant::now()) else { break };
@@ -196,7 +196,7 @@ mod tests {
         }
         let mut bytes = [0; 5];
         reader.read_exact(&mut bytes).unwrap();
-        assert_eq!((&bytes, output.finish()), (b"hello", 0));
+        assert_eq!((&bytes, output.finish(PATIENCE)), (b"hello", 0));
     }
 
     #[test]
@@ -211,7 +211,7 @@ mod tests {
         }
         // One wait, with time to spare for a busy machine; a wait for each block would take half an hour.
         assert!((PATIENCE..10 * PATIENCE).contains(&start.elapsed()), "{:?}", start.elapsed());
-        assert!(output.finish() > 0, "the rest waits");
+        assert!(output.finish(PATIENCE) > 0, "the rest waits");
 
         let mut text = Vec::new();
         let mut part = vec![0; 65536];
@@ -250,7 +250,7 @@ mod tests {
         for _ in 0..1024 {
             output.write_all(&[0; 1024]).unwrap();
         }
-        assert_eq!(output.finish(), 0);
+        assert_eq!(output.finish(PATIENCE), 0);
         assert!(start.elapsed() < PATIENCE);
     }
 

@@ -1,0 +1,84 @@
+//! Why the guest cannot have a device, and whose fault that is.
+
+use std::io;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use outrigger_process::launch::{EXIT_HOST, EXIT_USAGE};
+
+use crate::attach::AttachError;
+use crate::attach::serving::ServiceError;
+use crate::outcome::{STATUS_HOST, STATUS_USAGE};
+use crate::processes::ending;
+use crate::supervisor::SpawnError;
+
+/// A device that the guest cannot have.
+#[derive(Debug, thiserror::Error)]
+#[error("{label}: {problem}")]
+pub struct PeripheralError {
+    pub(super) label: String,
+    pub(super) problem: Problem,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Problem {
+    #[error("{}", chain(.0))]
+    Spawn(SpawnError),
+    #[error("nobody listens on this socket; start the device process first")]
+    NobodyListens,
+    #[error("cannot connect: {0}")]
+    Connect(io::Error),
+    #[error("nobody accepted a connection within {} s", .0.as_secs())]
+    NotAccepted(Duration),
+    #[error("{}", chain(.0))]
+    Attach(AttachError),
+    #[error("{}", chain(.0))]
+    Service(ServiceError),
+    #[error("cannot start a thread: {0}")]
+    Thread(io::Error),
+    /// The process has said itself what is wrong.
+    #[error("its process {} before it served the device", ending(*.0))]
+    Exited(ExitStatus),
+}
+
+impl PeripheralError {
+    /// The exit status that says whose fault it is.
+    #[must_use]
+    pub fn status(&self) -> u8 {
+        match &self.problem {
+            Problem::Spawn(SpawnError::Start { .. }) => STATUS_USAGE,
+            Problem::Spawn(_) => STATUS_HOST,
+            Problem::NobodyListens | Problem::Connect(_) | Problem::NotAccepted(_) => STATUS_USAGE,
+            // What was named on the command line is no device process, or not one that can be used.
+            Problem::Attach(AttachError::Client(_) | AttachError::Device(_) | AttachError::Bar(_)) => STATUS_USAGE,
+            Problem::Attach(_) | Problem::Service(_) | Problem::Thread(_) => STATUS_HOST,
+            // What it says about itself; another status is that of a program that is no device program.
+            Problem::Exited(status) if has_told(*status) => {
+                status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(STATUS_USAGE)
+            }
+            Problem::Exited(_) => STATUS_USAGE,
+        }
+    }
+
+    /// Whether the user has been told already, by the device process itself.
+    #[must_use]
+    pub fn is_told(&self) -> bool {
+        matches!(self.problem, Problem::Exited(status) if has_told(status))
+    }
+}
+
+/// Whether a device program ends with this status after it has told the user why.
+fn has_told(status: ExitStatus) -> bool {
+    status.code().is_some_and(|code| [EXIT_USAGE, EXIT_HOST].map(i32::from).contains(&code))
+}
+
+/// An error and all its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
+}
