@@ -205,7 +205,7 @@ impl Device {
         self.follow_bus_master(state);
         self.update_interrupts(state);
         if let Err(error) = state.interrupts.reset_table() {
-            log::error!("{}: resetting MSI-X: {error}", self.slot);
+            self.warnings.warn(format_args!("resetting MSI-X: {error}"));
         }
         if self.resettable
             && let Life::Attached(attachment) = &state.life

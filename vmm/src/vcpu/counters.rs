@@ -47,7 +47,7 @@ struct Descriptor {
 
 /// Returns of `KVM_RUN` for one vCPU, counted by its thread.
 #[derive(Debug, Default)]
-pub(super) struct Returns {
+pub(super) struct ExitCounts {
     pub(super) all: AtomicU64,
     pub(super) mmio: AtomicU64,
     pub(super) io: AtomicU64,
@@ -60,7 +60,7 @@ pub(super) fn count(counter: &AtomicU64) {
 /// Where one vCPU's exits are counted; readable while the vCPU runs and after.
 #[derive(Debug)]
 pub struct ExitCounters {
-    returns: Arc<Returns>,
+    exit_counts: Arc<ExitCounts>,
     kvm: Option<KvmCounters>,
 }
 
@@ -86,9 +86,9 @@ pub struct Exits {
 }
 
 impl ExitCounters {
-    pub(super) fn new(vcpu: &VcpuFd, returns: Arc<Returns>) -> Self {
+    pub(super) fn new(vcpu: &VcpuFd, exit_counts: Arc<ExitCounts>) -> Self {
         let kvm = KvmCounters::open(vcpu).inspect_err(|error| log::info!("KVM's statistics: {error}"));
-        Self { returns, kvm: kvm.ok() }
+        Self { exit_counts, kvm: kvm.ok() }
     }
 
     /// Those from the guest to KVM, MMIO being what no device in KVM took. `None`: this kernel does not tell (it is older
@@ -108,7 +108,7 @@ impl ExitCounters {
     /// Those from KVM to the VMM.
     #[must_use]
     pub fn to_vmm(&self) -> Exits {
-        let Returns { all, mmio, io } = &*self.returns;
+        let ExitCounts { all, mmio, io } = &*self.exit_counts;
         let [all, mmio, io] = [all, mmio, io].map(|counter| counter.load(Ordering::Relaxed));
         Exits { all, mmio, io }
     }

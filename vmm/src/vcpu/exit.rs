@@ -7,7 +7,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
-use super::counters::{Returns, count};
+use super::counters::{ExitCounts, count};
 use super::foreign_memory::VainLooks;
 use super::report::crash;
 use super::run::VcpuContext;
@@ -17,18 +17,18 @@ use crate::outcome::Outcome;
 pub(super) fn serve_one(
     fd: &mut VcpuFd,
     context: &VcpuContext,
-    returns: &Returns,
+    exit_counts: &ExitCounts,
     looks: &mut VainLooks,
 ) -> Option<Outcome> {
     let VcpuContext { mmio, io, memory, .. } = context;
     let exit = fd.run();
-    count(&returns.all);
+    count(&exit_counts.all);
     if exit.is_ok() {
         looks.forget();
     }
     let what = match exit {
         Ok(VcpuExit::IoOut(port, data)) => {
-            count(&returns.io);
+            count(&exit_counts.io);
             let (start, length) = (data.as_ptr(), data.len());
             // SAFETY: `start` and `length` are those of the slice just given by `run`, which lies in the vCPU's mapping beyond
             // `kvm_run` and stays as it is until the next `run`.
@@ -39,7 +39,7 @@ pub(super) fn serve_one(
             return None;
         }
         Ok(VcpuExit::IoIn(port, data)) => {
-            count(&returns.io);
+            count(&exit_counts.io);
             let (start, length) = (data.as_mut_ptr(), data.len());
             // SAFETY: as above; nobody else has a reference to that part of the mapping.
             let data = unsafe { std::slice::from_raw_parts_mut(start, length) };
@@ -49,12 +49,12 @@ pub(super) fn serve_one(
             return None;
         }
         Ok(VcpuExit::MmioRead(address, data)) => {
-            count(&returns.mmio);
+            count(&exit_counts.mmio);
             mmio.read(address, data);
             return None;
         }
         Ok(VcpuExit::MmioWrite(address, data)) => {
-            count(&returns.mmio);
+            count(&exit_counts.mmio);
             mmio.write(address, data);
             return None;
         }

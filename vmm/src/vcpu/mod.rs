@@ -15,7 +15,7 @@ use kvm_bindings::CpuId;
 use kvm_ioctls::VcpuFd;
 
 use crate::vm::{Vm, VmError, call};
-use counters::Returns;
+use counters::ExitCounts;
 
 pub use counters::{ExitCounters, Exits};
 pub use cpuid::Topology;
@@ -28,7 +28,7 @@ pub use run::{VcpuThread, VcpuThreads};
 pub struct Vcpu {
     id: u8,
     fd: VcpuFd,
-    returns: Arc<Returns>,
+    exit_counts: Arc<ExitCounts>,
 }
 
 impl Vcpu {
@@ -38,7 +38,7 @@ impl Vcpu {
     /// # Errors
     /// If KVM refuses one of the calls.
     pub fn new(vm: &Vm, id: u8) -> Result<Self, VmError> {
-        Ok(Self { id, fd: vm.create_vcpu(id)?, returns: Arc::default() })
+        Ok(Self { id, fd: vm.create_vcpu(id)?, exit_counts: Arc::default() })
     }
 
     /// Rate of the time-stamp counter in kHz.
@@ -63,7 +63,7 @@ impl Vcpu {
     /// Where its exits are counted.
     #[must_use]
     pub fn exit_counters(&self) -> ExitCounters {
-        ExitCounters::new(&self.fd, Arc::clone(&self.returns))
+        ExitCounters::new(&self.fd, Arc::clone(&self.exit_counts))
     }
 
     /// Let this vCPU be the one that starts the guest.

@@ -60,7 +60,7 @@ impl Vcpu {
         let stop = &context.stop;
         let mut looks = VainLooks::default();
         while !stop.requested() {
-            if let Some(outcome) = serve_one(&mut self.fd, context, &self.returns, &mut looks) {
+            if let Some(outcome) = serve_one(&mut self.fd, context, &self.exit_counts, &mut looks) {
                 stop.request(match outcome {
                     Outcome::Crash { report } => Outcome::Crash { report: format!("vCPU {}: {report}", self.id) },
                     outcome => outcome,

@@ -30,6 +30,8 @@ struct Server {
     regions: Vec<Region>,
     irqs: Vec<Irq>,
     told: Sender<Told>,
+    /// Its own copy of BAR 0: as long as that is empty, it does not answer there.
+    bar: u32,
     /// Its BARs are nobody's business but its own.
     refuses_bars: bool,
 }
@@ -49,6 +51,8 @@ impl server::Device for Server {
         config[0x18] = 0x4;
         let offset = usize::try_from(offset).unwrap();
         match region {
+            0 if self.bar == 0 => return Err(Errno::EINVAL),
+            0 => data.fill(0x77),
             CONFIG_REGION => data.copy_from_slice(&config[offset..offset + data.len()]),
             _ => data.fill(0),
         }
@@ -58,6 +62,9 @@ impl server::Device for Server {
         let mut value = [0; 4];
         value[..data.len()].copy_from_slice(data);
         self.told.send(Told::Write(offset, u32::from_le_bytes(value))).unwrap();
+        if offset == 0x10 {
+            self.bar = u32::from_le_bytes(value);
+        }
         let bar = (0x10..0x28).contains(&offset) || (0x30..0x34).contains(&offset);
         if bar && self.refuses_bars { Err(Errno::EINVAL) } else { Ok(()) }
     }
@@ -76,7 +83,7 @@ fn attach(refuses_bars: bool) -> (Device, Arc<BusMaster>, Receiver<Told>) {
             regions[index] = Region::messages(size);
         }
         let irqs = (0..NUM_IRQS).map(|_| Irq::default()).collect();
-        let mut server = Server { regions, irqs, told, refuses_bars };
+        let mut server = Server { regions, irqs, told, bar: 0, refuses_bars };
         server::serve(&mut server, theirs, &server::Options::default())
     });
     let client = Client::new(ours, Arc::new(NoMemory), &Options::default()).unwrap();
@@ -126,6 +133,19 @@ fn the_server_is_told_where_the_bars_are() {
     let mut expected = vec![Told::Reset];
     expected.extend([(0x10, 0), (0x18, 4), (0x1c, 0), (0x30, 0)].map(|(at, value)| Told::Write(at, value)));
     assert_eq!(told.try_iter().collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn a_server_that_needs_its_own_copy_answers() {
+    let (device, _, _told) = attach(false);
+    device.config_write(register::COMMAND, &command::MEMORY.to_le_bytes());
+    let mut data = [0; 4];
+    device.addresses.mmio.read(0xc000_0000, &mut data);
+    assert_eq!(data, [0x77; 4]);
+    write(&device, 0x10, 0);
+    write(&device, 0x10, 0xc100_0000);
+    device.addresses.mmio.read(0xc100_0000, &mut data);
+    assert_eq!(data, [0x77; 4]);
 }
 
 #[test]
