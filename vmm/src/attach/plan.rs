@@ -142,6 +142,8 @@ pub enum Reason {
     BeyondFile,
     /// Mapping so much takes too long.
     TooLarge,
+    /// Giving KVM so many takes too long.
+    TooMany,
 }
 
 impl Part {
@@ -160,6 +162,7 @@ impl Reason {
             Self::Overlapped => format!("; something else is in the way of {path}"),
             Self::NotMemory => format!("; the file for {path} is not memory (memfd, tmpfs, hugetlbfs)"),
             Self::BeyondFile => format!("; the file for {path} ends before"),
+            Self::TooMany => format!("; there are too many for {path} before it"),
             Self::TooLarge => format!("; this is too large for {path}"),
         }
     }

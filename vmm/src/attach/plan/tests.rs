@@ -282,3 +282,21 @@ fn what_is_not_memory_or_ends_too_early_goes_by_message() {
     let plan = Plan::choose(&description, 2, AllowedPaths::default(), AskedBy::Vmm);
     assert_eq!(plan.areas.len(), 1, "what lies within the file is mapped");
 }
+
+/// As many as fit into a server's description. Each would hold up a vCPU for a while.
+#[test]
+fn only_so_many_are_given_to_kvm() {
+    let areas: Vec<_> = (0..4096).map(|index| (0x10_0000 + 0x2000 * index, 0x1000)).collect();
+    let (bell, socket) = (eventfd(), socket());
+    let signalled = |index: u64| IoFd { fd: bell.clone(), ..signalled(0x4000 + 8 * index, 4) };
+    let asked = |index: u64| IoFd { fd: socket.clone(), ..asked(0x2_0000 + 0x10 * index, 0x10, 0) };
+    let mut description = description(&[], (0..800).map(signalled).chain((0..800).map(asked)).collect());
+    description.regions[2] = region(1 << 30, &areas);
+    let start = std::time::Instant::now();
+    let plan = Plan::choose(&description, 2, AllowedPaths::default(), AskedBy::Kvm);
+    assert!(start.elapsed() < std::time::Duration::from_secs(2), "{:?}", start.elapsed());
+    assert_gapless(&plan, 1 << 30);
+    assert_eq!((plan.areas.len(), plan.doorbells.len(), plan.ioregions.len()), (64, 256, 256));
+    let last = plan.part(0x10_0000 + 0x2000 * 4095).unwrap();
+    assert_eq!((last.path, &last.passed_over[..]), (Path::Message, &[(PathName::Mapped, Reason::TooMany)][..]));
+}
