@@ -59,3 +59,13 @@ pub fn initramfs(destination: &Path, script: &str, files: &[(&Path, &str)], arch
     image.extend(output.stdout);
     std::fs::write(destination, image).expect("the directory is ours");
 }
+
+/// Debian's memtest86+, a bzImage that is no Linux.
+///
+/// # Panics
+/// With the recipe's own words when it cannot be fetched.
+pub fn memtest() -> PathBuf {
+    let ended = run(&mut Command::new(repository::file("guest-images/memtest")), BUILD_LIMIT);
+    assert_eq!(ended.code(), 0, "guest-images/memtest failed:\n{ended}");
+    PathBuf::from(ended.stdout.trim())
+}

@@ -166,9 +166,9 @@ impl Kernel {
             return Err(self.unsupported("it has no 64-bit entry point (Linux older than 3.8, or 32-bit)"));
         }
         let setup_sectors = if head[0x1F1] == 0 { 4 } else { head[0x1F1] };
-        // The header counts in sectors of 512 and paragraphs of 16 bytes.
+        // The header counts in sectors of 512 and in units of 16 bytes, of which the last need not be whole (boot.rst, `syssize`).
         let setup = (u64::from(setup_sectors) + 1) * 512;
-        self.check_size(setup + u64::from(u32_at(head, 0x1F4)) * 16, size)?;
+        self.check_size(setup + (u64::from(u32_at(head, 0x1F4)) * 16).saturating_sub(15), size)?;
         // The kernel unpacks itself to its preferred address at least, and says how much memory it needs there.
         let (load_address, preferred_address) = (u64::from(u32_at(head, 0x214)), u64_at(head, 0x258));
         let unpacked = load_address.max(preferred_address).saturating_add(u64::from(u32_at(head, 0x260)));
