@@ -8,6 +8,7 @@ use std::process::Command;
 
 use outrigger_tests::outrigger::{LIMIT, command, with_disk, with_payload};
 use outrigger_tests::process::{Ended, Process, run};
+use outrigger_tests::qemu::Server;
 use outrigger_tests::{binaries, disk, payload, server};
 use tempfile::TempDir;
 
@@ -360,4 +361,31 @@ fn a_server_that_never_accepts() {
     let listener = UnixListener::bind(&path).expect("the directory is ours");
     refused(&mut device(&path), USAGE, &["--device", "stuck.sock"]);
     drop(listener);
+}
+
+/// The kernel tells who listens. A server gets guest RAM, so it has to be root's or our own unless `user=` says otherwise.
+#[test]
+fn a_server_that_another_user_runs() {
+    let directory = temporary();
+    binaries::copy_stripped(directory.path());
+    fs::set_permissions(directory.path(), Permissions::from_mode(0o777)).expect("the directory is ours");
+    let image = disk::for_payload(directory.path());
+    fs::set_permissions(&image, Permissions::from_mode(0o666)).expect("the file is ours");
+    let path = directory.path().join("theirs.sock");
+    let mut command = unprivileged();
+    command.arg(directory.path().join("outrigger-blk")).arg("--disk").arg(format!("path={}", image.display()));
+    let _server = Server::spawn(command.arg("--socket").arg(&path), &path);
+
+    let with = |more: &str| {
+        let mut command = with_payload("blk");
+        command.arg("--device").arg(format!("socket={}{more}", path.display()));
+        command
+    };
+    let words = ["--device", "theirs.sock", "runs as user nobody", "for root only", "add user=nobody"];
+    refused(&mut with(""), USAGE, &words);
+    refused(&mut with(",dma=messages"), USAGE, &words);
+    refused(&mut with(",user=root"), USAGE, &["runs as user nobody", "for root only"]);
+    for user in ["nobody", "65534", "any"] {
+        run(&mut with(&format!(",user={user}")), LIMIT).expect_code(0).expect_stdout("payload: passed");
+    }
 }

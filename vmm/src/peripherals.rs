@@ -1,5 +1,6 @@
 //! The PCI devices of a run: each one's process started or its socket found, attached, served, and let go at the end.
 
+mod connect;
 mod error;
 mod open;
 
@@ -195,7 +196,7 @@ fn start<'a>(config: &'a DeviceConfig, cpus: u8, control: &Control) -> Result<St
             control.processes.add(&process);
             (Some(process.clone()), Reachable::Started(process, stream))
         }
-        Source::Socket { path, .. } => (None, Reachable::Listening(path.clone())),
+        Source::Socket { path, server } => (None, Reachable::Listening(path.clone(), *server)),
     };
     Ok(Started { config, process, reachable })
 }

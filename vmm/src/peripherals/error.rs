@@ -2,10 +2,10 @@
 
 use std::io;
 use std::process::ExitStatus;
-use std::time::Duration;
 
 use outrigger_process::launch::{EXIT_HOST, EXIT_USAGE};
 
+use super::connect::ConnectError;
 use crate::attach::AttachError;
 use crate::attach::serving::ServiceError;
 use crate::outcome::{STATUS_HOST, STATUS_USAGE};
@@ -24,12 +24,8 @@ pub struct PeripheralError {
 pub(super) enum Problem {
     #[error("{}", chain(.0))]
     Spawn(SpawnError),
-    #[error("nobody listens on this socket; start the device process first")]
-    NobodyListens,
-    #[error("cannot connect: {0}")]
-    Connect(io::Error),
-    #[error("nobody accepted a connection within {} s", .0.as_secs())]
-    NotAccepted(Duration),
+    #[error(transparent)]
+    Connect(ConnectError),
     #[error("{}", chain(.0))]
     Attach(AttachError),
     #[error("{}", chain(.0))]
@@ -48,7 +44,7 @@ impl PeripheralError {
         match &self.problem {
             Problem::Spawn(SpawnError::Start { .. }) => STATUS_USAGE,
             Problem::Spawn(_) => STATUS_HOST,
-            Problem::NobodyListens | Problem::Connect(_) | Problem::NotAccepted(_) => STATUS_USAGE,
+            Problem::Connect(_) => STATUS_USAGE,
             // What was named on the command line is no device process, or not one that can be used.
             Problem::Attach(AttachError::Client(_) | AttachError::Device(_) | AttachError::Bar(_)) => STATUS_USAGE,
             Problem::Attach(_) | Problem::Service(_) | Problem::Thread(_) => STATUS_HOST,

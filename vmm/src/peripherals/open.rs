@@ -3,38 +3,34 @@
 //! This takes as long as the device process lets it, up to a deadline for each message. So each device is opened on a
 //! thread of its own, and [`Connections`] ends all waits when the run ends first.
 
-use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use outrigger_protocol::client::{Client, ClientError, Options};
 use outrigger_protocol::foreign::ForeignFd;
 
+use super::connect::connect;
 use super::error::Problem;
 use crate::attach::AttachError;
 use crate::attach::bus_master::{BusMaster, MessageDma};
 use crate::attach::discovery::{Description, discover};
 use crate::attach::link::Link;
-use crate::config::Dma;
+use crate::config::{Dma, ServerUser};
 use crate::connections::Connections;
 use crate::memory::GuestRam;
 use crate::processes::DeviceProcess;
 
 /// How long a process that closed its socket may take to be gone, so that its status can be told.
 const EXIT_WAIT: Duration = Duration::from_secs(2);
-const RETRY: Duration = Duration::from_millis(20);
 
 /// A device process that is about to be asked what it is.
 pub(super) enum Reachable {
     /// This VMM has started it and holds its socket.
     Started(Arc<DeviceProcess>, UnixStream),
-    /// It listens here.
-    Listening(PathBuf),
+    /// It listens here, and has to be run by such a user.
+    Listening(PathBuf, ServerUser),
 }
 
 /// What opening a device needs to know.
@@ -59,7 +55,10 @@ impl Opening {
         let Self { reachable, ram, dma, connections } = self;
         let (stream, process) = match reachable {
             Reachable::Started(process, stream) => (stream, Some(process)),
-            Reachable::Listening(path) => (connect_to(&path, options.deadline, &connections)?, None),
+            Reachable::Listening(path, server) => {
+                let stream = connect(&path, server, options.deadline, || connections.are_ended());
+                (stream.map_err(Problem::Connect)?, None)
+            }
         };
         attach(stream, &options, &ram, dma, &connections).map_err(|error| {
             let disconnected = matches!(error, AttachError::Client(ClientError::Disconnected(_)));
@@ -67,28 +66,6 @@ impl Opening {
             let status = process.and_then(|process| process.wait(patience));
             status.map_or(Problem::Attach(error), Problem::Exited)
         })
-    }
-}
-
-/// Connects without waiting longer than `deadline` for a server whose queue of connections is full.
-fn connect_to(path: &Path, deadline: Duration, connections: &Connections) -> Result<UnixStream, Problem> {
-    let failed = |errno: Errno| match errno {
-        Errno::ENOENT | Errno::ECONNREFUSED => Problem::NobodyListens,
-        errno => Problem::Connect(errno.into()),
-    };
-    let address = UnixAddr::new(path).map_err(failed)?;
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let stream = socket(AddressFamily::Unix, SockType::Stream, flags, None).map_err(failed)?;
-    let stream = UnixStream::from(stream);
-    let end = Instant::now() + deadline;
-    loop {
-        match connect(stream.as_raw_fd(), &address) {
-            Ok(()) => return Ok(stream),
-            Err(Errno::EAGAIN) if Instant::now() < end && !connections.are_ended() => thread::sleep(RETRY),
-            Err(Errno::EAGAIN) => return Err(Problem::NotAccepted(deadline)),
-            Err(Errno::EINTR) => {}
-            Err(errno) => return Err(failed(errno)),
-        }
     }
 }
 
