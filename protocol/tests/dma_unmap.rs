@@ -54,20 +54,44 @@ fn flags_which_this_version_does_not_use_are_refused() {
 }
 
 #[test]
-fn what_is_not_exactly_a_mapped_range_is_refused() {
+fn what_is_no_mapped_range_or_a_part_of_one_is_refused() {
     let (server, mut raw) = mapped();
     for (address, size) in [
         (0, 0),
-        (0, u64::MAX),
+        (1 << 20, 0),
+        (0, PAGE),
+        (0, 1 << 20),
+        ((1 << 20) + 4 * PAGE, u64::MAX - (1 << 20) - 4 * PAGE),
         (1 << 20, 3 * PAGE),
-        (1 << 20, 5 * PAGE),
         ((1 << 20) + PAGE, 3 * PAGE),
-        ((1 << 20) - PAGE, 5 * PAGE),
+        ((1 << 20) + PAGE, 8 * PAGE),
+        ((1 << 20) + PAGE, PAGE),
+        ((1 << 20) - PAGE, 4 * PAGE),
         (u64::MAX, u64::MAX),
+        (u64::MAX, 2),
     ] {
         raw.refused(ENOENT, DMA_UNMAP, &request(address, size), &[]);
     }
     assert!(is_mapped(&server));
+}
+
+/// As QEMU has it when its guest stops using an IOMMU, and as the kernel's VFIO does it.
+#[test]
+fn ranges_go_with_one_that_they_lie_in() {
+    for (address, size) in [
+        (0, u64::MAX),
+        (1 << 20, 0u64.wrapping_sub(1 << 20)),
+        (0, 1 << 21),
+        (1 << 20, 16 * PAGE),
+        ((1 << 20) - PAGE, 17 * PAGE),
+    ] {
+        let (server, mut raw) = mapped();
+        raw.succeed(DMA_MAP, &[words(&[32, 3]), longs(&[0, (1 << 20) + 8 * PAGE, 8 * PAGE])].concat(), &[]);
+        raw.refused(ENOENT, DMA_UNMAP, &request(address, (1 << 20) + 9 * PAGE - address), &[]);
+        raw.succeed(DMA_UNMAP, &request(address, size), &[]);
+        assert!(!is_mapped(&server));
+        raw.succeed(DMA_MAP, &[words(&[32, 3]), longs(&[0, 0, 1 << 30])].concat(), &[]);
+    }
 }
 
 #[test]

@@ -62,12 +62,23 @@ impl DmaTable {
         Ok(())
     }
 
-    /// Takes a range out; it stays mapped until what is returned is dropped. `ENOENT`: not exactly a range that was
-    /// mapped.
-    pub(super) fn unmap(&mut self, request: &wire::DmaUnmap) -> Result<impl Drop + use<>, Errno> {
-        let found = self.ranges.iter().position(|r| r.address == request.address && r.size == request.size);
-        let range = self.ranges.remove(found.ok_or(Errno::ENOENT)?);
-        Ok(Unmapped(range.mapping))
+    /// Takes out the ranges that lie in the one requested; they stay mapped until what is returned is dropped. `ENOENT`:
+    /// there is none, or one lies in it in part.
+    ///
+    /// The specification has exactly one. QEMU takes away all that an IOMMU of its guest has mapped by asking for the whole
+    /// address space, in powers of two, as the kernel's VFIO allows: what stayed would be in the way of what it maps next.
+    pub(super) fn unmap(&mut self, request: &wire::DmaUnmap) -> Result<Vec<Unmapped>, Errno> {
+        // The last byte, as the end may be that of the address space.
+        let last = request.size.checked_sub(1).and_then(|size| request.address.checked_add(size));
+        let last = last.ok_or(Errno::ENOENT)?;
+        let range_last = |range: &Range| range.address + (range.size - 1);
+        let first = self.ranges.partition_point(|range| range_last(range) < request.address);
+        let end = self.ranges.partition_point(|range| range.address <= last);
+        let found = self.ranges.get(first..end).filter(|found| !found.is_empty()).ok_or(Errno::ENOENT)?;
+        if found.iter().any(|range| range.address < request.address || range_last(range) > last) {
+            return Err(Errno::ENOENT);
+        }
+        Ok(self.ranges.drain(first..end).map(|range| Unmapped(range.mapping)).collect())
     }
 
     /// What devices see.
@@ -84,7 +95,8 @@ impl DmaTable {
     }
 }
 
-struct Unmapped(Option<Arc<GuestRegionMmap>>);
+/// What is unmapped when this is dropped.
+pub(super) struct Unmapped(Option<Arc<GuestRegionMmap>>);
 
 impl Drop for Unmapped {
     fn drop(&mut self) {
