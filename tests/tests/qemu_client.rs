@@ -32,6 +32,14 @@ umount /mnt
 [ "$(cat /sys/block/vda/serial)" = sixpence ] && echo SERIAL
 "#;
 
+/// Before the disk's: each device has a group of the IOMMU's. Then the card.
+const IOMMU_GUEST: &str = r#"set -e
+echo TRANSLATED $(ls -d /sys/bus/virtio/devices/*/../iommu_group | wc -l)
+ip addr add 10.79.0.2/24 dev eth0
+ip link set eth0 up
+ping -c 3 10.79.0.1
+"#;
+
 const NET_GUEST: &str = r#"
 set -e
 ip addr add 10.79.0.2/24 dev eth0
@@ -88,6 +96,30 @@ fn a_disk_keeps_its_files_over_a_reboot_and_a_second_qemu() {
     let check =
         Command::new("/sbin/e2fsck").arg("-fn").arg(&image).output().expect("e2fsck is there: scripts/install test");
     assert!(check.status.success(), "e2fsck: {}", String::from_utf8_lossy(&check.stdout));
+}
+
+/// The guest's kernel maps each request for itself and unmaps it when it is done; before it has found the IOMMU, and after
+/// a reboot, addresses are those of memory.
+#[test]
+fn a_disk_and_a_card_work_behind_an_iommu_and_over_a_reboot() {
+    let guest = Guest::new(&DISK_GUEST.replace("set -e\n", IOMMU_GUEST));
+    let image = guest.path("disk.img");
+    disk::empty(&image, 64 << 20);
+    let option = format!("path={},serial=sixpence", image.display());
+    let blk = Server::start("outrigger-blk", &guest.path("blk.sock"), &["--disk", &option]);
+    let option = format!("tap={INTERFACE}");
+    let net = Server::start("outrigger-net", &guest.path("net.sock"), &["--net", &option]);
+    ip(&["addr", "add", "10.79.0.1/24", "dev", INTERFACE]);
+    ip(&["link", "set", INTERFACE, "up"]);
+
+    let append = "console=ttyS0 quiet panic=-1 intel_iommu=on";
+    let options = ["--reboot", "--append", append, "--", "-device", "intel-iommu,caching-mode=on"];
+    let ended = boot(&guest::directory().join("vmlinuz"), &guest.initrd, &[&blk, &net], &options);
+    ended.expect_code(0).expect_stdout("MADE").expect_stdout("EQUAL").expect_stdout("BOOTS 1").expect_stdout("SERIAL");
+    assert_eq!(ended.stdout.matches("TRANSLATED 2").count(), 2, "{ended}");
+    assert_eq!(ended.stdout.matches(" 0% packet loss").count(), 2, "{ended}");
+    blk.stop().expect_code(0);
+    net.stop().expect_code(0);
 }
 
 #[test]
