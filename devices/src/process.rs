@@ -12,7 +12,7 @@ use log::{info, warn};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 use outrigger_process::launch::{EXIT_HOST, EXIT_USAGE};
 use outrigger_process::options::one_line;
-use outrigger_process::{inherited, output};
+use outrigger_process::{heap, inherited, output};
 use outrigger_protocol::capabilities::DEFAULT_MAX_DATA_XFER_SIZE;
 use outrigger_protocol::server::{Listener, Options, serve};
 
@@ -74,6 +74,7 @@ pub fn run<D: VirtioDevice, E: StartError>(
     service: &Service,
     open: impl FnOnce() -> Result<D, E>,
 ) -> ExitCode {
+    heap::share();
     output::init(program);
     let options = Options { max_data_xfer_size: service.max_data_xfer_size, ..Options::default() };
     let prepared = inherited::normalize().map_err(|error| host(format!("cannot set signals and limits: {error}")));

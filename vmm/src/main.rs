@@ -18,6 +18,7 @@ const LAST_LINES: Duration = Duration::from_secs(2);
 const LAST_LINES_AFTER_SIGNAL: Duration = Duration::from_millis(200);
 
 fn main() -> ExitCode {
+    outrigger_process::heap::share();
     output::init("outrigger");
     if let Err(error) = outrigger_process::inherited::normalize() {
         tell(format_args!("cannot bring signals and limits into a known state: {error}"));

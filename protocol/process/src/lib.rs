@@ -6,10 +6,12 @@
 //! | [`options`] | the text of an option, `KEY=VALUE,KEY=VALUE` |
 //! | [`inherited`] | state that the caller left behind (signals, limits), brought into a known form |
 //! | [`child`] | a child process that starts in that known form and ends with its parent |
+//! | [`heap`] | one heap for all threads |
 //! | [`output`] | lines for the user and the log, written by a thread that alone may block |
 //! | [`rate_limit`] | a bound on the lines that a peer or a guest can cause |
 
 pub mod child;
+pub mod heap;
 pub mod inherited;
 pub mod launch;
 pub mod options;

@@ -10,7 +10,7 @@ use nix::poll::PollFlags;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::access::{Access, Operation, Size};
-use super::socket::{Inbox, SocketError, SocketType, hang_up, try_send};
+use super::socket::{Inbox, SocketError, SocketType, bytes_waiting, hang_up, try_send};
 use super::wire::{MESSAGE_SIZE, Response};
 use crate::foreign::ForeignFd;
 use crate::socket::wait_for;
@@ -111,12 +111,10 @@ impl Requester {
     fn exchange(&self, inbox: &mut Inbox, access: &Access) -> Result<u64, AccessError> {
         let deadline = Instant::now() + self.deadline;
         // Costs a system call that finds nothing. Without it one answer too many would go unnoticed, and every access
-        // from then on would get the answer of the one before.
-        match inbox.try_receive(self.fd.lend(), &mut [0]) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Ok(0) => return Err(AccessError::HungUp),
-            Ok(_) => return Err(AccessError::Unasked),
-            Err(error) => return Err(receive_error(error)),
+        // from then on would get the answer of the one before. A hang-up is noticed when the command is sent, and an
+        // empty packet when the answer is received.
+        if bytes_waiting(self.fd.lend()).map_err(io_error)? > 0 {
+            return Err(AccessError::Unasked);
         }
         let command = access.encode();
         let mut late = false;
