@@ -110,6 +110,11 @@ impl Device {
         self.slot
     }
 
+    /// Its log lines.
+    pub(super) fn warnings(&self) -> &Warnings {
+        &self.warnings
+    }
+
     /// A duplicate of the eventfd that KVM signals when the guest has ended an INTx interrupt, if there is a pin.
     ///
     /// # Errors

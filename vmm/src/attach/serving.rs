@@ -122,7 +122,7 @@ impl Service {
     fn end_interrupt(&self) {
         let Some(Ok(_)) = self.resample.as_ref().map(EventFd::read) else { return };
         match self.link.call(|client| client.unmask_irq(INTX_IRQ, 0)) {
-            Err(error) if !error.is_fatal() => log::warn!("{}: unmasking INTx: {error}", self.device.slot()),
+            Err(error) if !error.is_fatal() => self.device.warnings().warn(format_args!("unmasking INTx: {error}")),
             _ => {}
         }
     }
