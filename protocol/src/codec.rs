@@ -102,7 +102,7 @@ impl Receiver {
         !matches!(self.whole(), Ok(None))
     }
 
-    /// The next message. `wait` is for its first bytes; `None`: there is none yet (only with [`Wait::No`]).
+    /// The next message. `wait` is for its first bytes; `None`: there is none yet (only with [`Wait::No`] and [`Wait::Tick`]).
     pub fn receive(&mut self, socket: &mut Socket, wait: Wait) -> Result<Option<Message<'_>>, ReceiveError> {
         while self.whole()?.is_none() {
             if !self.read_ahead(socket, wait)? {
@@ -126,7 +126,7 @@ impl Receiver {
     }
 
     /// Receives once, at most what completes the next message or a page; false: there was nothing (only with
-    /// [`Wait::No`]).
+    /// [`Wait::No`] and [`Wait::Tick`]).
     pub fn read_ahead(&mut self, socket: &mut Socket, wait: Wait) -> Result<bool, ReceiveError> {
         let have = self.end - self.start;
         let wait = if have > 0 { self.wait_for_rest(wait)? } else { wait };
@@ -144,7 +144,7 @@ impl Receiver {
             _ if now >= due => Err(ReceiveError::TimedOut),
             // Who sends byte by byte has always a byte there.
             Wait::Until(deadline) if now >= deadline => Err(ReceiveError::TimedOut),
-            Wait::No => Ok(Wait::No),
+            Wait::No | Wait::Tick => Ok(wait),
             Wait::Until(deadline) => Ok(Wait::Until(deadline.min(due))),
             Wait::Forever => Ok(Wait::Until(due)),
         }
@@ -180,13 +180,13 @@ impl Receiver {
         }
     }
 
-    /// Reads more bytes; false: there are none (only with [`Wait::No`]).
+    /// Reads more bytes; false: there are none (only with [`Wait::No`] and [`Wait::Tick`]).
     fn fill(&mut self, socket: &mut Socket, room: usize, wait: Wait) -> Result<bool, ReceiveError> {
         let Received { bytes, fds } = match socket.receive(&mut self.buffer[self.end..][..room], wait) {
             Ok(received) => received,
             Err(error) => {
                 return match error.kind() {
-                    io::ErrorKind::WouldBlock if wait == Wait::No => Ok(false),
+                    io::ErrorKind::WouldBlock if matches!(wait, Wait::No | Wait::Tick) => Ok(false),
                     io::ErrorKind::TimedOut => Err(ReceiveError::TimedOut),
                     io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Err(self.closed()),
                     _ => Err(ReceiveError::Io(error)),

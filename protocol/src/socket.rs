@@ -25,6 +25,8 @@ pub enum Wait {
     No,
     /// Until then.
     Until(Instant),
+    /// For as long as the kernel's own timeout is: one system call, with nothing received if nothing came.
+    Tick,
     /// As long as it takes: only for the first byte of a message that nobody owes us.
     Forever,
 }
@@ -63,6 +65,11 @@ impl Socket {
         Self::with_timeout(stream, tick, time_val(tick))
     }
 
+    /// Wraps a connected socket on which a wait is interrupted every `tick` to look at something else ([`Wait::Tick`]).
+    pub fn ticking(stream: Arc<ForeignFd>, tick: Duration) -> io::Result<Self> {
+        Self::with_timeout(stream, tick, time_val(tick))
+    }
+
     /// Wraps a connected socket that mostly waits for ever, which is cheaper without a timer; a deadline costs a poll.
     pub fn patient(stream: Arc<ForeignFd>) -> io::Result<Self> {
         Self::with_timeout(stream, Duration::MAX, TimeVal::new(0, 0))
@@ -75,7 +82,7 @@ impl Socket {
         Ok(Self { stream, control: ControlBuffer::default(), tick, debt: Arc::default() })
     }
 
-    /// Receives what is there, at most `buffer.len()` bytes. `ErrorKind::WouldBlock` with [`Wait::No`],
+    /// Receives what is there, at most `buffer.len()` bytes. `ErrorKind::WouldBlock` with [`Wait::No`] and [`Wait::Tick`],
     /// `ErrorKind::TimedOut` when the deadline has passed and nothing is there (what came while this process was stopped came
     /// in time), `ErrorKind::InvalidData` when descriptors were lost because this process may have no more, or when the peer
     /// sent so many that could not be closed that it may not send more.
@@ -84,7 +91,7 @@ impl Socket {
             let (mut flags, mut late) = (libc::MSG_CMSG_CLOEXEC, false);
             match wait {
                 Wait::No => flags |= libc::MSG_DONTWAIT,
-                Wait::Forever => {}
+                Wait::Forever | Wait::Tick => {}
                 Wait::Until(deadline) => {
                     let remaining = deadline.saturating_duration_since(Instant::now());
                     late = remaining.is_zero();
@@ -100,7 +107,8 @@ impl Socket {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock && late => {
                     return Err(io::ErrorKind::TimedOut.into());
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock && wait != Wait::No => {}
+                Err(error)
+                    if error.kind() == io::ErrorKind::WouldBlock && matches!(wait, Wait::Until(_) | Wait::Forever) => {}
                 other => return other,
             }
         }
@@ -315,4 +323,32 @@ pub fn wait_for(fd: BorrowedFd<'_>, events: PollFlags, deadline: Instant) -> io:
             Err(errno) => return Err(errno.into()),
         }
     }
+}
+
+/// Waits until one of `events` (or an error or hang-up) is there on `fd`, or something to receive on `beside`; returns
+/// what is, of each.
+pub fn wait_for_either(
+    fd: BorrowedFd<'_>,
+    events: PollFlags,
+    beside: BorrowedFd<'_>,
+    deadline: Instant,
+) -> io::Result<[PollFlags; 2]> {
+    loop {
+        let remaining = deadline.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(remaining + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX);
+        let mut fds = [PollFd::new(fd, events), PollFd::new(beside, PollFlags::POLLIN)];
+        match poll(&mut fds, timeout) {
+            Ok(0) if remaining.is_zero() => return Err(io::ErrorKind::TimedOut.into()),
+            Ok(0) | Err(Errno::EINTR) => {}
+            Ok(_) => return Ok(fds.map(|fd| fd.revents().unwrap_or(PollFlags::empty()))),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// Whether a failure to send says that this host or this user has too much of something (descriptors in flight in any of
+/// this user's sockets, memory) and nothing of the peer. If nothing of the message was sent, the connection is in step.
+pub fn is_local(error: &io::Error) -> bool {
+    let local = [libc::ETOOMANYREFS, libc::ENOBUFS, libc::ENOMEM, libc::EMFILE, libc::ENFILE];
+    error.raw_os_error().is_some_and(|errno| local.contains(&errno))
 }

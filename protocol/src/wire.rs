@@ -67,7 +67,7 @@ wire_struct! {
     DmaMap, 32 {
         /// Size of this structure.
         argsz: u32,
-        /// [`DMA_READABLE`], [`DMA_WRITEABLE`].
+        /// `DMA_*`.
         flags: u32,
         /// Offset into the fd, zero without one.
         offset: u64,
@@ -82,13 +82,19 @@ wire_struct! {
 pub const DMA_READABLE: u32 = 1 << 0;
 /// The server may write the range.
 pub const DMA_WRITEABLE: u32 = 1 << 1;
+/// The server may map the descriptor; also meant where there is a descriptor and no flag (libvfio-user's
+/// `VFIO_USER_F_DMA_REGION_MMAP`, 2026).
+pub const DMA_MMAP: u32 = 1 << 2;
+/// The server may read and write the descriptor with `pread` and `pwrite` (libvfio-user's
+/// `VFIO_USER_F_DMA_REGION_FILE_IO`, 2026).
+pub const DMA_FILE_IO: u32 = 1 << 3;
 
 wire_struct! {
     /// `VFIO_USER_DMA_UNMAP`, echoed in the reply.
     DmaUnmap, 24 {
         /// Largest reply payload the client takes.
         argsz: u32,
-        /// Zero.
+        /// Zero, or [`DMA_UNMAP_ALL`].
         flags: u32,
         /// First DMA address of a range mapped earlier.
         address: u64,
@@ -96,6 +102,9 @@ wire_struct! {
         size: u64,
     }
 }
+
+/// Every range goes away; address and size are zero (`VFIO_DMA_UNMAP_FLAG_ALL` of `<linux/vfio.h>`).
+pub const DMA_UNMAP_ALL: u32 = 1 << 1;
 
 wire_struct! {
     /// `VFIO_USER_DEVICE_GET_INFO`.

@@ -41,11 +41,35 @@ fn an_argsz_below_the_structure_is_refused() {
     raw.refused(EINVAL, DMA_MAP, &[words(&[31, 3]), longs(&[0, 0, PAGE])].concat(), &[]);
 }
 
+/// libvfio-user's flags for what the descriptor is for (MMAP 4, FILE_IO 8); without any it is for mapping.
+#[test]
+fn the_flags_say_what_the_descriptor_is_for() {
+    let server = Server::start();
+    let mut raw = Raw::client(server.connect());
+    let memory = memfd(2 * PAGE);
+    raw.succeed(DMA_MAP, &request(3 | 4, 0, 0, PAGE), &[fd(&memory)]);
+    raw.succeed(DMA_MAP, &request(3 | 4 | 8, PAGE, PAGE, PAGE), &[fd(&memory)]);
+    assert!(writes(&server, 0) && writes(&server, PAGE));
+    // What is not to be mapped goes by messages, however it is aligned.
+    raw.succeed(DMA_MAP, &request(1 | 8, 1, 4 * PAGE, 77), &[fd(&memory)]);
+    let read = std::thread::spawn({
+        let memory = server.state.lock().unwrap().memory.clone();
+        move || memory.read_array::<4>(4 * PAGE).unwrap()
+    });
+    let asked = raw.receive().unwrap();
+    assert_eq!((asked.command, &asked.payload[..]), (DMA_READ, &longs(&[4 * PAGE, 4])[..]));
+    raw.answer(&asked, &[&asked.payload[..], &[1, 2, 3, 4]].concat(), &[]);
+    assert_eq!(read.join().unwrap(), [1, 2, 3, 4]);
+    for flags in [4, 8, 12] {
+        raw.refused(EINVAL, DMA_MAP, &request(3 | flags, 0, 8 * PAGE, PAGE), &[]);
+    }
+}
+
 #[test]
 fn unknown_flags_are_refused() {
     let server = Server::start();
     let mut raw = Raw::client(server.connect());
-    for flags in [4, 7, 1 << 31] {
+    for flags in [16, 19, 1 << 31] {
         raw.refused(EINVAL, DMA_MAP, &request(flags, 0, 0, PAGE), &[]);
     }
 }

@@ -47,10 +47,24 @@ fn an_argsz_with_no_room_for_the_reply_is_refused() {
 #[test]
 fn flags_which_this_version_does_not_use_are_refused() {
     let (server, mut raw) = mapped();
-    for flags in [1, 2, 4] {
+    for flags in [1, 3, 4] {
         raw.refused(EINVAL, DMA_UNMAP, &[words(&[24, flags]), longs(&[1 << 20, 4 * PAGE])].concat(), &[]);
     }
     assert!(is_mapped(&server));
+}
+
+#[test]
+fn everything_goes_away_with_the_flag_all() {
+    let (server, mut raw) = mapped();
+    raw.succeed(DMA_MAP, &[words(&[32, 3]), longs(&[0, 1 << 30, 77])].concat(), &[]);
+    for (address, size) in [(1 << 20, 4 * PAGE), (0, PAGE), (PAGE, 0)] {
+        raw.refused(EINVAL, DMA_UNMAP, &[words(&[24, 2]), longs(&[address, size])].concat(), &[]);
+    }
+    assert!(is_mapped(&server));
+    let all = [words(&[24, 2]), longs(&[0, 0])].concat();
+    assert_eq!(raw.succeed(DMA_UNMAP, &all, &[]).payload, all);
+    assert!(!is_mapped(&server) && !server.state.lock().unwrap().memory.is_readable(1 << 30, 1));
+    raw.succeed(DMA_UNMAP, &all, &[]);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use common::held::{Numbers, assert_held, held};
+use common::held::{Numbers, assert_held, settled};
 use common::memory::GuestMemory;
 use common::raw::*;
 use common::{Server, memfd};
@@ -96,7 +96,7 @@ fn a_thousand_connections_that_die_at_any_byte_leave_nothing_behind() {
 
     clients_die(&mut numbers);
     servers_die(&mut numbers);
-    let before = held();
+    let before = settled();
     for _ in 0..CONNECTIONS {
         clients_die(&mut numbers);
         servers_die(&mut numbers);

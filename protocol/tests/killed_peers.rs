@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use common::device::{self, COPY_OFFSET, MESSAGES, MESSAGES_SIZE, State, TestDevice};
-use common::held::{Numbers, assert_held, held};
+use common::held::{Numbers, assert_held, settled};
 use common::memory::GuestMemory;
 use common::raw::Raw;
 use common::{PATIENCE, Server, memfd, watched};
@@ -127,7 +127,7 @@ fn killed_peers_leave_nothing_behind_and_are_noticed_at_once() {
 
 fn kill_clients(numbers: &mut Numbers) {
     let server = Server::start();
-    let before = held();
+    let before = settled();
     let (mut slowest, mut busy) = (Duration::ZERO, 0);
     for _ in 0..KILLS {
         let peer = Peer::start(&numbers.below(1 << 30).to_string(), server.connect());
@@ -155,7 +155,7 @@ fn kill_clients(numbers: &mut Numbers) {
 }
 
 fn kill_servers(numbers: &mut Numbers) {
-    let before = held();
+    let before = settled();
     let mut slowest = Duration::ZERO;
     for round in 0..KILLS {
         let (ours, theirs) = UnixStream::pair().unwrap();

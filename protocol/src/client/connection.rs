@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -16,7 +16,7 @@ use super::step::Step;
 use crate::codec::{Message, ReceiveError, Receiver};
 use crate::command::Command;
 use crate::foreign::ForeignFd;
-use crate::socket::{Outgoing, Socket, Wait, wait_for};
+use crate::socket::{Outgoing, Socket, Wait, is_local, wait_for, wait_for_either};
 use crate::wire::{FLAG_ERROR, FLAG_NO_REPLY, HEADER_SIZE, Header, TYPE_COMMAND};
 
 /// One socket. Whoever waits on it, for a reply or for room, also serves what the server asks meanwhile, so that
@@ -32,7 +32,22 @@ pub(super) struct Connection {
     stalled: Option<Instant>,
     next_id: u16,
     tolerated: Tolerated,
+    /// Where the server's requests come that a reply on this socket may depend on.
+    twin: Option<Arc<Twin>>,
+    /// A call has left something to do on the twin.
+    twin_left: bool,
 }
+
+/// The socket for the server's own requests.
+#[derive(Debug)]
+pub(super) struct Twin {
+    pub(super) stream: Arc<ForeignFd>,
+    connection: Mutex<Connection>,
+}
+
+/// For how long a call waits for its reply alone before it looks at the twin socket as well, which costs it another
+/// system call from then on. Most replies are there long before.
+const ALONE: Duration = Duration::from_millis(2);
 
 /// Replies that nobody waits for, but that peers are known to send.
 #[derive(Debug, Default)]
@@ -53,7 +68,25 @@ impl Connection {
         let socket = Socket::new(stream, deadline)?;
         let receiver = Receiver::new(limit, deadline);
         let (backlog, tolerated) = (Backlog::default(), Tolerated::default());
-        Ok(Self { socket, receiver, memory, backlog, deadline, stalled: None, next_id: 0, tolerated })
+        Ok(Self {
+            socket,
+            receiver,
+            memory,
+            backlog,
+            deadline,
+            stalled: None,
+            next_id: 0,
+            tolerated,
+            twin: None,
+            twin_left: false,
+        })
+    }
+
+    /// From now on serves the twin as well while it waits.
+    pub(super) fn serve_beside(&mut self, twin: &Arc<Twin>, stream: &Arc<ForeignFd>) -> io::Result<()> {
+        self.socket = Socket::ticking(Arc::clone(stream), ALONE)?;
+        self.twin = Some(Arc::clone(twin));
+        Ok(())
     }
 
     /// Sends a command and waits for its reply until `deadline`, which `read` makes sense of: `Err` is a description of what is wrong
@@ -68,11 +101,22 @@ impl Connection {
     ) -> Result<T, ClientError> {
         let id = self.send(command, 0, parts, fds, deadline)?;
         let malformed = |problem| ClientError::Malformed { command, problem };
+        let mut alone = true;
         loop {
-            let wait = self.flush_until_readable(command, deadline)?;
+            let wait = match self.flush_until_readable(command, deadline)? {
+                Wait::Until(_) if self.twin.is_some() && alone => Wait::Tick,
+                Wait::Until(_) if self.twin.is_some() => {
+                    self.wait(command, PollFlags::POLLIN, deadline)?;
+                    Wait::No
+                }
+                wait => wait,
+            };
             let message = match self.receiver.receive(&mut self.socket, wait) {
                 Ok(Some(message)) => message,
-                Ok(None) => continue,
+                Ok(None) => {
+                    alone = false;
+                    continue;
+                }
                 Err(source) => return Err(receive_error(command, source, self.deadline)),
             };
             let header = message.header;
@@ -165,13 +209,18 @@ impl Connection {
         let mut outgoing = Outgoing::new([header.as_bytes(), parts[0], parts[1]], fds);
         loop {
             // Replies that wait go first, but not into the middle of this message.
-            if (outgoing.sent() > 0 || self.flush(command)?)
-                && outgoing.try_send(self.socket.as_fd()).map_err(|e| self.io_error(command, e))?
-            {
+            if (outgoing.sent() > 0 || self.flush(command)?) && self.try_send(command, &mut outgoing)? {
                 return Ok(header.message_id);
             }
             self.wait_for_room(command, deadline)?;
         }
+    }
+
+    fn try_send(&self, command: Command, outgoing: &mut Outgoing<'_>) -> Result<bool, ClientError> {
+        outgoing.try_send(self.socket.as_fd()).map_err(|source| match outgoing.sent() {
+            0 if is_local(&source) => ClientError::Unsent { command, source },
+            _ => self.io_error(command, source),
+        })
     }
 
     /// Waits until the server takes more. It may be about to ask for something itself, and wait for us to receive that
@@ -185,13 +234,44 @@ impl Connection {
     }
 
     /// Waits for room, and for something to receive unless too many replies wait already.
-    fn poll_unsent(&self, command: Command, deadline: Instant) -> Result<PollFlags, ClientError> {
+    fn poll_unsent(&mut self, command: Command, deadline: Instant) -> Result<PollFlags, ClientError> {
         if Instant::now() >= deadline {
             return Err(ClientError::TimedOut { command, deadline: self.deadline });
         }
         let mut events = PollFlags::POLLOUT;
         events.set(PollFlags::POLLIN, !self.backlog.is_full());
-        wait_for(self.socket.as_fd(), events, deadline).map_err(|source| self.io_error(command, source))
+        self.wait(command, events, deadline)
+    }
+
+    /// Waits for `events`, and serves the twin meanwhile.
+    fn wait(&mut self, command: Command, events: PollFlags, deadline: Instant) -> Result<PollFlags, ClientError> {
+        let Some(twin) = self.twin.clone() else {
+            return wait_for(self.socket.as_fd(), events, deadline).map_err(|source| self.io_error(command, source));
+        };
+        loop {
+            let ready = wait_for_either(self.socket.as_fd(), events, twin.stream.lend(), deadline);
+            let [ready, requests] = ready.map_err(|source| self.io_error(command, source))?;
+            let step = if requests.is_empty() { None } else { twin.try_serve()? };
+            self.twin_left |= step.is_some_and(|step| step != Step::Idle);
+            if !ready.is_empty() {
+                return Ok(ready);
+            }
+            if Instant::now() >= deadline {
+                return Err(ClientError::TimedOut { command, deadline: self.deadline });
+            }
+            if !requests.is_empty() && !matches!(step, Some(Step::Idle | Step::Again)) {
+                // Another thread is at it, or the server takes no replies: no time for a poll that returns at once.
+                match wait_for(self.socket.as_fd(), events, deadline.min(Instant::now() + ALONE)) {
+                    Err(error) if error.kind() == io::ErrorKind::TimedOut => {}
+                    other => return other.map_err(|source| self.io_error(command, source)),
+                }
+            }
+        }
+    }
+
+    /// Whether a call has left something to do on the twin, since this was last asked.
+    pub(super) fn take_twin_left(&mut self) -> bool {
+        std::mem::take(&mut self.twin_left)
     }
 
     /// Sends replies until none is left or there is something to receive; returns how to wait for it.
@@ -258,6 +338,26 @@ impl Connection {
             io::ErrorKind::TimedOut => ClientError::TimedOut { command, deadline: self.deadline },
             io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => ClientError::Disconnected(command),
             _ => ClientError::Io { command, source },
+        }
+    }
+}
+
+impl Twin {
+    pub(super) fn new(stream: Arc<ForeignFd>, connection: Connection) -> Self {
+        Self { stream, connection: Mutex::new(connection) }
+    }
+
+    /// [`Connection::serve_step`], when it is this thread's turn.
+    pub(super) fn serve_step(&self) -> Result<Step, ClientError> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner).serve_step()
+    }
+
+    /// The same, unless another thread is at it.
+    fn try_serve(&self) -> Result<Option<Step>, ClientError> {
+        match self.connection.try_lock() {
+            Ok(mut connection) => connection.serve_step().map(Some),
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner().serve_step().map(Some),
+            Err(TryLockError::WouldBlock) => Ok(None),
         }
     }
 }

@@ -9,8 +9,8 @@ use crate::capabilities::{CapabilitiesError, MAJOR};
 use crate::codec::ReceiveError;
 use crate::command::Command;
 
-/// Why a call on a client failed. After anything but [`ClientError::Refused`] and [`ClientError::Local`] the
-/// connection is closed, and every later call is [`ClientError::Disconnected`] at once.
+/// Why a call on a client failed. After anything but [`ClientError::Refused`], [`ClientError::Local`] and
+/// [`ClientError::Unsent`] the connection is closed, and every later call is [`ClientError::Disconnected`] at once.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClientError {
@@ -68,6 +68,15 @@ pub enum ClientError {
         /// Why.
         source: io::Error,
     },
+    /// This host, or this user, has too much of something: descriptors in flight on any sockets, memory. Nothing was
+    /// sent, and nothing is wrong with the server.
+    #[error("{command:?}: nothing could be sent")]
+    Unsent {
+        /// What was to be asked.
+        command: Command,
+        /// Why not.
+        source: io::Error,
+    },
     /// The call itself is beyond what the server negotiated; nothing was sent.
     #[error("{command:?}: {problem}: {value}, the server allows {limit}")]
     Local {
@@ -86,6 +95,6 @@ impl ClientError {
     /// Whether the connection can no longer be used.
     #[must_use]
     pub fn is_fatal(&self) -> bool {
-        !matches!(self, Self::Refused { .. } | Self::Local { .. })
+        !matches!(self, Self::Refused { .. } | Self::Local { .. } | Self::Unsent { .. })
     }
 }

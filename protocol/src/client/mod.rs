@@ -41,7 +41,7 @@ use crate::codec::Message;
 use crate::command::Command;
 use crate::foreign::ForeignFd;
 use crate::wire::{self, HEADER_SIZE};
-use connection::Connection;
+use connection::{Connection, Twin};
 use exported::ExportedMemory;
 use negotiate::{Agreed, negotiate};
 
@@ -67,9 +67,8 @@ impl Default for Options {
 #[derive(Debug)]
 pub struct Client {
     main: Mutex<Connection>,
-    twin: Option<Mutex<Connection>>,
+    twin: Option<Arc<Twin>>,
     main_stream: Arc<ForeignFd>,
-    twin_stream: Option<Arc<ForeignFd>>,
     memory: Arc<ExportedMemory>,
     server: Capabilities,
     deadline: Duration,
@@ -110,25 +109,20 @@ impl Client {
         let Agreed { server, twin } = negotiate(&mut main, &ours, Instant::now() + options.deadline)?;
         let limit = HEADER_SIZE + size_of::<wire::RegionAccess>() + MAX_TRANSFER;
         main.set_limit(limit);
-        let twin_stream = twin.map(Arc::new);
-        let twin = twin_stream.as_ref().map(|stream| connect(stream, limit)).transpose()?.map(Mutex::new);
+        let twin = match twin.map(Arc::new) {
+            Some(stream) => {
+                let twin = Arc::new(Twin::new(stream.clone(), connect(&stream, limit)?));
+                let failed = |source| ClientError::Io { command: Command::Version, source };
+                main.serve_beside(&twin, &main_stream).map_err(failed)?;
+                Some(twin)
+            }
+            None => None,
+        };
         let (deadline, main) = (options.deadline, Mutex::new(main));
         let left_over = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|errno| ClientError::Io { command: Command::Version, source: errno.into() })?;
         let (closed, unserved, callers) = Default::default();
-        Ok(Self {
-            main,
-            twin,
-            main_stream,
-            twin_stream,
-            memory,
-            server,
-            deadline,
-            closed,
-            unserved,
-            callers,
-            left_over,
-        })
+        Ok(Self { main, twin, main_stream, memory, server, deadline, closed, unserved, callers, left_over })
     }
 
     /// What the server is capable of.
@@ -227,7 +221,7 @@ impl Client {
     /// Ends the connection; calls under way fail at once.
     pub fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
-        for stream in [Some(&self.main_stream), self.twin_stream.as_ref()].into_iter().flatten() {
+        for stream in [Some(&self.main_stream), self.twin.as_ref().map(|twin| &twin.stream)].into_iter().flatten() {
             stream.hang_up();
         }
     }
@@ -279,13 +273,14 @@ impl Client {
         } else if main.is_unsettled() {
             after = self.closing(main.settle());
         }
+        let twin_left = main.take_twin_left();
         drop(main);
         fence(Ordering::SeqCst);
         if self.unserved.load(Ordering::SeqCst) && !self.is_closed() {
             after = after.and_then(|step| Ok(step.and(self.serve_unserved()?)));
         }
         match after {
-            Ok(Step::Idle) => {}
+            Ok(Step::Idle) if !twin_left => {}
             Ok(_) => self.leave_over(),
             // Not this call's failure. Whoever serves the connection finds it closed.
             Err(error) => log::info!("closing the connection to a device: {error}"),

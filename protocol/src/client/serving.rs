@@ -6,7 +6,7 @@ use std::sync::atomic::{Ordering, fence};
 use std::thread;
 use std::time::Duration;
 
-use super::{Client, ClientError, Step, lock};
+use super::{Client, ClientError, Step};
 use crate::command::Command;
 
 /// How often [`Client::serve_ready`] looks again at a server that does not take its replies.
@@ -25,8 +25,8 @@ impl Client {
     /// What to poll, by level or by edge, to call [`Client::serve_step`] when it is readable or hung up. With a twin
     /// socket the main one carries replies only, so that only its hang-up is of interest.
     pub fn watch(&self) -> impl Iterator<Item = Watch<'_>> {
-        let main = Watch { fd: self.main_stream.lend(), requests: self.twin_stream.is_none() };
-        let twin = self.twin_stream.as_ref().map(|stream| Watch { fd: stream.lend(), requests: true });
+        let main = Watch { fd: self.main_stream.lend(), requests: self.twin.is_none() };
+        let twin = self.twin.as_ref().map(|twin| Watch { fd: twin.stream.lend(), requests: true });
         [Some(main), twin].into_iter().flatten()
     }
 
@@ -40,13 +40,14 @@ impl Client {
     /// error says that the server is gone or was cut off: so is one that has taken none of its replies for the length of
     /// the deadline. One that takes them may ask without a pause for as long as it likes.
     ///
-    /// While a call holds or wants the connection this leaves it alone: that call serves what comes.
+    /// While a call holds or wants the connection this leaves it alone: that call serves what comes, on the twin socket as
+    /// well once it has waited for some milliseconds.
     pub fn serve_step(&self) -> Result<Step, ClientError> {
         if self.is_closed() {
             return Err(ClientError::Disconnected(Command::DmaRead));
         }
         let twin = match &self.twin {
-            Some(twin) => self.closing(lock(twin).serve_step())?,
+            Some(twin) => self.closing(twin.serve_step())?,
             None => Step::Idle,
         };
         self.unserved.store(true, Ordering::SeqCst);

@@ -16,7 +16,7 @@ use zerocopy::IntoBytes;
 use crate::codec::{Message, ReceiveError, Receiver};
 use crate::command::Command;
 use crate::foreign::ForeignFd;
-use crate::socket::{Outgoing, Socket, Wait, wait_for};
+use crate::socket::{Outgoing, Socket, Wait, is_local, wait_for};
 use crate::wire::{FLAG_ERROR, HEADER_SIZE, Header, TYPE_COMMAND};
 
 /// With this many bytes of commands queued, or this many descriptors, no more is received until some are executed.
@@ -34,6 +34,8 @@ pub(super) enum ChannelError {
     Receive(ReceiveError),
     /// Nothing can be sent.
     Send(io::Error),
+    /// This message could not be sent for want of something on this host; nothing of it was, and the channel is in step.
+    Unsent(Errno),
     /// A reply that nobody waits for, a type that does not exist, or a command where none may come.
     Unexpected { flags: u32 },
     /// A request was not answered in time.
@@ -45,7 +47,7 @@ pub(super) enum ChannelError {
 /// Why a request brought no result.
 #[derive(Debug)]
 pub(super) enum RequestError {
-    /// The client answered with an error; the channel is in step.
+    /// The client answered with an error, or could not be asked; the channel is in step.
     Refused(Errno),
     /// The channel must be closed.
     Fatal(ChannelError),
@@ -53,7 +55,10 @@ pub(super) enum RequestError {
 
 impl From<ChannelError> for RequestError {
     fn from(error: ChannelError) -> Self {
-        Self::Fatal(error)
+        match error {
+            ChannelError::Unsent(errno) => Self::Refused(errno),
+            error => Self::Fatal(error),
+        }
     }
 }
 
@@ -183,7 +188,7 @@ impl Channel {
     /// Sends a whole message. While there is no room, what comes is received: the client may be waiting for that.
     pub(super) fn send(&self, mut outgoing: Outgoing<'_>, deadline: Instant) -> Result<(), ChannelError> {
         let _turn = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
-        while !outgoing.try_send(self.stream.lend()).map_err(ChannelError::Send)? {
+        while !outgoing.try_send(self.stream.lend()).map_err(|error| unsent(error, outgoing.sent()))? {
             self.wait_for_room(deadline)?;
         }
         Ok(())
@@ -295,6 +300,13 @@ impl Channel {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn unsent(error: io::Error, sent: usize) -> ChannelError {
+    match error.raw_os_error() {
+        Some(errno) if sent == 0 && is_local(&error) => ChannelError::Unsent(Errno::from_raw(errno)),
+        _ => ChannelError::Send(error),
     }
 }
 

@@ -135,7 +135,7 @@ impl Commands<'_> {
     fn dma_unmap(&mut self, message: &Message<'_>, reply: &mut Reply) -> Result<(), Errno> {
         let (request, rest) = message.parse::<wire::DmaUnmap>().ok_or(Errno::EINVAL)?;
         let argsz_legal = request.argsz as usize >= size_of::<wire::DmaUnmap>();
-        if !rest.is_empty() || request.flags != 0 || !argsz_legal {
+        if !rest.is_empty() || !argsz_legal {
             return Err(Errno::EINVAL);
         }
         let unmapped = self.dma.unmap(&request)?;

@@ -43,8 +43,10 @@ impl DmaTable {
     /// `EEXIST`: overlaps another one; `ENOSPC`: too many.
     pub(super) fn map(&mut self, request: &wire::DmaMap, fd: Option<ForeignFd>) -> Result<(), Errno> {
         let end = request.address.checked_add(request.size).ok_or(Errno::EINVAL)?;
-        let known_flags = wire::DMA_READABLE | wire::DMA_WRITEABLE;
-        if request.size == 0 || request.flags & !known_flags != 0 {
+        let directions = request.flags & (wire::DMA_READABLE | wire::DMA_WRITEABLE);
+        let by_descriptor = request.flags & (wire::DMA_MMAP | wire::DMA_FILE_IO);
+        let known = directions | by_descriptor;
+        if request.size == 0 || request.flags != known || (by_descriptor != 0 && fd.is_none()) {
             return Err(Errno::EINVAL);
         }
         let position = self.ranges.partition_point(|range| range.address < request.address);
@@ -56,18 +58,26 @@ impl DmaTable {
         if self.ranges.len() >= self.limit {
             return Err(Errno::ENOSPC);
         }
-        let mapping = fd.filter(|_| request.flags != 0).map(|fd| map_file(request, fd)).transpose()?;
-        let &wire::DmaMap { address, size, flags, .. } = request;
-        self.ranges.insert(position, Range { address, size, flags, mapping });
+        // What is only for `pread` and `pwrite` goes by messages: those would wait for whatever is behind the descriptor.
+        let mappable = directions != 0 && by_descriptor != wire::DMA_FILE_IO;
+        let mapping = fd.filter(|_| mappable).map(|fd| map_file(request, fd)).transpose()?;
+        let &wire::DmaMap { address, size, .. } = request;
+        self.ranges.insert(position, Range { address, size, flags: directions, mapping });
         Ok(())
     }
 
     /// Takes out the ranges that lie in the one requested; they stay mapped until what is returned is dropped. `ENOENT`:
-    /// there is none, or one lies in it in part.
+    /// there is none, or one lies in it in part; `EINVAL`: unknown flags, or all ranges and yet an address.
     ///
     /// The specification has exactly one. QEMU takes away all that an IOMMU of its guest has mapped by asking for the whole
     /// address space, in powers of two, as the kernel's VFIO allows: what stayed would be in the way of what it maps next.
     pub(super) fn unmap(&mut self, request: &wire::DmaUnmap) -> Result<Vec<Unmapped>, Errno> {
+        if request.flags == wire::DMA_UNMAP_ALL && (request.address, request.size) == (0, 0) {
+            return Ok(self.ranges.drain(..).map(|range| Unmapped(range.mapping)).collect());
+        }
+        if request.flags != 0 {
+            return Err(Errno::EINVAL);
+        }
         // The last byte, as the end may be that of the address space.
         let last = request.size.checked_sub(1).and_then(|size| request.address.checked_add(size));
         let last = last.ok_or(Errno::ENOENT)?;

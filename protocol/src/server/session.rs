@@ -91,6 +91,7 @@ impl ServeError {
             ChannelError::Send(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             ChannelError::Receive(error) => Err(Self::Receive(error)),
             ChannelError::Send(error) => Err(Self::Send(error)),
+            ChannelError::Unsent(errno) => Err(Self::Send(errno.into())),
             ChannelError::Unexpected { flags } => Err(Self::NotACommand { flags }),
             ChannelError::Unanswered(command) => Err(Self::Unanswered(command)),
             ChannelError::Malformed { command, problem } => Err(Self::Malformed { command, problem }),
@@ -133,7 +134,12 @@ fn run(
         }
         if !header.no_reply() {
             let deadline = Instant::now() + options.deadline;
-            if let Err(error) = reply.send(header, result, |message| connection.main.send(message, deadline)) {
+            let mut sent = reply.send(header, result, |message| connection.main.send(message, deadline));
+            if let Err(ChannelError::Unsent(errno)) = sent {
+                // More descriptors are in flight than this user may have, in whoever's sockets.
+                sent = reply.send(header, Err(errno), |message| connection.main.send(message, deadline));
+            }
+            if let Err(error) = sent {
                 break error;
             }
         }

@@ -21,6 +21,17 @@ pub fn held() -> Held {
     Held { fds: entries("/proc/self/fd"), threads: tasks.count(), mappings }
 }
 
+/// The same, once what is closed elsewhere is closed.
+pub fn settled() -> Held {
+    loop {
+        let before = held();
+        std::thread::sleep(Duration::from_millis(300));
+        if held() == before {
+            return before;
+        }
+    }
+}
+
 /// The process must hold what it held before. A thread that was joined is in procfs for another moment.
 #[track_caller]
 pub fn assert_held(before: Held) {
