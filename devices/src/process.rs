@@ -6,6 +6,7 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use log::{info, warn};
@@ -101,7 +102,9 @@ fn listen<D: VirtioDevice, E: StartError>(
     let signals = block_signals().map_err(|error| host(format!("cannot block signals: {error}")))?;
     let mut function = function(open)?;
     let listener = Listener::bind(path).map_err(|error| usage(format!("--socket {}", chain(&error))))?;
-    remove_socket_on_signal(path.into(), signals).map_err(|error| host(format!("cannot start a thread: {error}")))?;
+    let listener = Arc::new(listener);
+    remove_socket_on_signal(Arc::clone(&listener), signals)
+        .map_err(|error| host(format!("cannot start a thread: {error}")))?;
     info!("listening on {}", path.display());
     loop {
         let stream = match listener.accept() {
@@ -186,13 +189,15 @@ fn block_signals() -> nix::Result<SigSet> {
     Ok(signals)
 }
 
-fn remove_socket_on_signal(path: PathBuf, signals: SigSet) -> io::Result<()> {
+fn remove_socket_on_signal(listener: Arc<Listener>, signals: SigSet) -> io::Result<()> {
     let wait = move || {
         let signal = signals.wait();
         info!("ending: {signal:?}");
-        let _ = std::fs::remove_file(&path);
-        // The kernel ends the workers' I/O, releases locks and takes the tap away.
-        std::process::exit(0);
+        listener.remove();
+        output::finish(Duration::from_millis(100));
+        // At once, whatever other threads are at. The kernel ends the workers' I/O, releases locks and takes the tap away.
+        // SAFETY: ends the process.
+        unsafe { libc::_exit(0) };
     };
     std::thread::Builder::new().name("signals".into()).spawn(wait)?;
     Ok(())

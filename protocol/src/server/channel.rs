@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -192,6 +193,11 @@ impl Channel {
             self.wait_for_room(deadline)?;
         }
         Ok(())
+    }
+
+    /// The socket's number, valid while this is there.
+    pub(super) fn number(&self) -> RawFd {
+        self.stream.lend().as_raw_fd()
     }
 
     /// Ends both directions; whoever waits notices.

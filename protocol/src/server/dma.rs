@@ -1,6 +1,7 @@
 //! The ranges of client memory that are valid for DMA.
 
 use std::fs::File;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use nix::errno::Errno;
@@ -10,6 +11,7 @@ use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 use super::connection::Connection;
 use super::dirty_log::DirtyLog;
 use super::memory::{Memory, MessageRange};
+use super::sigbus::Guard;
 use crate::foreign::ForeignFd;
 use crate::wire;
 
@@ -22,7 +24,15 @@ struct Range {
     size: u64,
     flags: u32,
     /// Absent when the client sent no descriptor: the range is then reached by messages.
-    mapping: Option<Arc<GuestRegionMmap>>,
+    mapping: Option<Mapping>,
+}
+
+/// A range that is mapped.
+#[derive(Debug)]
+struct Mapping {
+    // First, as it must be gone before the mapping is.
+    guard: Arc<Guard>,
+    region: Arc<GuestRegionMmap>,
 }
 
 /// All ranges, sorted by address and without overlap.
@@ -30,13 +40,23 @@ struct Range {
 pub(super) struct DmaTable {
     ranges: Vec<Range>,
     limit: usize,
+    /// Shut down when memory is lost.
+    socket: RawFd,
+    /// Memory was lost in a range that is no more.
+    lost: bool,
     /// Notes what the device writes, while the client wants that.
     pub(super) log: Option<Arc<DirtyLog>>,
 }
 
 impl DmaTable {
-    pub(super) fn new(limit: usize) -> Self {
-        Self { ranges: Vec::new(), limit, log: None }
+    /// For the client behind `socket`, which stays open until this is dropped.
+    pub(super) fn new(limit: usize, socket: RawFd) -> Self {
+        Self { ranges: Vec::new(), limit, socket, lost: false, log: None }
+    }
+
+    /// Whether the client has made a file shorter that it let us map, and the device has noticed.
+    pub(super) fn has_lost_memory(&self) -> bool {
+        self.lost || self.ranges.iter().any(|range| range.mapping.as_ref().is_some_and(|m| m.guard.is_lost()))
     }
 
     /// Adds a range. `EINVAL`: empty, wrapping, misaligned for its descriptor, or beyond the end of the file;
@@ -60,7 +80,7 @@ impl DmaTable {
         }
         // What is only for `pread` and `pwrite` goes by messages: those would wait for whatever is behind the descriptor.
         let mappable = directions != 0 && by_descriptor != wire::DMA_FILE_IO;
-        let mapping = fd.filter(|_| mappable).map(|fd| map_file(request, fd)).transpose()?;
+        let mapping = fd.filter(|_| mappable).map(|fd| map_file(request, fd, self.socket)).transpose()?;
         let &wire::DmaMap { address, size, .. } = request;
         self.ranges.insert(position, Range { address, size, flags: directions, mapping });
         Ok(())
@@ -73,7 +93,7 @@ impl DmaTable {
     /// address space, in powers of two, as the kernel's VFIO allows: what stayed would be in the way of what it maps next.
     pub(super) fn unmap(&mut self, request: &wire::DmaUnmap) -> Result<Vec<Unmapped>, Errno> {
         if request.flags == wire::DMA_UNMAP_ALL && (request.address, request.size) == (0, 0) {
-            return Ok(self.ranges.drain(..).map(|range| Unmapped(range.mapping)).collect());
+            return Ok(self.let_go(0..self.ranges.len()));
         }
         if request.flags != 0 {
             return Err(Errno::EINVAL);
@@ -88,35 +108,55 @@ impl DmaTable {
         if found.iter().any(|range| range.address < request.address || range_last(range) > last) {
             return Err(Errno::ENOENT);
         }
-        Ok(self.ranges.drain(first..end).map(|range| Unmapped(range.mapping)).collect())
+        Ok(self.let_go(first..end))
+    }
+
+    fn let_go(&mut self, found: std::ops::Range<usize>) -> Vec<Unmapped> {
+        let mut unmapped = Vec::with_capacity(found.len());
+        for range in self.ranges.drain(found) {
+            if let Some(Mapping { guard, .. }) = &range.mapping {
+                self.lost |= guard.is_lost();
+                guard.detach();
+            }
+            unmapped.push(Unmapped(range.mapping));
+        }
+        unmapped
     }
 
     /// What devices see.
     pub(super) fn memory(&self, connection: &Arc<Connection>) -> Memory {
         let with = |flag| {
             let regions = self.ranges.iter().filter(|range| range.flags & flag != 0);
-            let mapped = regions.filter_map(|range| range.mapping.clone()).collect::<Vec<_>>();
+            let mapped = regions.filter_map(|range| Some(range.mapping.as_ref()?.region.clone())).collect::<Vec<_>>();
             GuestMemoryMmap::from_arc_regions(mapped).unwrap_or_default()
         };
         let unmapped = self.ranges.iter().filter(|range| range.mapping.is_none() && range.flags != 0);
         let by_message = unmapped.map(|&Range { address, size, flags, .. }| MessageRange { address, size, flags });
+        let guards = self.ranges.iter().filter_map(|range| Some(range.mapping.as_ref()?.guard.clone())).collect();
         Memory::new(with(wire::DMA_READABLE), with(wire::DMA_WRITEABLE), by_message.collect(), connection)
+            .with_guards(guards)
             .with_log(self.log.clone())
     }
 }
 
+impl Drop for DmaTable {
+    fn drop(&mut self) {
+        self.ranges.iter().filter_map(|range| range.mapping.as_ref()).for_each(|mapping| mapping.guard.detach());
+    }
+}
+
 /// What is unmapped when this is dropped.
-pub(super) struct Unmapped(Option<Arc<GuestRegionMmap>>);
+pub(super) struct Unmapped(Option<Mapping>);
 
 impl Drop for Unmapped {
     fn drop(&mut self) {
-        if self.0.take().is_some_and(|mapping| Arc::strong_count(&mapping) > 1) {
+        if self.0.take().is_some_and(|mapping| Arc::strong_count(&mapping.region) > 1) {
             log::error!("a device still uses client memory that the client took back");
         }
     }
 }
 
-fn map_file(request: &wire::DmaMap, fd: ForeignFd) -> Result<Arc<GuestRegionMmap>, Errno> {
+fn map_file(request: &wire::DmaMap, fd: ForeignFd, socket: RawFd) -> Result<Mapping, Errno> {
     if !request.offset.is_multiple_of(PAGE) || !request.size.is_multiple_of(PAGE) {
         return Err(Errno::EINVAL);
     }
@@ -146,7 +186,13 @@ fn map_file(request: &wire::DmaMap, fd: ForeignFd) -> Result<Arc<GuestRegionMmap
         log::warn!("cannot map {} bytes of client memory: {error}", request.size);
         Errno::EINVAL
     })?;
-    GuestRegionMmap::new(region, GuestAddress(request.address)).map(Arc::new).ok_or(Errno::EINVAL)
+    // SAFETY: the mapping goes when the last reference to `region` does, and everybody who has one has one to the guard.
+    let guard = unsafe { Guard::new(region.as_ptr(), size, protection, socket) }.map_err(|error| {
+        log::warn!("cannot guard client memory: {error}");
+        Errno::EINVAL
+    })?;
+    let region = GuestRegionMmap::new(region, GuestAddress(request.address)).map(Arc::new).ok_or(Errno::EINVAL)?;
+    Ok(Mapping { guard: Arc::new(guard), region })
 }
 
 #[cfg(test)]
@@ -155,7 +201,7 @@ mod tests {
 
     #[test]
     fn more_ranges_than_were_announced_are_refused_until_one_goes_away() {
-        let mut table = DmaTable::new(2);
+        let mut table = DmaTable::new(2, -1);
         let map = |address| wire::DmaMap { flags: wire::DMA_READABLE, address, size: PAGE, ..Default::default() };
         table.map(&map(0), None).unwrap();
         table.map(&map(2 * PAGE), None).unwrap();

@@ -1,17 +1,44 @@
 //! A socket path on which clients are accepted.
 
-use std::fs;
+use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
-/// A socket path on which clients are accepted, one at a time; removed when dropped.
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use nix::libc;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+
+use crate::foreign::ForeignFd;
+use crate::socket::is_local;
+
+/// How long to wait for another server that is looking at the same directory.
+const TURN: Duration = Duration::from_secs(1);
+/// How long to wait when the system has no descriptor for a client.
+const SHORTAGE: Duration = Duration::from_millis(50);
+
+/// A socket path on which clients are accepted, one at a time. When dropped, the socket is removed if it is still the
+/// one that was bound here.
+///
+/// Who may connect is for the caller to decide, by its umask and by the directory.
 #[derive(Debug)]
 pub struct Listener {
     listener: UnixListener,
+    place: SocketPath,
+}
+
+/// Where a socket was bound, and which file that is.
+#[derive(Debug)]
+struct SocketPath {
     path: PathBuf,
-    inode: u64,
+    /// Device and inode.
+    file: (u64, u64),
+    removed: AtomicBool,
 }
 
 /// Why a path cannot be listened on.
@@ -35,27 +62,37 @@ pub enum ListenError {
 }
 
 impl Listener {
-    /// Listens on `path`. A stale socket that nobody listens on is replaced.
+    /// Listens on `path`. A stale socket that no server listens on is replaced; servers that start at the same time take
+    /// turns, so that none removes what another has just bound. Never waits for another server's attention: one that is
+    /// busy with its clients is as alive as one that accepts.
+    ///
+    /// # Errors
+    /// [`ListenError`].
     pub fn bind(path: &Path) -> Result<Self, ListenError> {
         let failed = |source| ListenError::Io { path: path.into(), source };
+        let _turn = lock_directory(path, TURN);
         match fs::symlink_metadata(path) {
             Ok(metadata) if !metadata.file_type().is_socket() => return Err(ListenError::NotASocket(path.into())),
-            Ok(_) => match UnixStream::connect(path) {
-                Ok(_) => return Err(ListenError::InUse(path.into())),
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                    fs::remove_file(path).map_err(failed)?;
-                }
-                Err(error) => return Err(failed(error)),
-            },
+            Ok(_) if is_alive(path).map_err(failed)? => return Err(ListenError::InUse(path.into())),
+            Ok(_) => fs::remove_file(path).map_err(failed)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(failed(error)),
         }
-        let listener = UnixListener::bind(path).map_err(failed)?;
-        let inode = fs::symlink_metadata(path).map_err(failed)?.ino();
-        Ok(Self { listener, path: path.into(), inode })
+        let listener = UnixListener::bind(path).map_err(|error| match error.kind() {
+            // By somebody who takes no turns.
+            io::ErrorKind::AddrInUse => ListenError::InUse(path.into()),
+            _ => failed(error),
+        })?;
+        let metadata = fs::symlink_metadata(path).map_err(failed)?;
+        let file = (metadata.dev(), metadata.ino());
+        let place = SocketPath { path: path.into(), file, removed: AtomicBool::new(false) };
+        Ok(Self { listener, place })
     }
 
-    /// Waits for a client.
+    /// Waits for a client, and for the system to have a descriptor for it.
+    ///
+    /// # Errors
+    /// The system's.
     pub fn accept(&self) -> io::Result<UnixStream> {
         loop {
             match self.listener.accept() {
@@ -63,18 +100,67 @@ impl Listener {
                 // The client left before its turn came.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // What an earlier client sent may still have to be closed.
+                Err(error) if is_local(&error) => std::thread::sleep(SHORTAGE),
                 Err(error) => return Err(error),
             }
+        }
+    }
+
+    /// Removes the socket now, unless something else has taken its place: another server's socket, or a file.
+    pub fn remove(&self) {
+        self.place.remove();
+    }
+}
+
+impl SocketPath {
+    fn remove(&self) {
+        if self.removed.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        // Others who take turns cannot put something else there between the look and the removal.
+        let _turn = lock_directory(&self.path, TURN / 10);
+        let here = fs::symlink_metadata(&self.path).is_ok_and(|there| (there.dev(), there.ino()) == self.file);
+        if here {
+            let _ = fs::remove_file(&self.path);
         }
     }
 }
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        // Only what is still ours: somebody may have put another socket there.
-        if fs::symlink_metadata(&self.path).is_ok_and(|metadata| metadata.ino() == self.inode) {
-            let _ = fs::remove_file(&self.path);
+        self.place.remove();
+        // Clients whose turn never came may have sent descriptors, which are closed with the socket.
+        if let Ok(listener) = self.listener.try_clone() {
+            drop(ForeignFd::from(OwnedFd::from(listener)));
         }
+    }
+}
+
+/// Whether a server listens on a socket. One whose backlog is full does.
+fn is_alive(path: &Path) -> io::Result<bool> {
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let probe = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    match connect(probe.as_raw_fd(), &UnixAddr::new(path)?) {
+        Ok(()) | Err(Errno::EAGAIN) => Ok(true),
+        Err(Errno::ECONNREFUSED) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Takes a turn at the directory that `path` is in: a lock on the directory itself leaves no file behind. `None`: it
+/// cannot be locked, or another process has had it for too long, and is not waited for any longer.
+fn lock_directory(path: &Path, patience: Duration) -> Option<Flock<File>> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(directory).ok()?;
+    let end = Instant::now() + patience;
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(locked) => return Some(locked),
+            Err((back, Errno::EAGAIN | Errno::EINTR)) if Instant::now() < end => file = back,
+            Err(_) => return None,
+        }
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 
@@ -102,5 +188,55 @@ mod tests {
         UnixStream::connect(&path).unwrap();
         drop(listener);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_server_whose_backlog_is_full_is_alive() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let busy = socket(AddressFamily::Unix, SockType::Stream, SockFlag::empty(), None).unwrap();
+        nix::sys::socket::bind(busy.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
+        nix::sys::socket::listen(&busy, nix::sys::socket::Backlog::new(0).unwrap()).unwrap();
+        let _first = UnixStream::connect(&path).unwrap();
+        let start = Instant::now();
+        assert!(matches!(Listener::bind(&path), Err(ListenError::InUse(_))));
+        assert!(start.elapsed() < TURN);
+    }
+
+    #[test]
+    fn what_took_the_place_of_a_socket_is_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, moved) = (directory.path().join("socket"), directory.path().join("moved"));
+        let listener = Listener::bind(&path).unwrap();
+        fs::rename(&path, &moved).unwrap();
+        fs::write(&path, "precious").unwrap();
+        drop(listener);
+        assert_eq!(fs::read(&path).unwrap(), b"precious");
+        fs::remove_file(&path).unwrap();
+
+        let first = Listener::bind(&path).unwrap();
+        fs::rename(&path, &moved).unwrap();
+        let second = Listener::bind(&path).unwrap();
+        drop(first);
+        UnixStream::connect(&path).unwrap();
+        drop(second);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn of_servers_that_start_at_once_over_a_stale_socket_one_stays_reachable() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        for _ in 0..50 {
+            drop(UnixListener::bind(&path).unwrap());
+            let started: Vec<_> = std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| Listener::bind(&path))).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            assert_eq!(started.iter().filter(|result| result.is_ok()).count(), 1, "{started:?}");
+            UnixStream::connect(&path).unwrap();
+            drop(started);
+            assert!(!path.exists());
+        }
     }
 }

@@ -9,6 +9,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, Guest
 use super::connection::{Connection, Unreached};
 use super::dirty_log::DirtyLog;
 use super::mappings::Mappings;
+use super::sigbus::Guard;
 use crate::wire::{DMA_READABLE, DMA_WRITEABLE};
 
 /// What the client has made available for DMA at one moment: cheap to clone, safe to share between threads.
@@ -19,6 +20,8 @@ use crate::wire::{DMA_READABLE, DMA_WRITEABLE};
 /// [`super::Device`] runs. A message that is not answered within [`super::Options::deadline`] ends the connection.
 #[derive(Clone, Debug, Default)]
 pub struct Memory {
+    // First, as they must be gone before the mappings are.
+    _guards: Option<Arc<[Arc<Guard>]>>,
     readable: Arc<Mappings>,
     writable: Arc<Mappings>,
     by_message: Option<Arc<ByMessage>>,
@@ -84,7 +87,12 @@ impl Memory {
     ) -> Self {
         let by_message = (!ranges.is_empty()).then(|| Arc::new(ByMessage { ranges, connection: connection.clone() }));
         let [readable, writable] = [readable, writable].map(|memory| Arc::new(Mappings::new(memory)));
-        Self { readable, writable, by_message, log: None }
+        Self { _guards: None, readable, writable, by_message, log: None }
+    }
+
+    /// Keeps these for as long as the mappings.
+    pub(super) fn with_guards(self, guards: Vec<Arc<Guard>>) -> Self {
+        Self { _guards: Some(guards.into()), ..self }
     }
 
     pub(super) fn with_log(self, log: Option<Arc<DirtyLog>>) -> Self {

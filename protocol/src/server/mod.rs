@@ -7,8 +7,10 @@
 //! let listener = Listener::bind("/run/device.sock".as_ref())?;
 //! loop {
 //!     let stream = listener.accept()?;
-//!     // Returns when the client leaves; the next one is welcome.
-//!     serve(&mut device, stream, &Options::default())?;
+//!     // Returns when the client leaves. A client that misbehaves is its own problem; the next one is welcome.
+//!     if let Err(error) = serve(&mut device, stream, &Options::default()) {
+//!         eprintln!("the client is gone: {error}");
+//!     }
 //! }
 //! # }
 //! ```
@@ -34,6 +36,7 @@ mod memory;
 mod migration;
 mod reply;
 mod session;
+mod sigbus;
 mod version;
 
 pub use config_space::ConfigSpace;

@@ -78,6 +78,9 @@ pub enum ServeError {
         /// What is wrong with the answer.
         problem: &'static str,
     },
+    /// The client has made a file shorter that it let the device map, and the device has noticed.
+    #[error("the client took memory away that it had made available: a file is shorter than its mapping")]
+    MemoryLost,
     /// The socket could not be set up.
     #[error("setting up the connection")]
     Setup(#[source] io::Error),
@@ -119,7 +122,7 @@ fn run(
     let ours = options.capabilities();
     let Some(Agreed { connection, client }) = negotiate(stream, &ours, options)? else { return Ok(()) };
     let connection = Arc::new(connection);
-    let dma = DmaTable::new(usize::try_from(ours.max_dma_maps).unwrap_or(usize::MAX));
+    let dma = DmaTable::new(usize::try_from(ours.max_dma_maps).unwrap_or(usize::MAX), connection.main.number());
     let mut commands = Commands { device, interrupts, dma, connection: &connection, ours: &ours, client: &client };
     let (mut payload, mut reply) = (Vec::new(), Reply::default());
     let ended = loop {
@@ -148,5 +151,8 @@ fn run(
     connection.fail(ended);
     // The device lets go of the client's memory before it is unmapped.
     commands.device.memory_changed(&Memory::default());
+    if commands.dma.has_lost_memory() {
+        return Err(ServeError::MemoryLost);
+    }
     connection.take_failure().map_or(Ok(()), ServeError::from_channel)
 }
