@@ -18,5 +18,4 @@ pub mod process;
 pub mod qemu;
 pub mod repository;
 pub mod server;
-pub mod tap;
 pub mod testbed;

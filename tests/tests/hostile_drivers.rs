@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 
 use outrigger_tests::outrigger::{LIMIT, with_payload};
 use outrigger_tests::process::run;
-use outrigger_tests::tap::{HOST, Tap};
 use outrigger_tests::testbed::Testbed;
 use outrigger_tests::{disk, hostile, payload};
 use tempfile::TempDir;
+
+/// Outrigger makes it.
+const TAP: &str = "orhost0";
 
 /// Two directories with a disk each.
 fn disks() -> [(TempDir, PathBuf); 2] {
@@ -34,9 +36,9 @@ fn devices(disk: &Path, read_only: &Path, tap: &str, dma: &str) -> [String; 6] {
 
 fn attacked_here(dma: &str) {
     let [(_first, disk), (_second, read_only)] = disks();
-    let tap = Tap::make(&format!("orhost{}", &dma[..1]));
     let mut command = with_payload(&format!("hostile dma={dma}"));
-    let ended = run(command.args(devices(&disk, &read_only, tap.name(), dma)), LIMIT);
+    command.args(devices(&disk, &read_only, TAP, dma));
+    let ended = run(&mut hostile::in_own_network(&command), 2 * LIMIT);
     let faults = hostile::faults(&ended.stdout, &ended.stderr);
     assert!(faults.is_empty(), "{faults}\n{ended}");
     ended.expect_code(0).expect_stdout("payload: passed");
@@ -58,9 +60,9 @@ fn with_memory_by_messages() {
 fn in_the_test_bed() {
     let [(_first, disk), (_second, read_only)] = disks();
     let guest = ["disk", "read-only"].map(|name| PathBuf::from(format!("/guest/{name}")));
-    let mut script = format!("ip address add {HOST}/32 dev lo\n");
+    let mut script = format!("ip address add {HOST}/32 dev lo\n", HOST = hostile::HOST);
     for dma in ["shared", "messages"] {
-        let devices = devices(&guest[0], &guest[1], "orhost0", dma).join(" ");
+        let devices = devices(&guest[0], &guest[1], TAP, dma).join(" ");
         script += &format!(
             "cp /guest/disk /tmp/disk; cp /guest/read-only /tmp/read-only\n\
              boot {dma} 0 --kernel /guest/payload --memory 64M {devices} --cmdline 'checks=hostile dma={dma}'\n\

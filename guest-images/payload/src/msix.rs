@@ -52,6 +52,23 @@ impl Msix {
         self.function.write16(register, others | bits);
     }
 
+    /// Switches MSI-X on without a function mask, if it is not on already.
+    pub fn switch_on(&self) {
+        if self.function.read16(self.capability + CONTROL) & (ENABLE | FUNCTION_MASK) != ENABLE {
+            self.control(true, false);
+        }
+    }
+
+    /// Points `entry` to device vector `index` and unmasks it, unless it is like that already: a change costs the VMM far more than a look.
+    pub fn open(&self, entry: u16, index: u8) {
+        let message = [ADDRESS | u32::from(apic::id()) << 12, 0, u32::from(FIRST_VECTOR + index), 0];
+        if self.read(entry) != message {
+            self.mask(entry, true);
+            self.route(entry, index);
+            self.mask(entry, false);
+        }
+    }
+
     /// Points `entry` to device vector `index` of this processor, its mask untouched.
     pub fn route(&self, entry: u16, index: u8) {
         let at = self.entry(entry);

@@ -111,3 +111,13 @@ put!(put8, write8, u8);
 put!(put16, write16, u16);
 put!(put32, write32, u32);
 put!(put64, write64, u64);
+
+/// The same with zeros; whole words of eight bytes.
+///
+/// # Panics
+/// When that is not all within the arena.
+pub fn put_zeros(address: u64, length: u64) {
+    assert!(address >= BASE && address + length <= BASE + SIZE);
+    fill(address, length / 8, 0);
+    fill(address - BASE + COPY, length / 8, 0);
+}

@@ -6,7 +6,7 @@ use super::outcome::{Fault, Outcome, equal, holds, pause};
 use super::target::Target;
 use super::{Attack, attack};
 use crate::memory::{map, read32, write32};
-use crate::pci::{BAR0, Bar, Function, MEMORY};
+use crate::pci::{BAR0, Bar, Function, ID, MEMORY};
 use crate::virtio::FEATURE_SELECT;
 
 const SIZES: &str = "PCI 3.0, 6.2.5.1: size and type bits";
@@ -15,6 +15,7 @@ const RAM_STAYS: &str = "PCI 3.0, 6.2.5: RAM is where it was";
 const OPEN: &str = "left open: a reset brings it back";
 
 const HEADER: u32 = 16;
+const CONFIGURATION: u64 = 0xe000_0000;
 const BAR2: u16 = BAR0 + 8;
 
 pub const ATTACKS: &[Attack] = &[
@@ -187,6 +188,37 @@ pub const ATTACKS: &[Attack] = &[
         target.function.command(0, MEMORY);
         for _ in 0..500 {
             load(target.registers, 4);
+        }
+        target.come_home();
+        serves(target)
+    }),
+    attack("on-another-device-that-leaves", COLLISION, |target| {
+        begin(target)?;
+        let (other, bar) = other(target)?;
+        let (address, command) = (bar.address(), other.read16(4));
+        target.function.command(0, MEMORY);
+        write(target.function, BAR0, address);
+        target.function.command(MEMORY, 0);
+        // Now the other one goes, and the place is free for the one that lost it.
+        other.command(0, MEMORY);
+        let found = answers(address);
+        target.come_home();
+        other.write16(4, command);
+        holds("the other answers again", answers(address))?;
+        holds("the device answers where the other was", found)?;
+        serves(target)
+    }),
+    attack("on-configuration-space", COLLISION, |target| {
+        begin(target)?;
+        let identity = target.function.id();
+        for _ in 0..200 {
+            place(target, BAR0, CONFIGURATION);
+        }
+        equal("identity", target.function.id(), identity)?;
+        equal("the host bridge", read32(CONFIGURATION + u64::from(ID)) & 0xffff, 0x1b36u32)?;
+        for _ in 0..200 {
+            target.function.command(0, MEMORY);
+            target.function.command(MEMORY, 0);
         }
         target.come_home();
         serves(target)

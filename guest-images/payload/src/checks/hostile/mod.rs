@@ -3,7 +3,7 @@
 //! Where the specification leaves open what a device does, it has to answer one way or the other and be usable after a reset.
 //!
 //! One file for each group of attacks, each with a table. `checks=hostile` runs all of them, `checks=hostile-GROUP` one group, on every disk
-//! and network card there is; the test puts a pattern in each disk's first sector and makes the host answer for 192.0.2.1. `dma=messages` on
+//! and network card there is; the test puts a pattern in each disk's first sector and makes the host answer for 198.51.100.1. `dma=messages` on
 //! the command line: the devices cannot reach memory but by asking. `rounds=N seed=S`: so often, in another order each time.
 
 mod arena;
@@ -15,8 +15,11 @@ mod target;
 mod works;
 
 mod bars;
+mod card;
 mod chains;
 mod configuration;
+mod control;
+mod disk;
 mod msix;
 mod queues;
 mod rings;
@@ -49,6 +52,7 @@ const fn attack(name: &'static str, rule: &'static str, run: fn(&mut Target) -> 
 type Group = (&'static str, &'static [Kind], &'static [Attack]);
 
 const ALL: &[Kind] = &[Kind::Disk, Kind::Card];
+const DISKS: &[Kind] = &[Kind::Disk, Kind::ReadOnlyDisk];
 const GROUPS: &[Group] = &[
     ("chains", ALL, chains::ATTACKS),
     ("rings", ALL, rings::ATTACKS),
@@ -57,10 +61,15 @@ const GROUPS: &[Group] = &[
     ("configuration", ALL, configuration::ATTACKS),
     ("msix", ALL, msix::ATTACKS),
     ("bars", ALL, bars::ATTACKS),
+    ("requests", DISKS, disk::ATTACKS),
+    ("writes", &[Kind::Disk], disk::WRITES),
+    ("read-only", &[Kind::ReadOnlyDisk], disk::READ_ONLY),
+    ("packets", &[Kind::Card], card::ATTACKS),
+    ("control", &[Kind::Card], control::ATTACKS),
 ];
 
 /// Attacks of all groups together, and devices.
-const MOST: usize = 512;
+const MOST: usize = 1024;
 const MOST_TARGETS: usize = 4;
 /// VIRTIO_BLK_F_RO.
 const READ_ONLY: u64 = 1 << 5;

@@ -7,13 +7,14 @@ use super::target::{CONFIG_INTERRUPT, QUEUE_INTERRUPT, Target};
 use super::{Attack, attack};
 use crate::interrupts::fired;
 use crate::memory::{read16, write16, write32};
-use crate::pci::MSIX;
+use crate::pci::{BUS_MASTER, MSIX};
 use crate::virtio::{CONFIG_VECTOR, NO_VECTOR, QUEUE_SELECT, QUEUE_VECTOR};
 
 const NO_SUCH_VECTOR: &str = "virtio 1.2, 4.1.5.1.2.1: NO_VECTOR reads back";
 const SILENT: &str = "virtio 1.2, 4.1.5.1.2.1: no interrupt without a vector";
 const MASKED: &str = "PCI 3.0, 6.8.2.9 and 6.8.3.2: pending until unmasked, then once";
 const PENDING_READ_ONLY: &str = "PCI 3.0, 6.8.2.10: software does not write pending bits";
+const MASTER: &str = "PCI 3.0, 6.2.2: no MSI-X without bus mastering";
 const OPEN: &str = "left open: a reset brings it back";
 
 const HEADER: u32 = 16;
@@ -212,6 +213,23 @@ pub const ATTACKS: &[Attack] = &[
             store(table + 24, 8, 0x46 | (round & 1) << 32);
             target.used(target.main())?;
         }
+        Ok(())
+    }),
+    attack("no-bus-mastering", MASTER, |target| {
+        begin(target)?;
+        pause();
+        let before = [CONFIG_INTERRUPT, QUEUE_INTERRUPT].map(fired);
+        target.function.command(0, BUS_MASTER);
+        let main = target.main();
+        target.request(main, 0, &buffers());
+        pause();
+        let during = [CONFIG_INTERRUPT, QUEUE_INTERRUPT].map(fired);
+        equal("interrupts for a queue", during[1] - before[1], 0u32)?;
+        equal("interrupts for the configuration", during[0] - before[0], 0u32)?;
+        if target.messages {
+            equal("chains used without DMA", target.queue().unseen(), 0u16)?;
+        }
+        target.function.command(BUS_MASTER, 0);
         Ok(())
     }),
 ];

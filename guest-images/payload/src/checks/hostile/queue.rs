@@ -1,6 +1,6 @@
 //! A split virtqueue as its driver writes it (virtio 1.2, 2.7), right or wrong.
 
-use super::arena::{LARGE_QUEUE, QUEUES, put16, put32, put64};
+use super::arena::{LARGE_QUEUE, QUEUES, put_zeros, put16, put32, put64};
 use crate::memory::{read16, read32};
 
 /// Entries of a queue, unless an attack wants another number.
@@ -81,10 +81,7 @@ impl Queue {
 
     /// Empty rings, and a descriptor table of zeros.
     pub fn clear(&self) {
-        for entry in 0..u64::from(self.size) {
-            put64(self.descriptors + entry * 16, 0);
-            put64(self.descriptors + entry * 16 + 8, 0);
-        }
+        put_zeros(self.descriptors, u64::from(self.size) * 16);
         put32(self.available, 0);
         put32(self.used, 0);
     }

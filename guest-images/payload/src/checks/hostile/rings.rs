@@ -1,7 +1,7 @@
 //! Available and used rings that make no sense (virtio 1.2, 2.7.6 to 2.7.8 and 2.7.13), or that are where they should not be.
 
 use super::arena::{READABLE, WRITABLE, put16, put32, put64};
-use super::outcome::{Outcome, equal, holds, pause};
+use super::outcome::{Outcome, equal, holds, pause, soon};
 use super::queue::{Queue, SMALL};
 use super::target::{EVENT_INDEX, QUEUE_INTERRUPT, Target};
 use super::{Attack, attack};
@@ -86,7 +86,7 @@ pub const ATTACKS: &[Attack] = &[
             put64(used + 4 + entry * 8, u64::MAX);
         }
         target.request(main, 0, &buffers());
-        holds("the device counts for itself", super::outcome::soon(|| target.queue().unseen() == 1))?;
+        holds("the device counts for itself", soon(|| target.queue().unseen() == 1))?;
         equal("used chain", target.used(main)?.head, 0u32)
     }),
     attack("used-ring-over-the-available-ring", OPEN, |target| {
@@ -260,5 +260,5 @@ fn unreachable(target: &mut Target, change: impl FnOnce(&mut Queue)) -> Outcome 
     target.enable();
     target.ready();
     target.ring(queue.index);
-    holds("the device needs a reset", super::outcome::soon(|| target.needs_reset()))
+    holds("the device needs a reset", soon(|| target.needs_reset()))
 }

@@ -135,11 +135,9 @@ impl Target {
         if self.function.read16(COMMAND) != MEMORY | BUS_MASTER {
             self.function.write16(COMMAND, MEMORY | BUS_MASTER);
         }
-        self.msix.control(true, false);
+        self.msix.switch_on();
         for entry in 0..self.msix.vectors {
-            self.msix.mask(entry, true);
-            self.msix.route(entry, if entry == 0 { CONFIG_INTERRUPT } else { QUEUE_INTERRUPT });
-            self.msix.mask(entry, false);
+            self.msix.open(entry, if entry == 0 { CONFIG_INTERRUPT } else { QUEUE_INTERRUPT });
         }
     }
 

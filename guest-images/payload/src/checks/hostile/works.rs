@@ -14,8 +14,8 @@ pub const SECTOR: u32 = 512;
 pub const HEADER: u32 = 12;
 /// Bytes of a packet that asks for an address, header included.
 pub const PROBE: u32 = HEADER + 42;
-/// The address that the test gave the host (RFC 5737, TEST-NET-1).
-const HOST: [u8; 4] = [192, 0, 2, 1];
+/// The address that the test gave the host (RFC 5737, TEST-NET-2).
+const HOST: [u8; 4] = [198, 51, 100, 1];
 /// Receive buffers that are offered, and where.
 const RECEIVERS: u16 = 4;
 const RECEIVER: u32 = 2048;
