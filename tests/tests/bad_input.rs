@@ -211,6 +211,15 @@ fn a_disk_that_is_a_directory() {
     refused(with_disk(&mut with_payload("pci"), directory.path()), USAGE, &["--disk", "directory"]);
 }
 
+/// Served as raw, its headers would be the guest's first sectors, and its size a fraction of what it holds.
+#[test]
+fn a_disk_in_another_format() {
+    let directory = TempDir::new().unwrap();
+    let image = directory.path().join("disk.qcow2");
+    std::fs::write(&image, [&b"QFI\xfb\0\0\0\x03"[..], &[0; 1016]].concat()).unwrap();
+    refused(with_disk(&mut with_payload("pci"), &image), USAGE, &["--disk", "disk.qcow2", "qcow2", "format=raw"]);
+}
+
 #[test]
 fn a_disk_that_is_missing() {
     refused(
