@@ -157,6 +157,9 @@ impl Machine {
     /// VM, RAM and buses.
     fn empty(config: &Config, stop: Stop) -> Result<Self, BuildError> {
         let vm = Vm::new(usize::from(config.cpus))?;
+        if config.needs_pit() {
+            vm.add_pit()?;
+        }
         let physical_bits = cpuid::physical_bits(&vm.supported_cpuid()?);
         let ram_size = config.memory.size;
         let pci_memory_64 = layout::pci_memory_64(ram_size, physical_bits)

@@ -21,17 +21,21 @@
 //!
 //! | Port              | What |
 //! |-------------------|------|
+//! | `0x020`–`0x021`, `0x0A0`–`0x0A1` | 8259 interrupt controllers (in KVM) |
+//! | `0x040`–`0x043`, `0x061` | PIT (in KVM), for kernels that are told to use no APIC |
 //! | `0x064`           | keyboard controller, for its reset command only |
 //! | `0x3F8`–`0x3FF`   | serial port COM1, [`COM1_GSI`] |
-//! | `0x600`–`0x602`   | ACPI sleep control, sleep status, reset |
+//! | `0x600`–`0x606`   | ACPI PM1 status, enable and control, reset |
 //! | `0xCF8`–`0xCFF`   | PCI configuration mechanism #1 |
 //! | `0x1000`–`0xFFFF` | PCI I/O window (BARs) |
 //!
-//! # Interrupts (GSIs, which are the I/O APIC's pins)
+//! # Interrupts (GSIs, which are the I/O APIC's pins; 0 to 15 are the 8259s', too)
 //!
 //! | GSI   | What |
 //! |-------|------|
+//! | 0     | PIT (in KVM), where there is one |
 //! | 4     | COM1 (edge, active high) |
+//! | 9     | ACPI SCI, never raised |
 //! | 16–23 | PCI INTx (level, active low), see [`intx_gsi`] |
 
 /// A half-open range of guest-physical addresses or I/O ports.
@@ -125,8 +129,10 @@ pub const COM1: AddressRange = AddressRange::new(0x3F8, 0x400);
 pub const COM1_GSI: u32 = 4;
 /// Keyboard controller status and command port.
 pub const KEYBOARD_CONTROLLER: AddressRange = AddressRange::new(0x64, 0x65);
-/// ACPI power registers, one byte each: sleep control, sleep status, reset.
-pub const POWER: AddressRange = AddressRange::new(0x600, 0x603);
+/// ACPI power registers: PM1 status, PM1 enable and PM1 control, two bytes each, and reset, one byte.
+pub const POWER: AddressRange = AddressRange::new(0x600, 0x607);
+/// ACPI's interrupt, which a guest wants to have.
+pub const SCI_GSI: u16 = 9;
 /// PCI configuration mechanism #1: address at `0xCF8`, data at `0xCFC`.
 pub const PCI_CONFIG_PORTS: AddressRange = AddressRange::new(0xCF8, 0xD00);
 /// PCI I/O window.

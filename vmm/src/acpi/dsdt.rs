@@ -1,5 +1,5 @@
 //! The DSDT: devices that a guest cannot discover by itself, in AML: the PCI host bridge with its windows and interrupt wiring,
-//! the serial port (hardware-reduced ACPI has no legacy interrupts, so that its IRQ must be told), and the soft-off state.
+//! the serial port, and the soft-off state.
 
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, Else, Equal, IO, If, Interrupt,

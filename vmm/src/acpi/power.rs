@@ -1,53 +1,77 @@
-//! The registers by which a guest ends itself: ACPI's sleep control, sleep status and reset registers (ACPI 6.5, sections
-//! 4.8.3.7 "Sleep Control/Status Registers" and 4.8.3.6 "Reset Register"), and the keyboard controller's reset command, which
-//! guests fall back to.
+//! The registers by which a guest ends itself: ACPI's PM1 registers and its reset register (ACPI 6.5, sections 4.8.3.1 "PM1
+//! Event Grouping", 4.8.3.2 "PM1 Control Grouping" and 4.8.3.6 "Reset Register"), and the keyboard controller's reset command,
+//! which guests without ACPI use, and others fall back to.
+
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::bus::BusDevice;
 use crate::outcome::{Outcome, Stop};
 
-/// Offsets into [`crate::layout::POWER`].
-pub(super) const SLEEP_CONTROL_REGISTER: u64 = 0;
-pub(super) const SLEEP_STATUS_REGISTER: u64 = 1;
-pub(crate) const RESET_REGISTER: u64 = 2;
+/// Offsets into [`crate::layout::POWER`]. PM1 status, two bytes, is followed by PM1 enable.
+pub(super) const PM1_EVENT: u64 = 0;
+pub(super) const PM1_EVENT_SIZE: u8 = 4;
+pub(super) const PM1_CONTROL: u64 = 4;
+pub(super) const PM1_CONTROL_SIZE: u8 = 2;
+pub(crate) const RESET_REGISTER: u64 = 6;
 /// What the guest writes to the reset register.
 pub(crate) const RESET_VALUE: u8 = 1;
-/// The sleep type that `\_S5` tells the guest to write.
-pub(super) const SLEEP_TYPE_S5: u8 = 5;
+/// The sleep type that `\_S5` tells the guest to write; QEMU's, too.
+pub(super) const SLEEP_TYPE_S5: u8 = 0;
 
+const PM1_ENABLE: u64 = 2;
+/// PM1 control, lower byte: the machine is in ACPI mode. It has no other.
+const SCI_ENABLE: u8 = 1;
+// PM1 control, upper byte.
 const SLEEP_ENABLE: u8 = 1 << 5;
 const SLEEP_TYPE_SHIFT: u8 = 2;
 const SLEEP_TYPE_MASK: u8 = 0b111;
 /// Keyboard controller command: pulse the processor's reset line.
 const KEYBOARD_PULSE_RESET: u8 = 0xFE;
 
-/// Sleep control, sleep status and reset, one byte each.
+/// PM1 status, enable and control, and reset. No event ever happens, so the SCI is never raised.
 pub struct PowerRegisters {
     stop: Stop,
+    /// Which events may raise the SCI: guests read back what they wrote.
+    enabled: [AtomicU8; 2],
 }
 
 impl PowerRegisters {
     /// Registers that request the end of the run from `stop`.
     #[must_use]
     pub fn new(stop: Stop) -> Self {
-        Self { stop }
+        Self { stop, enabled: Default::default() }
+    }
+
+    /// The enable register's byte that is at `offset`.
+    fn enabled(&self, offset: u64) -> Option<&AtomicU8> {
+        self.enabled.get(usize::try_from(offset.checked_sub(PM1_ENABLE)?).ok()?)
     }
 }
 
 impl BusDevice for PowerRegisters {
-    fn read(&self, _offset: u64, data: &mut [u8]) {
-        // No wake-up has happened, and the other two registers are there to be written.
-        data.fill(0);
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        for (value, register) in data.iter_mut().zip(offset..) {
+            *value = match register {
+                PM1_CONTROL => SCI_ENABLE,
+                _ => self.enabled(register).map_or(0, |byte| byte.load(Ordering::Relaxed)),
+            };
+        }
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
+        const CONTROL_UPPER: u64 = PM1_CONTROL + 1;
         for (value, register) in data.iter().zip(offset..) {
             let sleep_type = value >> SLEEP_TYPE_SHIFT & SLEEP_TYPE_MASK;
             match register {
-                SLEEP_CONTROL_REGISTER if value & SLEEP_ENABLE != 0 && sleep_type == SLEEP_TYPE_S5 => {
+                CONTROL_UPPER if value & SLEEP_ENABLE != 0 && sleep_type == SLEEP_TYPE_S5 => {
                     self.stop.request(Outcome::PowerOff);
                 }
                 RESET_REGISTER if *value == RESET_VALUE => self.stop.request(Outcome::Reboot),
-                _ => {}
+                _ => {
+                    if let Some(byte) = self.enabled(register) {
+                        byte.store(*value, Ordering::Relaxed);
+                    }
+                }
             }
         }
     }
@@ -82,32 +106,35 @@ impl BusDevice for KeyboardReset {
 mod tests {
     use super::*;
 
-    fn outcome_of_writing(offset: u64, value: u8) -> Option<Outcome> {
+    fn outcome_of_writing(offset: u64, value: u16) -> Option<Outcome> {
         let stop = Stop::new().unwrap();
-        PowerRegisters::new(stop.clone()).write(offset, &[value]);
+        PowerRegisters::new(stop.clone()).write(offset, &value.to_le_bytes());
         stop.outcome()
     }
 
     #[test]
     fn entering_s5_powers_off_and_nothing_else_does() {
-        assert_eq!(outcome_of_writing(0, 5 << 2 | 1 << 5), Some(Outcome::PowerOff));
-        assert_eq!(outcome_of_writing(0, 5 << 2), None, "sleep type without enable");
-        assert_eq!(outcome_of_writing(0, 1 << 2 | 1 << 5), None, "another sleep state");
-        assert_eq!(outcome_of_writing(1, 0xFF), None, "sleep status");
+        assert_eq!(outcome_of_writing(4, 1 << 13), Some(Outcome::PowerOff));
+        assert_eq!(outcome_of_writing(4, 0), None, "sleep type without enable");
+        assert_eq!(outcome_of_writing(4, 1 << 13 | 5 << 10), None, "another sleep state");
+        assert_eq!(outcome_of_writing(0, 0xFFFF), None, "status");
+        assert_eq!(outcome_of_writing(2, 0xFFFF), None, "enable");
     }
 
     #[test]
     fn the_reset_value_reboots_and_others_do_not() {
-        assert_eq!(outcome_of_writing(2, 1), Some(Outcome::Reboot));
-        assert_eq!(outcome_of_writing(2, 0), None);
+        assert_eq!(outcome_of_writing(6, 1), Some(Outcome::Reboot));
+        assert_eq!(outcome_of_writing(6, 0), None);
     }
 
     #[test]
-    fn no_wake_up_is_ever_shown() {
+    fn no_event_ever_happens_and_the_machine_is_in_acpi_mode() {
         let registers = PowerRegisters::new(Stop::new().unwrap());
-        let mut bytes = [0xAA; 3];
+        registers.write(0, &[0xFF; 4]);
+        registers.write(4, &[0, 0]);
+        let mut bytes = [0xAA; 7];
         registers.read(0, &mut bytes);
-        assert_eq!(bytes, [0; 3]);
+        assert_eq!(bytes, [0, 0, 0xFF, 0xFF, 1, 0, 0], "status, enable as it was written, control, reset");
     }
 
     #[test]

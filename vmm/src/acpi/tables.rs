@@ -1,12 +1,14 @@
 //! The tables with fixed fields: FADT, MADT and MCFG (ACPI 6.5, sections 5.2.9 and 5.2.12; PCI Firmware Specification 3.3,
 //! section 4.1.2).
 
+use acpi_tables::Aml;
 use acpi_tables::fadt::{FADT, FADTBuilder, Flags, PmProfile};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
-use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
+use acpi_tables::madt::{EnabledStatus, IoApic, ProcessorLocalApic};
 use acpi_tables::mcfg::MCFG;
+use acpi_tables::sdt::Sdt;
 
-use super::power::{RESET_REGISTER, RESET_VALUE, SLEEP_CONTROL_REGISTER, SLEEP_STATUS_REGISTER};
+use super::power::{PM1_CONTROL, PM1_CONTROL_SIZE, PM1_EVENT, PM1_EVENT_SIZE, RESET_REGISTER, RESET_VALUE};
 use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID};
 use crate::layout;
 
@@ -14,12 +16,24 @@ use crate::layout;
 /// addresses and no 8042 keyboard controller.
 const BOOT_ARCHITECTURE: u16 = 1 << 2 | 1 << 4 | 1 << 5;
 
-/// The FADT: a hardware-reduced platform whose DSDT is at the guest-physical address `dsdt`.
-pub(super) fn fadt(dsdt: u64) -> FADT {
+/// The FACS (ACPI 6.5, section 5.2.10), which a guest needs for its global lock and for waking up: nobody else takes the one,
+/// and there is no sleep to wake up from.
+pub(super) fn facs() -> [u8; 64] {
+    let mut facs = [0; 64];
+    facs[..4].copy_from_slice(b"FACS");
+    facs[4] = 64;
+    facs[32] = 2; // version
+    facs
+}
+
+/// The FADT: a platform with the 8259s of a PC, whose FACS and DSDT are at these guest-physical addresses. It is not
+/// a hardware-reduced one, for there Linux uses no PIC, and is left without interrupts by `noapic` and without a timer by
+/// `nolapic`. It is always in ACPI mode, which is what no SMI command port means.
+pub(super) fn fadt(facs: u64, dsdt: u64) -> FADT {
     let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
+        .firmware_ctrl_64(facs)
         .dsdt_64(dsdt)
         .preferred_pm_profile(PmProfile::EnterpriseServer)
-        .flag(Flags::HwReducedAcpi)
         .flag(Flags::ResetRegSup)
         .flag(Flags::Wbinvd)
         // Set means: no such fixed-hardware button.
@@ -28,8 +42,9 @@ pub(super) fn fadt(dsdt: u64) -> FADT {
     fadt.iapc_boot_arch = BOOT_ARCHITECTURE.into();
     fadt.reset_reg = port(layout::POWER.start + RESET_REGISTER);
     fadt.reset_value = RESET_VALUE;
-    fadt.sleep_control_reg = port(layout::POWER.start + SLEEP_CONTROL_REGISTER);
-    fadt.sleep_status_reg = port(layout::POWER.start + SLEEP_STATUS_REGISTER);
+    fadt.sci_int = layout::SCI_GSI.into();
+    (fadt.pm1a_evt_blk, fadt.pm1_evt_len) = (dword(layout::POWER.start + PM1_EVENT).into(), PM1_EVENT_SIZE);
+    (fadt.pm1a_cnt_blk, fadt.pm1_cnt_len) = (dword(layout::POWER.start + PM1_CONTROL).into(), PM1_CONTROL_SIZE);
     fadt.hypervisor_vendor_identity = u64::from_le_bytes(OEM_TABLE_ID).into();
     fadt.finalize()
 }
@@ -39,15 +54,21 @@ fn port(address: u64) -> GAS {
     GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, address)
 }
 
-/// The MADT: `cpus` local APICs, numbered from 0, and one I/O APIC for all GSIs.
-pub(super) fn madt(cpus: u8) -> MADT {
-    let address = u32::try_from(layout::LAPIC).expect("below 4 GiB");
-    let mut madt = MADT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION, LocalInterruptController::Address(address));
+/// The MADT: `cpus` local APICs, numbered from 0, one I/O APIC for all GSIs, and a PC's two 8259s.
+pub(super) fn madt(cpus: u8) -> Sdt {
+    const HEADER_LENGTH: u32 = 36;
+    const REVISION: u8 = 5;
+    /// PCAT_COMPAT.
+    const FLAGS: u32 = 1;
+    let mut madt = Sdt::new(*b"APIC", HEADER_LENGTH, REVISION, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    madt.append(dword(layout::LAPIC));
+    madt.append(FLAGS);
+    let mut controllers = Vec::new();
     for id in 0..cpus {
-        madt.add_structure(ProcessorLocalApic::new(id, id, EnabledStatus::Enabled));
+        ProcessorLocalApic::new(id, id, EnabledStatus::Enabled).to_aml_bytes(&mut controllers);
     }
-    let address = u32::try_from(layout::IOAPIC).expect("below 4 GiB");
-    madt.add_structure(IoApic::new(0, address, 0));
+    IoApic::new(0, dword(layout::IOAPIC), 0).to_aml_bytes(&mut controllers);
+    madt.append_slice(&controllers);
     madt
 }
 
@@ -56,4 +77,8 @@ pub(super) fn mcfg() -> MCFG {
     let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     mcfg.add_ecam(layout::ECAM.start, 0, 0, 0);
     mcfg
+}
+
+fn dword(address: u64) -> u32 {
+    u32::try_from(address).expect("our own fixed addresses are below 4 GiB")
 }

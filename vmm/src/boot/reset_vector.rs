@@ -1,6 +1,5 @@
-//! All there is of a BIOS: a few real-mode instructions where a PC's would start, which reset the machine. Linux on a
-//! hardware-reduced platform takes EFI for given when it reboots, and without it jumps there rather than ask ACPI
-//! (arch/x86/kernel/reboot.c, `reboot_init`).
+//! All there is of a BIOS: a few real-mode instructions where a PC's would start, which reset the machine. Linux jumps there
+//! if it is told `reboot=b` (arch/x86/kernel/reboot.c).
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 

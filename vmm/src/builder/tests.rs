@@ -68,7 +68,7 @@ const SPIN: [u8; 2] = [0xEB, 0xFE]; // jmp $
 
 #[test]
 fn an_elf_kernel_writes_to_the_serial_port_and_powers_off() {
-    let program = [out(0x3F8, b'H'), out(0x3F8, b'i'), out(0x600, 0x34), SPIN.to_vec()].concat();
+    let program = [out(0x3F8, b'H'), out(0x3F8, b'i'), out(0x605, 0x20), SPIN.to_vec()].concat();
     assert_eq!(run(&images::elf(&program), 1), ("Hi".to_owned(), Some(Outcome::PowerOff)));
 }
 
@@ -79,7 +79,7 @@ fn a_pvh_kernel_finds_its_command_line_and_acpi_by_the_start_info() {
         vec![0x8B, 0x73, 24, 0xB9, 5, 0, 0, 0, 0xFC, 0x66, 0xBA, 0xF8, 0x03, 0xF3, 0x6E],
         // mov esi, [ebx + 32] (RSDP); mov ecx, 7; rep outsb
         vec![0x8B, 0x73, 32, 0xB9, 7, 0, 0, 0, 0xF3, 0x6E],
-        out(0x600, 0x34),
+        out(0x605, 0x20),
         SPIN.to_vec(),
     ]
     .concat();
@@ -95,7 +95,7 @@ fn a_bzimage_starts_in_64_bit_mode_with_the_zero_page() {
         // mov rax, 0x42_0000_0000; shr rax, 32; out dx, al: 'B' only in 64-bit mode
         0x48, 0xB8, 0, 0, 0, 0, 0x42, 0, 0, 0, 0x48, 0xC1, 0xE8, 32, 0xEE,
     ]);
-    program.extend([out(0x602, 1), SPIN.to_vec()].concat());
+    program.extend([out(0x606, 1), SPIN.to_vec()].concat());
     assert_eq!(run(&images::bzimage(&program, 0x1000), 1), ("HB".to_owned(), Some(Outcome::Reboot)));
 }
 
@@ -135,7 +135,7 @@ fn unclaimed_ports_and_memory_read_as_ones() {
         // mov dx, 0x5000; in eax, dx; mov dx, 0x3F8; mov ecx, eax; mov eax, [0xD0000000]; and eax, ecx; inc eax; add al, 'A'; out
         vec![0x66, 0xBA, 0x00, 0x50, 0xED, 0x66, 0xBA, 0xF8, 0x03, 0x89, 0xC1],
         vec![0xA1, 0x00, 0x00, 0x00, 0xD0, 0x21, 0xC8, 0x40, 0x04, b'A', 0xEE],
-        out(0x600, 0x34),
+        out(0x605, 0x20),
         SPIN.to_vec(),
     ]
     .concat();
@@ -156,7 +156,7 @@ fn all_64_vcpus_start_on_an_interrupt_from_the_first() {
         // cmp word [0x600], 63; jne back to it
         vec![0x66, 0x81, 0x3D, 0x00, 0x06, 0, 0, 63, 0, 0x75, 0xF5],
         out(0x3F8, b'K'),
-        out(0x600, 0x34),
+        out(0x605, 0x20),
         SPIN.to_vec(),
     ]
     .concat();

@@ -125,6 +125,15 @@ fn a_long_command_line_is_refused_without_repeating_it() {
 }
 
 #[test]
+fn a_kernel_that_is_told_to_use_no_apic_needs_the_pit() {
+    let needs_pit = |cmdline| config(&["--cmdline", cmdline]).needs_pit();
+    assert!(!needs_pit("console=ttyS0 panic=-1 init=/noapic acpi=offline"));
+    for cmdline in ["noapic", "console=ttyS0 nolapic", "acpi=off reboot=k"] {
+        assert!(needs_pit(cmdline), "{cmdline}");
+    }
+}
+
+#[test]
 fn a_socket_path_fits_sockaddr_un() {
     let path = "x".repeat(108);
     let value = format!("socket={path}");

@@ -75,6 +75,13 @@ pub(crate) fn parse_cmdline(text: &str) -> Result<String, Problem> {
 }
 
 impl Config {
+    /// Whether the kernel is told to do without what a timer in the local APIC takes, so that it is left with the PIT
+    /// (Linux, Documentation/admin-guide/kernel-parameters.txt).
+    pub(crate) fn needs_pit(&self) -> bool {
+        const WORDS: [&str; 5] = ["noapic", "nolapic", "disableapic", "nolapic_timer", "acpi=off"];
+        self.cmdline.split_ascii_whitespace().any(|word| WORDS.contains(&word))
+    }
+
     /// Checks what no single flag can know: how many devices there are, and that none is given twice.
     pub(crate) fn check_devices(devices: &[DeviceConfig]) -> Result<(), UsageError> {
         if devices.len() > MAX_PCI_DEVICES {

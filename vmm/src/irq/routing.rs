@@ -1,11 +1,13 @@
-//! KVM's table from GSI numbers to I/O APIC pins and messages.
+//! KVM's table from GSI numbers to pins of interrupt controllers and to messages.
 //!
-//! The first 24 GSIs are the I/O APIC's pins; the rest are handed out to message-signalled vectors.
+//! The first 24 GSIs are the I/O APIC's pins, the first 16 of them the two 8259s' as well: a guest that uses one masks the
+//! other. The rest are handed out to message-signalled vectors.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_bindings::{
-    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KvmIrqRouting, kvm_irq_routing_entry,
+    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
+    KvmIrqRouting, kvm_irq_routing_entry,
 };
 use kvm_ioctls::Cap;
 
@@ -14,6 +16,8 @@ use crate::vm::Vm;
 
 /// Pins of KVM's I/O APIC.
 const IOAPIC_PINS: u32 = 24;
+/// Pins of each of the two 8259s.
+const PIC_PINS: u32 = 8;
 
 /// What a device writes, and where, to interrupt a processor (PCI Local Bus 3.0, section 6.8.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,12 +57,14 @@ pub struct Route {
 }
 
 impl Routes {
-    /// Routes GSIs 0 to 23 to the I/O APIC.
+    /// Routes GSIs 0 to 23 to the I/O APIC, and 0 to 15 to the 8259s.
     ///
     /// # Errors
     /// If KVM refuses.
     pub fn new(vm: Arc<Vm>) -> Result<Arc<Self>, IrqError> {
-        let limit = u32::try_from(vm.fd().check_extension_int(Cap::IrqRouting)).unwrap_or(0).max(IOAPIC_PINS);
+        // KVM counts entries, of which the GSIs up to 15 have two.
+        let entries = u32::try_from(vm.fd().check_extension_int(Cap::IrqRouting)).unwrap_or(0);
+        let limit = entries.saturating_sub(2 * PIC_PINS).max(IOAPIC_PINS);
         let routes = Self { vm, limit, table: Mutex::default() };
         routes.apply(&routes.lock())?;
         Ok(Arc::new(routes))
@@ -96,12 +102,15 @@ impl Routes {
 
     /// Hands the whole table to KVM, which knows no smaller change.
     fn apply(&self, table: &Table) -> Result<(), IrqError> {
-        let pins = (0..IOAPIC_PINS).map(|gsi| {
+        let pin = |gsi: u32, irqchip, pin| {
             let mut entry = kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_IRQCHIP, ..Default::default() };
-            entry.u.irqchip.irqchip = KVM_IRQCHIP_IOAPIC;
-            entry.u.irqchip.pin = gsi;
+            (entry.u.irqchip.irqchip, entry.u.irqchip.pin) = (irqchip, pin);
             entry
-        });
+        };
+        let pins = (0..IOAPIC_PINS)
+            .map(|gsi| pin(gsi, KVM_IRQCHIP_IOAPIC, gsi))
+            .chain((0..PIC_PINS).map(|gsi| pin(gsi, KVM_IRQCHIP_PIC_MASTER, gsi)))
+            .chain((0..PIC_PINS).map(|gsi| pin(PIC_PINS + gsi, KVM_IRQCHIP_PIC_SLAVE, gsi)));
         let messages = (IOAPIC_PINS..).zip(&table.messages).filter_map(|(gsi, slot)| {
             let Slot::Message(message) = slot else { return None };
             let mut entry = kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_MSI, ..Default::default() };
