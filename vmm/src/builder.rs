@@ -117,8 +117,6 @@ pub struct Machine {
     /// Where the regions of PCI devices are.
     addresses: Arc<AddressMap>,
     _ram_slots: Vec<Memslot>,
-    /// Who maps more memory into the guest asks here.
-    pub memslots: Arc<Memslots>,
     /// Guest RAM.
     pub ram: Arc<GuestRam>,
     /// The VM.
@@ -185,7 +183,6 @@ impl Machine {
             io,
             addresses,
             _ram_slots: ram_slots,
-            memslots,
             ram,
             vm,
             pci_memory_64,

@@ -56,13 +56,12 @@ struct Numbers {
     free: Vec<u32>,
 }
 
-/// Host memory that the guest sees at `guest()`, until this is dropped.
+/// Host memory that the guest sees at `guest`, until this is dropped.
 #[derive(Debug)]
 pub struct Memslot {
     slots: Arc<Memslots>,
     number: u32,
     guest: u64,
-    size: u64,
 }
 
 impl Memslots {
@@ -107,7 +106,7 @@ impl Memslots {
             self.give_back(number);
             return Err(MemslotError::Refused { guest, size, source: error.into() });
         }
-        Ok(Memslot { slots: Arc::clone(self), number, guest, size })
+        Ok(Memslot { slots: Arc::clone(self), number, guest })
     }
 
     fn take(&self) -> Option<u32> {
@@ -128,20 +127,6 @@ impl Memslots {
 
     fn numbers(&self) -> MutexGuard<'_, Numbers> {
         self.numbers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Memslot {
-    /// The guest-physical address where the memory appears.
-    #[must_use]
-    pub fn guest(&self) -> u64 {
-        self.guest
-    }
-
-    /// Bytes.
-    #[must_use]
-    pub fn size(&self) -> u64 {
-        self.size
     }
 }
 
@@ -185,7 +170,7 @@ mod tests {
         for _ in 0..3 {
             // SAFETY: `memory` is never unmapped.
             let slot = unsafe { slots.map(0x10_0000, host, 0x2000, false) }.unwrap();
-            assert_eq!((slot.number, slot.guest(), slot.size()), (0, 0x10_0000, 0x2000));
+            assert_eq!((slot.number, slot.guest), (0, 0x10_0000));
         }
         assert_eq!(slots.numbers().next, 1);
     }

@@ -184,12 +184,6 @@ impl Refusal {
     pub fn get(&self) -> Option<io::Error> {
         Some(self.0.load(Ordering::Relaxed)).filter(|&errno| errno != 0).map(io::Error::from_raw_os_error)
     }
-
-    /// Whether the part goes another way.
-    #[must_use]
-    pub fn is_set(&self) -> bool {
-        self.0.load(Ordering::Relaxed) != 0
-    }
 }
 
 impl Plan {

@@ -21,7 +21,7 @@ pub use counters::{ExitCounters, Exits};
 pub use cpuid::Topology;
 pub use foreign_memory::ForeignMemory;
 pub use registers::Entry;
-pub use run::{VcpuThread, VcpuThreads};
+pub use run::VcpuThreads;
 
 /// A vCPU that doesn't run yet.
 #[derive(Debug)]
