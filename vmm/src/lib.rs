@@ -1,30 +1,22 @@
 //! Outrigger, a minimal VMM in which every PCI device is a process of its own.
 //!
-//! `cli` → validated [`config`] → `builder` wires the parts → threads run.
+//! | folder | what it is |
+//! |---|---|
+//! | [`cli`], [`config`] | the command line, and what it comes to |
+//! | [`run`], [`control`] | a run from start to end; signals, device processes, the end |
+//! | `machine`, `vcpu`, `irq`, `boot`, `acpi`, `console` | what the guest runs on |
+//! | `pci`, `attach`, `peripherals` | PCI devices: bus and BARs, how each is reached, where each comes from |
 
 mod acpi;
 mod attach;
 mod boot;
-mod builder;
-mod bus;
 pub mod cli;
 pub mod config;
-mod connections;
 mod console;
 pub mod control;
 mod irq;
-mod layout;
-mod memory;
-mod memslots;
-pub mod outcome;
+mod machine;
 mod pci;
 mod peripherals;
-mod processes;
 pub mod run;
-mod serial;
-mod signals;
-mod stats;
-mod supervisor;
-mod terminal;
 mod vcpu;
-mod vm;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use outrigger::cli::{self, Request};
 use outrigger::config::Config;
 use outrigger::control::Control;
-use outrigger::outcome::{STATUS_HOST, STATUS_POWER_OFF, STATUS_USAGE};
+use outrigger::control::outcome::{STATUS_HOST, STATUS_POWER_OFF, STATUS_USAGE};
 use outrigger_process::output::{self, tell};
 
 /// How long standard error may take to accept the last lines.

@@ -6,12 +6,12 @@ use std::time::Duration;
 use outrigger_process::options::one_line;
 use outrigger_process::output;
 
-use crate::builder::{BuildError, Machine};
 use crate::config::{Config, UsageError};
 use crate::console::{Console, ConsoleError};
+use crate::control::outcome::{Outcome, STATUS_HOST, STATUS_USAGE};
+use crate::control::processes::Patience;
 use crate::control::{Control, TERM};
-use crate::outcome::{Outcome, STATUS_HOST, STATUS_USAGE};
-use crate::processes::Patience;
+use crate::machine::builder::{BuildError, Machine};
 
 /// How long the last words about devices may take to be found, and the guest's last output to be written.
 const TELL_LIMIT: Duration = Duration::from_secs(2);

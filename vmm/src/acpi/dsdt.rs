@@ -10,7 +10,7 @@ use acpi_tables::{Aml, AmlSink};
 
 use super::power::SLEEP_TYPE_S5;
 use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID};
-use crate::layout::{self, AddressRange};
+use crate::machine::layout::{self, AddressRange};
 
 /// Length of a table that has nothing but its header.
 const HEADER_LENGTH: u32 = 36;

@@ -10,8 +10,8 @@ use acpi_tables::rsdp::Rsdp;
 use acpi_tables::xsdt::XSDT;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
-use crate::layout::{self, AddressRange};
-use crate::memory::GuestMemoryMmap;
+use crate::machine::layout::{self, AddressRange};
+use crate::machine::memory::GuestMemoryMmap;
 
 pub use power::{KeyboardReset, PowerRegisters};
 
@@ -96,7 +96,7 @@ impl Writer<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::GuestRam;
+    use crate::machine::memory::GuestRam;
 
     fn u32_at(table: &[u8], offset: usize) -> u32 {
         u32::from_le_bytes(table[offset..offset + 4].try_into().unwrap())

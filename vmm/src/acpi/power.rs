@@ -4,10 +4,10 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use crate::bus::BusDevice;
-use crate::outcome::{Outcome, Stop};
+use crate::control::outcome::{Outcome, Stop};
+use crate::machine::bus::BusDevice;
 
-/// Offsets into [`crate::layout::POWER`]. PM1 status, two bytes, is followed by PM1 enable.
+/// Offsets into [`crate::machine::layout::POWER`]. PM1 status, two bytes, is followed by PM1 enable.
 pub(super) const PM1_EVENT: u64 = 0;
 pub(super) const PM1_EVENT_SIZE: u8 = 4;
 pub(super) const PM1_CONTROL: u64 = 4;

@@ -10,7 +10,7 @@ use acpi_tables::sdt::Sdt;
 
 use super::power::{PM1_CONTROL, PM1_CONTROL_SIZE, PM1_EVENT, PM1_EVENT_SIZE, RESET_REGISTER, RESET_VALUE};
 use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID};
-use crate::layout;
+use crate::machine::layout;
 
 /// IAPC_BOOT_ARCH flags (ACPI 6.5, table 5.11): no VGA, no PCIe ASPM, no CMOS RTC; by their absence, no devices at ISA's legacy
 /// addresses and no 8042 keyboard controller.

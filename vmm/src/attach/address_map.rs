@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use super::link::Cause;
 use super::region::{Placement, Region};
-use crate::bus::Bus;
-use crate::memslots::Memslots;
+use crate::machine::bus::Bus;
+use crate::machine::memslots::Memslots;
+use crate::machine::vm::Vm;
 use crate::pci::bar::Bar;
 use crate::vcpu::ForeignMemory;
-use crate::vm::Vm;
 
 /// More than what file systems tell apart in their time stamps.
 const TIME_STAMP: Duration = Duration::from_millis(20);
@@ -130,9 +130,9 @@ mod tests {
     use crate::attach::region::regions;
     use crate::attach::testing::{self, description};
     use crate::attach::warnings::Warnings;
-    use crate::bus::BusDevice;
     use crate::config::AllowedPaths;
     use crate::irq::Routes;
+    use crate::machine::bus::BusDevice;
     use crate::pci::Slot;
     use crate::pci::bar::Kind;
 

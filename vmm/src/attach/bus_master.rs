@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use outrigger_protocol::client::ClientMemory;
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::memory::GuestRam;
+use crate::machine::memory::GuestRam;
 
 /// Whether it is on; off at first.
 #[derive(Debug, Default)]

@@ -19,11 +19,11 @@ use super::region::{Placement, Region, regions};
 use super::warnings::Warnings;
 use super::{AttachError, Backplane};
 use crate::irq::IrqError;
-use crate::layout::intx_gsi;
+use crate::machine::layout::intx_gsi;
+use crate::machine::stats::DeviceLine;
 use crate::pci::bar::{BARS, Bar, Bars, Kind, ROM};
 use crate::pci::windows::Windows;
 use crate::pci::{Function, Slot, capabilities, command, register};
-use crate::stats::DeviceLine;
 
 /// A device: what the guest sees of it, for as long as the slot exists.
 pub struct Device {

@@ -11,8 +11,8 @@ use super::ioregionfd::{Asked, Channel};
 use super::link::Link;
 use super::plan::{Ioregion, Part, Path, Plan};
 use super::warnings::Warnings;
-use crate::bus::BusDevice;
 use crate::irq::msix::Msix;
+use crate::machine::bus::BusDevice;
 
 /// One region on a bus.
 pub(super) struct Dispatch {

@@ -13,7 +13,7 @@ use crate::irq::intx::Intx;
 use crate::irq::msi::{Msi, MsiState};
 use crate::irq::msix::Msix;
 use crate::irq::{IrqError, Routes};
-use crate::vm::Vm;
+use crate::machine::vm::Vm;
 
 pub(super) struct Interrupts {
     pub(super) intx: Option<Intx>,
@@ -174,7 +174,7 @@ mod tests {
     use super::super::testing::{self, Nothing, description};
     use super::*;
     use crate::irq::Routes;
-    use crate::vm::Vm;
+    use crate::machine::vm::Vm;
 
     #[test]
     fn a_write_that_changes_no_mode_waits_for_nobody() {

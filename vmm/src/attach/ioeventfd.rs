@@ -17,7 +17,7 @@ use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
 
 use super::plan::Doorbell;
-use crate::vm::Vm;
+use crate::machine::vm::Vm;
 
 ioctl_iow_nr!(KVM_IOEVENTFD, KVMIO, 0x79, kvm_ioeventfd);
 

@@ -34,7 +34,7 @@ use vmm_sys_util::ioctl_iow_nr;
 use super::link::{Cause, Link};
 use super::plan::AskedBy;
 use crate::config::{AllowedPaths, PathName};
-use crate::vm::Vm;
+use crate::machine::vm::Vm;
 
 /// For `KVM_CHECK_EXTENSION`: how many regions a VM can have.
 const KVM_CAP_IOREGIONFD: u64 = 10_000;

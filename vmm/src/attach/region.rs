@@ -20,8 +20,8 @@ use super::mapped::{MappedArea, Unreachable};
 use super::plan::{Area, Ioregion, Plan};
 use super::warnings::Warnings;
 use super::{AttachError, Backplane};
-use crate::bus::{Bus, BusError};
-use crate::memslots::{Memslot, MemslotError};
+use crate::machine::bus::{Bus, BusError};
+use crate::machine::memslots::{Memslot, MemslotError};
 use crate::pci::bar::Bar;
 
 /// One region that can be placed.

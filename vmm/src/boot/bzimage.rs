@@ -5,8 +5,8 @@ use linux_loader::loader::{BzImage, KernelLoader};
 use vm_memory::{ByteValued, Bytes, GuestAddress};
 
 use super::{BootError, Loaded, Payload, memory, memory_map, page_tables, segments};
-use crate::layout;
-use crate::memory::GuestRam;
+use crate::machine::layout;
+use crate::machine::memory::GuestRam;
 use crate::vcpu::Entry;
 
 /// Loader id of one that has none assigned.

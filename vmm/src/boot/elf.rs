@@ -6,8 +6,8 @@ use linux_loader::loader::{Elf, KernelLoader};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use super::{BootError, Loaded, Payload, memory, memory_map, segments};
-use crate::layout;
-use crate::memory::{GuestMemoryMmap, GuestRam};
+use crate::machine::layout;
+use crate::machine::memory::{GuestMemoryMmap, GuestRam};
 use crate::vcpu::Entry;
 
 const START_INFO_MAGIC: u32 = 0x336E_C578;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
-use crate::memory::GuestRam;
+use crate::machine::memory::GuestRam;
 
 const PAGE: u64 = 4096;
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use linux_loader::loader::Error as LoaderError;
 
-use crate::layout;
+use crate::machine::layout;
 
 /// Bytes that are enough to recognise every format and hold all of the Linux boot header that is of interest.
 const HEAD: usize = 0x264;

@@ -1,7 +1,7 @@
 //! Which guest-physical addresses are RAM and which are not, as both boot protocols tell it (ACPI 6.5, section 15 "System Address
 //! Map Interfaces", better known as e820).
 
-use crate::layout::{self, AddressRange};
+use crate::machine::layout::{self, AddressRange};
 
 /// What is at an address; the numbers are ACPI's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,8 +15,8 @@ use std::path::Path;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
-use crate::layout;
-use crate::memory::GuestRam;
+use crate::machine::layout;
+use crate::machine::memory::GuestRam;
 use crate::vcpu::Entry;
 
 pub use initrd::{Initrd, InitrdError};

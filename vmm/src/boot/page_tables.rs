@@ -2,8 +2,8 @@
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
-use crate::layout;
-use crate::memory::GuestMemoryMmap;
+use crate::machine::layout;
+use crate::machine::memory::GuestMemoryMmap;
 
 const ENTRIES: u64 = 512;
 const TABLE: u64 = ENTRIES * 8;

@@ -4,8 +4,8 @@
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::acpi::power::{RESET_REGISTER, RESET_VALUE};
-use crate::layout;
-use crate::memory::GuestMemoryMmap;
+use crate::machine::layout;
+use crate::machine::memory::GuestMemoryMmap;
 
 /// Write the instructions to [`layout::RESET_VECTOR`].
 pub(super) fn write(memory: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {

@@ -4,8 +4,8 @@
 use kvm_bindings::kvm_segment;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
-use crate::layout;
-use crate::memory::GuestMemoryMmap;
+use crate::machine::layout;
+use crate::machine::memory::GuestMemoryMmap;
 
 const CODE_SELECTOR: u16 = 0x10;
 const DATA_SELECTOR: u16 = 0x18;

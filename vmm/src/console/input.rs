@@ -13,9 +13,9 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::keys::{Key, Keys};
-use crate::outcome::{Outcome, Stop};
-use crate::serial::{Received, Serial};
-use crate::terminal::Terminal;
+use crate::console::serial::{Received, Serial};
+use crate::console::terminal::Terminal;
+use crate::control::outcome::{Outcome, Stop};
 
 /// Typed ahead of a guest that doesn't read; more is dropped.
 const TYPE_AHEAD: usize = 64 << 10;
@@ -177,7 +177,7 @@ mod tests {
     use nix::pty::openpty;
 
     use super::*;
-    use crate::bus::BusDevice;
+    use crate::machine::bus::BusDevice;
 
     fn serial() -> Arc<Serial> {
         Arc::new(Serial::new(Box::new(io::sink())).unwrap())

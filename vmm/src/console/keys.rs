@@ -1,6 +1,6 @@
 //! What the user's keys mean: Ctrl-A is the escape, everything else goes to the guest.
 
-use crate::serial::Received;
+use crate::console::serial::Received;
 
 /// Ctrl-A.
 const ESCAPE: u8 = 0x01;

@@ -3,6 +3,8 @@
 mod input;
 mod keys;
 mod output;
+pub mod serial;
+pub mod terminal;
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
@@ -12,9 +14,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::ConsoleConfig;
-use crate::outcome::Stop;
-use crate::serial::Serial;
-use crate::terminal::Terminal;
+use crate::console::serial::Serial;
+use crate::console::terminal::Terminal;
+use crate::control::outcome::Stop;
 use output::Output;
 
 /// Why the console cannot be had.

@@ -14,7 +14,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::IrqError;
 use super::vector::kvm;
-use crate::vm::Vm;
+use crate::machine::vm::Vm;
 
 /// A function's interrupt pin, disconnected at first.
 #[derive(Debug)]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::vector::Vector;
 use super::{IrqError, Message, Routes};
-use crate::vm::Vm;
+use crate::machine::vm::Vm;
 
 /// A function's MSI vectors, disabled at first.
 #[derive(Debug)]

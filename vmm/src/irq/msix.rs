@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::vector::Vector;
 use super::{IrqError, Message, Routes};
-use crate::vm::Vm;
+use crate::machine::vm::Vm;
 
 /// Bytes of a table entry.
 pub const ENTRY_SIZE: u64 = 16;

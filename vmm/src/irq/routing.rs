@@ -12,7 +12,7 @@ use kvm_bindings::{
 use kvm_ioctls::Cap;
 
 use super::IrqError;
-use crate::vm::Vm;
+use crate::machine::vm::Vm;
 
 /// Pins of KVM's I/O APIC.
 const IOAPIC_PINS: u32 = 24;

@@ -15,7 +15,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::routing::{Message, Route, Routes};
 use super::{IrqError, routing};
-use crate::vm::Vm;
+use crate::machine::vm::Vm;
 
 /// A vector, disconnected at first.
 #[derive(Debug)]

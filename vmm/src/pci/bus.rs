@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use super::{Function, Slot, register};
-use crate::bus::BusDevice;
-use crate::layout::PCI_DEVICES;
+use crate::machine::bus::BusDevice;
+use crate::machine::layout::PCI_DEVICES;
 
 /// Bit 31 of the address port: accesses to the data port go to configuration space.
 const ENABLE: u32 = 1 << 31;

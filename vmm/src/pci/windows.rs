@@ -1,6 +1,6 @@
 //! Where BARs are put before the guest starts, as firmware would: largest first, each on a multiple of its size.
 
-use crate::layout::AddressRange;
+use crate::machine::layout::AddressRange;
 
 use super::bar::{Bars, Kind};
 

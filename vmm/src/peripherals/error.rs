@@ -8,9 +8,9 @@ use outrigger_process::launch::{EXIT_HOST, EXIT_USAGE};
 use super::connect::ConnectError;
 use crate::attach::AttachError;
 use crate::attach::serving::ServiceError;
-use crate::outcome::{STATUS_HOST, STATUS_USAGE};
-use crate::processes::ending;
-use crate::supervisor::SpawnError;
+use crate::control::outcome::{STATUS_HOST, STATUS_USAGE};
+use crate::control::processes::ending;
+use crate::control::supervisor::SpawnError;
 
 /// A device that the guest cannot have.
 #[derive(Debug, thiserror::Error)]

@@ -18,9 +18,9 @@ use crate::attach::bus_master::{BusMaster, MessageDma};
 use crate::attach::discovery::{Description, discover};
 use crate::attach::link::Link;
 use crate::config::{Dma, ServerUser};
-use crate::connections::Connections;
-use crate::memory::GuestRam;
-use crate::processes::DeviceProcess;
+use crate::control::connections::Connections;
+use crate::control::processes::DeviceProcess;
+use crate::machine::memory::GuestRam;
 
 /// How long a process that closed its socket may take to be gone, so that its status can be told.
 const EXIT_WAIT: Duration = Duration::from_secs(2);

@@ -162,7 +162,7 @@ fn find<const N: usize>(file: &File, header: &Header, names: [&str; N]) -> io::R
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vm::Vm;
+    use crate::machine::vm::Vm;
 
     #[test]
     fn a_vcpu_that_never_ran_has_no_exits() {

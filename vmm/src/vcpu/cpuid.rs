@@ -5,7 +5,7 @@
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 use vmm_sys_util::errno;
 
-use crate::vm::{VmError, call};
+use crate::machine::vm::{VmError, call};
 
 /// KVM's local APIC timer counts at 1 GHz.
 const APIC_BUS_KHZ: u32 = 1_000_000;
@@ -306,7 +306,7 @@ mod tests {
 
     #[test]
     fn this_hosts_leaves_are_accepted_by_its_kvm() {
-        let vm = crate::vm::Vm::new(2).unwrap();
+        let vm = crate::machine::vm::Vm::new(2).unwrap();
         let vcpu = super::super::Vcpu::new(&vm, 1).unwrap();
         let topology = Topology { cpus: 2, tsc_khz: vcpu.tsc_khz().unwrap(), tsc_deadline: true };
         vcpu.configure(&topology.cpuid(&vm.supported_cpuid().unwrap(), 1).unwrap()).unwrap();

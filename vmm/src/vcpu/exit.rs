@@ -11,7 +11,7 @@ use super::counters::{ExitCounts, count};
 use super::foreign_memory::VainLooks;
 use super::report::crash;
 use super::run::VcpuContext;
-use crate::outcome::Outcome;
+use crate::control::outcome::Outcome;
 
 /// Run the guest until its next exit and serve that. `Some` if this vCPU cannot or shall not go on.
 pub(super) fn serve_one(

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use kvm_bindings::CpuId;
 use kvm_ioctls::VcpuFd;
 
-use crate::vm::{Vm, VmError, call};
+use crate::machine::vm::{Vm, VmError, call};
 use counters::ExitCounts;
 
 pub use counters::{ExitCounters, Exits};

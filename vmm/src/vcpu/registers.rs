@@ -5,8 +5,8 @@ use kvm_bindings::{Msrs, kvm_fpu, kvm_lapic_state, kvm_msr_entry, kvm_regs, kvm_
 use kvm_ioctls::VcpuFd;
 
 use crate::boot::segments::{self, Mode};
-use crate::layout;
-use crate::vm::{VmError, call};
+use crate::machine::layout;
+use crate::machine::vm::{VmError, call};
 
 /// How the first vCPU enters the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::VcpuFd;
 
-use crate::outcome::Outcome;
+use crate::control::outcome::Outcome;
 
 /// The outcome for a vCPU that cannot go on because of `what`.
 pub(super) fn crash(fd: &VcpuFd, what: &str) -> Outcome {

@@ -13,8 +13,8 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 use super::Vcpu;
 use super::exit::serve_one;
 use super::foreign_memory::{ForeignMemory, VainLooks};
-use crate::bus::Bus;
-use crate::outcome::{Outcome, Stop};
+use crate::control::outcome::{Outcome, Stop};
+use crate::machine::bus::Bus;
 
 /// Pause between two signals to a thread that has not ended yet, at first and at most.
 const FIRST_PAUSE: Duration = Duration::from_micros(50);

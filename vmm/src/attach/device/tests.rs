@@ -14,9 +14,9 @@ use crate::attach::discovery::discover;
 use crate::attach::testing::NoMemory;
 use crate::config::AllowedPaths;
 use crate::irq::Routes;
-use crate::layout::AddressRange;
-use crate::memslots::Memslots;
-use crate::vm::Vm;
+use crate::machine::layout::AddressRange;
+use crate::machine::memslots::Memslots;
+use crate::machine::vm::Vm;
 
 /// A write to configuration space, or a reset.
 #[derive(Debug, PartialEq, Eq)]

@@ -17,8 +17,8 @@ use crate::attach::link::Cause;
 use crate::attach::plan::AskedBy;
 use crate::attach::testing::{self, description};
 use crate::config::AllowedPaths;
+use crate::machine::vm::Vm;
 use crate::pci::Slot;
-use crate::vm::Vm;
 
 /// How an access arrived at the device: by message at an offset, or as a command with user data and an offset.
 #[derive(Debug, PartialEq, Eq)]

@@ -1,5 +1,5 @@
 //! COM1: the 16550 UART that the guest's `ttyS0` is. The registers are vm-superio's; added here are flow control of the
-//! input, the break condition, and the place on the [`Bus`](crate::bus::Bus).
+//! input, the break condition, and the place on the [`Bus`](crate::machine::bus::Bus).
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,7 +8,7 @@ use vm_superio::Trigger;
 use vm_superio::serial::NoEvents;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::bus::BusDevice;
+use crate::machine::bus::BusDevice;
 
 /// I/O ports that the UART has.
 pub const PORTS: u64 = 8;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 
-use crate::vm::Vm;
+use crate::machine::vm::Vm;
 
 const PAGE: u64 = 4096;
 
@@ -152,7 +152,7 @@ impl Drop for Memslot {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::GuestRam;
+    use crate::machine::memory::GuestRam;
 
     fn slots() -> Arc<Memslots> {
         Memslots::new(Vm::new(1).unwrap())

@@ -9,7 +9,7 @@ use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vmm_sys_util::errno;
 
-use crate::layout;
+use crate::machine::layout;
 
 const DEVICE: &str = "/dev/kvm";
 /// The only version of KVM's interface there has ever been since 2007.

@@ -12,6 +12,12 @@
 //! In the good case the main thread has ended the process before. Before the guest runs there is nothing to finish, so
 //! all of it goes faster.
 
+pub(crate) mod connections;
+pub mod outcome;
+pub(crate) mod processes;
+pub(crate) mod signals;
+pub(crate) mod supervisor;
+
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,11 +30,11 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use outrigger_process::output;
 
-use crate::connections::Connections;
-use crate::outcome::{Outcome, STATUS_FAILED, Stop};
-use crate::processes::Processes;
-use crate::signals::{Signals, SignalsError};
-use crate::terminal::Terminal;
+use crate::console::terminal::Terminal;
+use crate::control::connections::Connections;
+use crate::control::outcome::{Outcome, STATUS_FAILED, Stop};
+use crate::control::processes::Processes;
+use crate::control::signals::{Signals, SignalsError};
 
 /// How long device processes may take to end after SIGTERM.
 pub const TERM: Duration = Duration::from_millis(300);

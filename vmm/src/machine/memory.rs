@@ -12,7 +12,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use vm_memory::mmap::{FromRangesError, MmapRegionError};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
 
-use crate::layout;
+use crate::machine::layout;
 
 /// Guest memory as the `vm-memory` crate sees it.
 pub type GuestMemoryMmap = vm_memory::GuestMemoryMmap<()>;

@@ -1,6 +1,6 @@
 //! How device processes are started: given their options and one socket.
 //!
-//! The socket is the child's standard input, so there is no path on disk. How they end: [`crate::processes`].
+//! The socket is the child's standard input, so there is no path on disk. How they end: [`crate::control::processes`].
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 
 use outrigger_process::{child, launch};
 
-use crate::processes::DeviceProcess;
+use crate::control::processes::DeviceProcess;
 
 /// A device process that cannot be started.
 #[derive(Debug, thiserror::Error)]

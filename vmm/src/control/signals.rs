@@ -11,7 +11,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask, raise};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use outrigger_process::inherited::is_ignored;
 
-use crate::terminal::Terminal;
+use crate::console::terminal::Terminal;
 
 /// Signals that end the run.
 const END: [Signal; 4] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
