@@ -108,6 +108,7 @@ fn boot_and_wait(config: &Config, control: &Control) -> Result<Outcome, RunError
     }
 
     console.start(stop)?;
+    outrigger_process::heap::trim();
     control.guest_runs();
     let started = machine.start();
     match &started {

@@ -11,3 +11,10 @@ pub fn share() {
     // parameter answers zero and goes on as before.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }
+
+/// Gives pages that only the start needed back to the system: those of the command line's parser, of files that were
+/// read whole.
+pub fn trim() {
+    // SAFETY: releases memory that nothing refers to.
+    unsafe { libc::malloc_trim(0) };
+}

@@ -50,6 +50,10 @@ impl Client {
             Some(twin) => self.closing(twin.serve_step())?,
             None => Step::Idle,
         };
+        if twin == Step::Again {
+            // The main socket's turn comes when the twin has been emptied: it has nothing but leftovers of a call.
+            return Ok(twin);
+        }
         self.unserved.store(true, Ordering::SeqCst);
         Ok(twin.and(self.serve_unserved()?))
     }

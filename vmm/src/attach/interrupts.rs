@@ -170,10 +170,10 @@ mod tests {
     use std::thread;
     use std::time::Duration;
 
-    use super::super::discovery::MsixCapability;
+    use super::super::discovery::{MsiCapability, MsixCapability};
     use super::super::testing::{self, Nothing, description};
     use super::*;
-    use crate::irq::Routes;
+    use crate::irq::{Message, Routes};
     use crate::machine::vm::Vm;
 
     #[test]
@@ -193,5 +193,35 @@ mod tests {
         });
         is_done.recv_timeout(Duration::from_secs(5)).expect("it waits for the MSI-X table");
         drop(a_vcpu_writes_the_table);
+    }
+
+    /// A process that was cut off keeps its eventfds. KVM must not listen to them any more.
+    #[test]
+    fn what_is_disconnected_raises_no_interrupt() {
+        let mut description = description();
+        description.msi = Some(MsiCapability { offset: 0x50, vectors: 2, wide: true, maskable: false });
+        description.msix = Some(MsixCapability { offset: 0x70, vectors: 2, table: (0, 0), pba: (0, 0x800) });
+        let vm = Vm::new(1).unwrap();
+        let mut interrupts = Interrupts::new(&vm, &Routes::new(vm.clone()).unwrap(), &description, 16).unwrap();
+        let message = Message { address: 0xfee0_0000, data: 0x41 };
+        let state = MsiState { enabled: true, message, granted: 2, mask: 0 };
+        interrupts.msi.as_mut().unwrap().set(state).unwrap();
+        interrupts.disconnect();
+        interrupts.msi.as_ref().unwrap().fds().for_each(signal);
+        assert_eq!(interrupts.msi.as_ref().unwrap().pending(), 0b11, "KVM has taken a signal of MSI");
+
+        interrupts.msix().unwrap().set_control(true, false).unwrap();
+        for (field, value) in [0xfee0_0000, 0, 0x41, 0].into_iter().cycle().take(8).enumerate() {
+            interrupts.msix().unwrap().write_table(4 * field as u64, &u32::to_le_bytes(value)).unwrap();
+        }
+        interrupts.disconnect();
+        interrupts.msix().unwrap().fds().for_each(signal);
+        let mut pending = [0];
+        interrupts.msix().unwrap().read_pba(0, &mut pending);
+        assert_eq!(pending, [0b11], "KVM has taken a signal of MSI-X");
+    }
+
+    fn signal(fd: BorrowedFd<'_>) {
+        nix::unistd::write(fd, &1u64.to_ne_bytes()).unwrap();
     }
 }

@@ -146,3 +146,44 @@ fn chain(error: &dyn Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+    use std::time::Duration;
+
+    use outrigger_protocol::ioregionfd::{Size, SocketType};
+
+    use super::super::testing::{self, Nothing};
+    use super::*;
+
+    fn requester() -> (Arc<Requester>, OwnedFd) {
+        let (ours, theirs) = SocketType::Seqpacket.pair().unwrap();
+        (Arc::new(Requester::new(Arc::new(ours.into()), Duration::from_secs(10)).unwrap()), theirs)
+    }
+
+    #[test]
+    fn the_first_cause_stays_and_ends_every_socket() {
+        let link = testing::link(Nothing);
+        let (before, _its_peer) = requester();
+        link.add_requester(&before);
+        link.fail(Cause::Silent);
+        link.end();
+        assert_eq!(link.lost(), Some(&Cause::Silent));
+        assert!(link.call(Client::device_info).is_err_and(|error| error.is_fatal()));
+        let (later, _its_peer) = requester();
+        link.add_requester(&later);
+        for requester in [before, later] {
+            assert!(matches!(requester.read(0, 0, Size::of(4).unwrap()), Err(AccessError::Broken)));
+        }
+    }
+
+    #[test]
+    fn what_a_device_refuses_is_not_its_death() {
+        let link = testing::link(Nothing);
+        assert!(link.call(|client| client.region_read(0, 1 << 40, &mut [0])).is_err());
+        link.check();
+        assert_eq!(link.lost(), None);
+        link.call(Client::device_info).unwrap();
+    }
+}

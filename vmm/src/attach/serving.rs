@@ -19,6 +19,9 @@ use crate::irq::IrqError;
 /// Stack of the thread that runs a [`Service`], in bytes. Pages that it does not touch cost nothing.
 pub const STACK: usize = 128 << 10;
 
+/// How many rounds a device is served before its interrupts are looked at.
+const ROUNDS: u32 = 16;
+
 const LEFT_OVER: u64 = 2;
 const RESAMPLE: u64 = 3;
 const GONE: EpollFlags = EpollFlags::EPOLLHUP.union(EpollFlags::EPOLLRDHUP).union(EpollFlags::EPOLLERR);
@@ -74,7 +77,7 @@ impl Service {
     pub fn run(&self) -> &Cause {
         let mut events = [EpollEvent::empty(); 4];
         // What came while the device was attached made its edge then.
-        let (mut step, mut hung_up) = (Step::Again, false);
+        let mut step = Step::Again;
         loop {
             let was_full = matches!(step, Step::NoRoom(_));
             let count = match self.epoll.wait(&mut events, timeout(step)) {
@@ -86,6 +89,7 @@ impl Service {
                     0
                 }
             };
+            let mut hung_up = false;
             for event in &events[..count] {
                 match event.data() {
                     RESAMPLE => self.end_interrupt(),
@@ -93,8 +97,13 @@ impl Service {
                 }
             }
             // A failure is the link's.
-            step = self.link.call(Client::serve_step).unwrap_or(Step::Idle);
-            if hung_up && step == Step::Idle {
+            for _ in 0..ROUNDS {
+                step = self.link.call(Client::serve_step).unwrap_or(Step::Idle);
+                if step != Step::Again {
+                    break;
+                }
+            }
+            if hung_up {
                 self.link.fail(Cause::HungUp);
             }
             if let Some(cause) = self.link.lost() {

@@ -261,7 +261,8 @@ impl Machine {
         }
         let stuck = self.running.join(limit);
         if !stuck.is_empty() {
-            log::error!("vCPUs {stuck:?} did not stop within {limit:?}");
+            let level = if self.stop.is_users() { log::Level::Debug } else { log::Level::Error };
+            log::log!(level, "vCPUs {stuck:?} did not stop within {limit:?}");
         } else if self.stop.outcome() == Some(Outcome::Reboot) {
             self.peripherals.reset();
         }
