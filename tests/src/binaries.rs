@@ -27,6 +27,16 @@ pub fn path(name: &str) -> PathBuf {
     directory().join(name)
 }
 
+/// A program of these tests (`tests/src/bin`).
+///
+/// # Panics
+/// When it is missing.
+pub fn of_tests(name: &str) -> PathBuf {
+    let path = directory().join(name);
+    assert!(path.exists(), "{} is missing; build it: cargo build -p outrigger-tests --bins", path.display());
+    path
+}
+
 /// An example of a crate here, which `cargo build --workspace --examples` builds.
 ///
 /// # Panics

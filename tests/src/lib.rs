@@ -2,12 +2,13 @@
 //! it leaves behind.
 //!
 //! The tests are in `tests/tests`, one file per behaviour. Those named `payload`, `bad_input`, `nothing_left`, `device_killed`, `ioregionfd`,
-//! `hostile_drivers` and `fault_rounds` run on this machine's own /dev/kvm with the bare-metal payload as guest; the others boot Linux, in the test bed or
+//! `hostile_drivers`, `fault_rounds` and `rude_*` run on this machine's own /dev/kvm with the bare-metal payload as guest; the others boot Linux, in the test bed or
 //! under QEMU. Nothing is skipped: what a machine lacks is a failure that says how to get it. Harness functions panic, because a failed
 //! one is a failed test.
 
 pub mod binaries;
 pub mod disk;
+pub mod driver;
 pub mod guest;
 pub mod hostile;
 pub mod leftovers;
@@ -16,6 +17,10 @@ pub mod outrigger;
 pub mod payload;
 pub mod process;
 pub mod qemu;
+pub mod random;
+pub mod raw;
 pub mod repository;
+pub mod rude;
+pub mod rude_client;
 pub mod server;
 pub mod testbed;

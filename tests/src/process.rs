@@ -2,6 +2,7 @@
 //! fails with what it had said.
 
 use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -81,6 +82,12 @@ impl Process {
         Self::spawn(command.stdin(Stdio::piped()), limit)
     }
 
+    /// The same with `stdin` as standard input.
+    #[track_caller]
+    pub fn start_on(command: &mut Command, stdin: OwnedFd, limit: Duration) -> Self {
+        Self::spawn(command.stdin(stdin), limit)
+    }
+
     #[track_caller]
     fn spawn(command: &mut Command, limit: Duration) -> Self {
         let what = format!("{command:?}");
@@ -144,6 +151,16 @@ impl Process {
             assert!(!ended && Instant::now() < self.deadline, "never {wanted}{}", self.give_up());
             thread::sleep(POLL);
         }
+    }
+
+    /// Whether it has ended. Whoever holds its output open does not matter.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("it is our child").is_some()
+    }
+
+    /// Standard error so far.
+    pub fn stderr(&self) -> String {
+        self.stderr.text()
     }
 
     /// Waits for its end.

@@ -49,6 +49,12 @@ impl Server {
         &self.process
     }
 
+    /// Waits for its end and gives back what it said.
+    #[track_caller]
+    pub fn finish(self) -> Ended {
+        self.process.finish()
+    }
+
     /// Ends it with SIGTERM and gives back what it said.
     #[track_caller]
     pub fn stop(self) -> Ended {

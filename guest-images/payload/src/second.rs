@@ -101,6 +101,16 @@ impl Second {
         wait_until(|| STATE.load(Ordering::Acquire) == IDLE).then_some(Self(()))
     }
 
+    /// Runs `theirs` on it for as long as `ours` takes here, and stops it then, whatever it is doing.
+    pub fn during<T>(self, theirs: &mut (dyn FnMut() + Send), ours: impl FnOnce() -> T) -> T {
+        let mut task = Task(theirs);
+        TASK.store(&raw mut task as u64, Ordering::Relaxed);
+        STATE.store(BUSY, Ordering::Release);
+        let result = ours();
+        drop(self);
+        result
+    }
+
     /// Runs `theirs` on it and `ours` here, at the same time, until both have returned.
     ///
     /// # Panics

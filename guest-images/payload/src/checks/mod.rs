@@ -11,6 +11,7 @@ mod msix;
 mod paths;
 mod pci;
 mod ports;
+mod rude;
 
 use crate::machine::Machine;
 use crate::verdict::Verdict;
@@ -32,6 +33,10 @@ const CHECKS: &[(&[u8], Check)] = &[
     (b"disabled", faults::disabled),
     (b"gone", faults::gone),
     (b"gone-for-good", faults::gone_for_good),
+    (b"rude", rude::rude),
+    (b"rude-polled", rude::rude_polled),
+    (b"quiet-when-dead", rude::quiet_when_dead),
+    (b"ecam-toggle", rude::ecam_toggle),
     (b"ports", ports::check),
     (b"crash", end::crash),
     (b"reboot", end::reboot),

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use outrigger_tests::process::{Ended, Process};
+use outrigger_tests::random::Random;
 
 use crate::documented::{Documented, PROMPT};
 use crate::guest::{Device, boot, kick};
 use crate::options::Options;
-use crate::random::Random;
 use crate::rounds::Turn;
 
 /// The guest has seen some to some thousand answers when the fault comes.

@@ -13,7 +13,6 @@ mod faults;
 mod guest;
 mod left;
 mod options;
-mod random;
 mod rounds;
 mod table;
 

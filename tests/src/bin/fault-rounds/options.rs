@@ -1,7 +1,8 @@
 //! The command line.
 
 use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
+
+use outrigger_tests::random::Random;
 
 use crate::faults::Fault;
 
@@ -42,7 +43,7 @@ impl Options {
             faults: Fault::ALL.to_vec(),
             at_once: 50,
             busy: 4,
-            seed: now(),
+            seed: Random::fresh().1,
         };
         while let Some(name) = arguments.next() {
             let value = arguments.next().ok_or_else(|| format!("{name} needs a value"))?;
@@ -72,10 +73,4 @@ impl Options {
             false => Err("--outrigger, --payload, --paths and --faulty name files".to_owned()),
         }
     }
-}
-
-fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs() << 20 | u64::from(since.subsec_micros()))
 }

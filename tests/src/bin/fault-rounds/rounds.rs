@@ -6,12 +6,12 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use outrigger_tests::random::Random;
 use tempfile::TempDir;
 
 use crate::faults::{Fault, Round};
 use crate::left::left_in;
 use crate::options::Options;
-use crate::random::Random;
 
 /// So many rounds that are not as documented are shown.
 const SHOWN: usize = 5;
@@ -36,7 +36,7 @@ pub fn run(options: &Options) -> (Vec<Result>, Vec<String>) {
     let results: Mutex<Vec<Result>> = Mutex::new(options.faults.iter().map(result).collect());
     let mut random = Random::new(options.seed);
     let faults = (0..options.rounds).flat_map(|_| options.faults.iter().copied());
-    let mut todo: Vec<_> = faults.map(|fault| (fault, random.next())).collect();
+    let mut todo: Vec<_> = faults.map(|fault| (fault, random.any())).collect();
     random.shuffle(&mut todo);
     let todo = Mutex::new(todo);
     let busy = Turns { free: Mutex::new(options.busy), change: Condvar::new() };
