@@ -29,7 +29,7 @@ const A_WHILE: Duration = Duration::from_millis(200);
 const MOST: usize = 100_000;
 
 /// All of them, by name.
-pub const MANNERS: [(&str, Manner); 19] = [
+pub const MANNERS: [(&str, Manner); 18] = [
     ("honest", honest),
     ("leaves at once", leaves),
     ("half a header", half_header),
@@ -43,7 +43,6 @@ pub const MANNERS: [(&str, Manner); 19] = [
     ("blocking doorbells", blocking_doorbells),
     ("emptied doorbells", emptied_doorbells),
     ("lingering descriptors", lingering_descriptors),
-    ("lingering descriptors, unread", lingering_unread),
     ("lingering memory", lingering_memory),
     ("truncated memory", truncated_memory),
     ("memory that is a file", memory_in_a_file),
@@ -197,20 +196,6 @@ fn lingering_descriptors(socket: &Path) -> io::Result<()> {
         // Refused or not.
         let asked = driver.ask(Command::DeviceGetInfo, info.as_bytes(), &[stream.as_raw_fd()]);
         peers.push((peer, asked.is_ok()));
-    }
-    leave_behind(peers);
-    Ok(())
-}
-
-fn lingering_unread(socket: &Path) -> io::Result<()> {
-    let driver = Driver::connect(socket)?;
-    let mut peers = Vec::new();
-    for _ in 0..16 {
-        let (stream, peer) = lingering()?;
-        peers.push(peer);
-        if raw::send(&driver.stream, &[0x5a; 64], &[stream.as_raw_fd()]).is_err() {
-            break;
-        }
     }
     leave_behind(peers);
     Ok(())
