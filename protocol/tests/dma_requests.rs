@@ -38,6 +38,8 @@ fn mapped(deadline: Duration, then: impl FnOnce(Raw) + Send + 'static) -> (Clien
 /// Serves what comes while nothing else is under way, as a VMM's event loop does, until the server thread is done.
 fn serve_until(client: &Client, done: impl Fn() -> bool) -> Result<(), ClientError> {
     let begun = Instant::now();
+    // What a call has left over, no socket tells of.
+    client.serve_ready()?;
     while !done() && begun.elapsed() < PATIENCE {
         let watched: Vec<_> = client.watch().collect();
         let events = |requests| if requests { PollFlags::POLLIN } else { PollFlags::empty() };
