@@ -17,7 +17,7 @@ use outrigger_process::{heap, inherited, output};
 use outrigger_protocol::capabilities::DEFAULT_MAX_DATA_XFER_SIZE;
 use outrigger_protocol::server::{Listener, Options, serve};
 
-use crate::transport::{PciFunction, VirtioDevice};
+use crate::transport::{Iommu, PciFunction, VirtioDevice};
 
 /// How long standard error may take to accept the last lines.
 const LAST_LINES: Duration = Duration::from_secs(2);
@@ -38,7 +38,7 @@ pub struct Endpoint {
     /// Listen on this path; serve one client after the other
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
-    /// Serve the client at the other end of this inherited socket; exit when it leaves
+    /// Serve the client at the other end of this inherited socket, whose guest has no IOMMU; exit when it leaves
     #[arg(long, value_name = "N")]
     fd: Option<RawFd>,
 }
@@ -100,7 +100,8 @@ fn listen<D: VirtioDevice, E: StartError>(
 ) -> Result<ExitCode, Refusal> {
     // Before there are threads, so that they all inherit it.
     let signals = block_signals().map_err(|error| host(format!("cannot block signals: {error}")))?;
-    let mut function = function(open)?;
+    // Any client may come.
+    let mut function = function(open, Iommu::Possible)?;
     let listener = Listener::bind(path).map_err(|error| usage(format!("--socket {}", chain(&error))))?;
     let listener = Arc::new(listener);
     remove_socket_on_signal(Arc::clone(&listener), signals)
@@ -133,7 +134,7 @@ fn inherited<D: VirtioDevice, E: StartError>(
     // SAFETY: ignoring a signal runs no handler.
     unsafe { nix::sys::signal::signal(Signal::SIGINT, nix::sys::signal::SigHandler::SigIgn) }
         .map_err(|error| host(format!("cannot ignore SIGINT: {error}")))?;
-    let mut function = function(open)?;
+    let mut function = function(open, Iommu::Absent)?;
     match serve(&mut function, stream, options) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => {
@@ -143,9 +144,12 @@ fn inherited<D: VirtioDevice, E: StartError>(
     }
 }
 
-fn function<D: VirtioDevice, E: StartError>(open: impl FnOnce() -> Result<D, E>) -> Result<PciFunction<D>, Refusal> {
+fn function<D: VirtioDevice, E: StartError>(
+    open: impl FnOnce() -> Result<D, E>,
+    iommu: Iommu,
+) -> Result<PciFunction<D>, Refusal> {
     let device = open().map_err(|error| if error.is_lack_of_host() { host(error) } else { usage(error) })?;
-    PciFunction::new(device).map_err(|error| host(format!("cannot have an eventfd per queue: {error}")))
+    PciFunction::new(device, iommu).map_err(|error| host(format!("cannot have an eventfd per queue: {error}")))
 }
 
 fn usage(message: impl Display) -> Refusal {

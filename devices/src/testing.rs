@@ -20,7 +20,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::transport::pci_config::{COMMON_OFFSET, ISR_OFFSET, NOTIFY_OFFSET, REGISTERS_BAR_SIZE};
 use crate::transport::registers::{FEATURE_VERSION_1, STATUS_DRIVER_OK, STATUS_FEATURES_OK};
-use crate::transport::{PciFunction, VirtioDevice};
+use crate::transport::{Iommu, PciFunction, VirtioDevice};
 
 pub const RAM_START: u64 = 0x10_0000;
 pub const RAM_SIZE: u64 = 0x40_0000;
@@ -135,7 +135,7 @@ pub struct Served<D: VirtioDevice> {
 
 impl<D: VirtioDevice + Send + 'static> Served<D> {
     pub fn new(device: D) -> Self {
-        Self { function: Arc::new(Mutex::new(PciFunction::new(device).unwrap())) }
+        Self { function: Arc::new(Mutex::new(PciFunction::new(device, Iommu::Possible).unwrap())) }
     }
 
     /// Attaches a client that shares its memory.

@@ -11,6 +11,7 @@ use outrigger_protocol::server::{Interrupts, Memory};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::device::VirtioDevice;
+use super::iommu::Iommu;
 use super::pci_config::{COMMON_OFFSET, DEVICE_OFFSET, DEVICE_SIZE, ISR_OFFSET, NOTIFY_MULTIPLIER, NOTIFY_OFFSET};
 use super::queue::{Queue, QueueState};
 use super::registers::{Action, CommonRegisters, NO_VECTOR, TRANSPORT_FEATURES};
@@ -105,10 +106,10 @@ impl<D: VirtioDevice> Control<D> {
     ///
     /// # Errors
     /// No eventfd could be had for a doorbell.
-    pub fn new(device: D) -> io::Result<Self> {
+    pub fn new(device: D, iommu: Iommu) -> io::Result<Self> {
         let queues = device.queues();
         Ok(Self {
-            registers: CommonRegisters::new(device.features() | TRANSPORT_FEATURES, queues),
+            registers: CommonRegisters::new(device.features() | TRANSPORT_FEATURES | iommu.features(), queues),
             signals: Arc::new(Signals::new(queues)),
             // Blocking, so that a worker which has nothing else to wait for waits by reading.
             doorbells: (0..queues).map(|_| EventFd::new(libc::EFD_CLOEXEC).map(Arc::new)).collect::<io::Result<_>>()?,

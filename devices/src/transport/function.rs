@@ -15,6 +15,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::control::{Control, usize_from};
 use super::device::VirtioDevice;
+use super::iommu::Iommu;
 use super::pci_config::{
     CONFIG_SIZE, ConfigEvent, ConfigSpace, MSIX_BAR, MSIX_BAR_SIZE, NOTIFY_MULTIPLIER, NOTIFY_OFFSET,
     REGISTERS_BAR_SIZE, Window,
@@ -40,11 +41,11 @@ pub struct PciFunction<D> {
 }
 
 impl<D: VirtioDevice> PciFunction<D> {
-    /// Puts `device` on the bus.
+    /// Puts `device` on the bus of a guest that has an IOMMU or not.
     ///
     /// # Errors
     /// No eventfd could be had for a doorbell.
-    pub fn new(device: D) -> io::Result<Self> {
+    pub fn new(device: D, iommu: Iommu) -> io::Result<Self> {
         let queues = device.queues();
         assert!(queues <= MAX_QUEUES, "a device has at most {MAX_QUEUES} queues");
         let vectors = u32::from(queues) + 1;
@@ -57,7 +58,7 @@ impl<D: VirtioDevice> PciFunction<D> {
         irqs[MSIX_IRQ as usize] = Irq { count: vectors, flags: IRQ_EVENTFD };
         let name = device.name();
         let config = ConfigSpace::new(device.identity(), queues, device.config().len());
-        let control = Control::new(device)?;
+        let control = Control::new(device, iommu)?;
         Ok(Self {
             name,
             doorbells: control.doorbells().to_vec(),

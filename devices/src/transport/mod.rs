@@ -11,12 +11,13 @@
 //! - `rings`: a queue's memory, `mapped` or in `shadow` copies.
 //! - [`worker`]: the threads, and how they are stopped so that no I/O refers to client memory any more.
 //! - [`control`]: what the registers control; [`shared`] by messages and [`register_fd`], their ioregionfd.
-//! - [`function`]: the above as a PCI function.
+//! - [`function`]: the above as a PCI function; `iommu`: whether addresses may be translated.
 
 pub mod chain;
 pub mod control;
 pub mod device;
 pub mod function;
+mod iommu;
 pub mod layout;
 mod mapped;
 pub mod pci_config;
@@ -32,6 +33,7 @@ pub mod worker;
 pub use chain::{Chain, Segment};
 pub use device::{Identity, VirtioDevice};
 pub use function::PciFunction;
+pub use iommu::Iommu;
 pub use layout::QueueLayout;
 pub use queue::{Queue, QueueError, QueueState};
 pub use worker::{ActiveQueue, Work, WorkerError};

@@ -12,7 +12,7 @@ use super::*;
 use crate::testing::{Driver, RAM_SIZE, RAM_START, Served};
 use crate::transport::pci_config::{DEVICE_OFFSET, ISR_OFFSET, MSIX_BAR, REGISTERS_BAR_SIZE};
 use crate::transport::registers::STATUS_NEEDS_RESET;
-use crate::transport::{Identity, PciFunction, Work, WorkerError};
+use crate::transport::{Identity, Iommu, PciFunction, Work, WorkerError};
 
 /// One queue that does nothing, and configuration that can be written.
 struct Plain([u8; 16]);
@@ -105,7 +105,7 @@ fn the_registers_alone_are_offered_and_each_time_the_same() {
 #[test]
 fn doorbells_come_first() {
     use outrigger_protocol::server::{Device, IoFdKind};
-    let function = PciFunction::new(Plain([0; 16])).unwrap();
+    let function = PciFunction::new(Plain([0; 16]), Iommu::Possible).unwrap();
     let kinds: Vec<_> = function.io_fds(BAR0_REGION).iter().map(|IoFd { kind, .. }| *kind).collect();
     let registers = IoFdKind::Ioregionfd { user_data: 0, posted_writes: false };
     assert_eq!(kinds, [IoFdKind::Ioeventfd { datamatch: None }, registers]);

@@ -31,10 +31,8 @@ pub const FEATURE_VERSION_1: u64 = 1 << 32;
 pub const FEATURE_ACCESS_PLATFORM: u64 = 1 << 33;
 /// `VIRTIO_F_RING_RESET`.
 pub const FEATURE_RING_RESET: u64 = 1 << 40;
-/// What the transport offers for every device. Without `ACCESS_PLATFORM`, a driver behind an IOMMU gives addresses of the
-/// guest's memory, which are not the ones that the client maps; a driver that does not accept it may do so for all we know.
-pub const TRANSPORT_FEATURES: u64 =
-    FEATURE_INDIRECT | FEATURE_EVENT_IDX | FEATURE_VERSION_1 | FEATURE_ACCESS_PLATFORM | FEATURE_RING_RESET;
+/// What the transport offers for every device.
+pub const TRANSPORT_FEATURES: u64 = FEATURE_INDIRECT | FEATURE_EVENT_IDX | FEATURE_VERSION_1 | FEATURE_RING_RESET;
 
 // Offsets of the fields.
 const DEVICE_FEATURE_SELECT: usize = 0x00;
