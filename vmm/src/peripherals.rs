@@ -31,6 +31,8 @@ use open::{Opened, Opening, Reachable};
 
 /// How long a process that hung up may take to be gone by itself, so that its own status can be told.
 const EXIT_WAIT: Duration = Duration::from_millis(500);
+/// How long devices whose processes stay may take to reset when the machine was.
+const RESET_WAIT: Duration = Duration::from_millis(700);
 /// How long a process that was killed may take.
 const KILL_WAIT: Duration = Duration::from_millis(500);
 
@@ -120,13 +122,24 @@ impl Peripherals {
         self.all.iter().flat_map(|peripheral| peripheral.device.served()).collect()
     }
 
-    /// The machine was reset: every device forgets what it knew whose process stays for the next guest. All at once.
+    /// The machine was reset: every device forgets what it knew whose process stays for the next guest. All at once, and
+    /// for no longer than [`RESET_WAIT`]: what a device has not done by then its process does when the connection ends.
     pub fn reset(&self) {
-        thread::scope(|threads| {
-            for peripheral in self.all.iter().filter(|peripheral| peripheral.process.is_none()) {
-                threads.spawn(|| peripheral.device.reset());
+        let (running, threads) = channel::<()>();
+        for peripheral in self.all.iter().filter(|peripheral| peripheral.process.is_none()) {
+            let (peripheral, running) = (Arc::clone(peripheral), running.clone());
+            let body = move || {
+                let _running = running;
+                peripheral.device.reset();
+            };
+            let thread = thread::Builder::new().name("reset".into()).stack_size(STACK);
+            if let Err(error) = thread.spawn(body) {
+                log::warn!("a device is not reset: no thread: {error}");
             }
-        });
+        }
+        drop(running);
+        // Nothing is ever sent: it is the senders that go.
+        let _ = threads.recv_timeout(RESET_WAIT);
     }
 
     /// Ends all connections, and with them every wait for an answer.
