@@ -28,12 +28,11 @@ fn round(random: &mut Random, manners: &[Manner]) -> (u64, Duration) {
     ended.expect_stdout("payload: passed\n");
     let may_be_cut = manners.iter().any(|manner| !matches!(manner.end, End::Unharmed | End::Slow));
     assert!(ended.code() == 0 || may_be_cut && ended.code() == 6, "the exit status is wrong; output:\n{ended}");
-    let (count, longest) = requests(&ended);
-    assert!(longest <= REQUEST, "a request took {longest:?}; output:\n{ended}");
-    (count, longest)
+    requests(&ended)
 }
 
-fn rounds(wanted: usize, limit: Duration) {
+/// Returns how long the longest request of all took.
+fn rounds(wanted: usize, limit: Duration) -> Duration {
     let _turn = turn();
     let (mut random, seed) = Random::fresh();
     println!("seed {seed}");
@@ -52,9 +51,11 @@ fn rounds(wanted: usize, limit: Duration) {
     }
     println!("of each: {of_each:?}");
     println!("{count} rounds: {all} requests, all complete, the longest took {longest:?}");
+    longest
 }
 
-/// As many as half a minute has room for.
+/// As many as half a minute has room for. How long requests take is printed only: where KVM interprets the guest, as on a
+/// machine without virtualization, one beside an honest device takes seconds now and then, too.
 #[test]
 fn an_honest_disk_beside_rude_devices() {
     rounds(1_000, Duration::from_secs(30));
@@ -63,5 +64,6 @@ fn an_honest_disk_beside_rude_devices() {
 #[test]
 #[ignore = "takes an hour: scripts/test --long rude-rounds"]
 fn a_thousand_rounds_of_rude_devices() {
-    rounds(1_000, Duration::MAX);
+    let longest = rounds(1_000, Duration::MAX);
+    assert!(longest <= REQUEST, "a request took {longest:?}");
 }
