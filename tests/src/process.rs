@@ -3,12 +3,13 @@
 
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigHandler, Signal, kill, signal};
 use nix::unistd::Pid;
 
 const POLL: Duration = Duration::from_millis(10);
@@ -92,6 +93,8 @@ impl Process {
     fn spawn(command: &mut Command, limit: Duration) -> Self {
         let what = format!("{command:?}");
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        // SAFETY: between fork and exec the closure makes system calls only, and no disposition runs a handler.
+        unsafe { command.pre_exec(notice_signals) };
         let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot start {what}: {error}"));
         let stdout = Collector::new(child.stdout.take().expect("it was asked for"));
         let stderr = Collector::new(child.stderr.take().expect("it was asked for"));
@@ -194,6 +197,16 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Tests that run in the background of a script have SIGINT and SIGQUIT ignored, which every program that they start would
+/// inherit and keep so.
+fn notice_signals() -> std::io::Result<()> {
+    for ends in [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP, Signal::SIGTERM] {
+        // SAFETY: the default disposition runs no handler.
+        unsafe { signal(ends, SigHandler::SigDfl) }?;
+    }
+    Ok(())
 }
 
 /// Runs `command` to its end.

@@ -17,12 +17,15 @@ boot panic 4 $common --initrd /guest/panic
 has panic 'Kernel panic'
 quiet='console=ttyS0 quiet'
 boot reboot 4 $common --initrd /guest/reboot --cpus 2 --cmdline "$quiet"
-for signal in TERM:143 INT:130 KILL:137; do
+for signal in TERM:143 HUP:129 KILL:137; do
   outrigger run $common --initrd /guest/sleep --cmdline "$quiet" --disk path=/tmp/disk --net tap=orsig0 < /dev/null > /tmp/signal.out 2>&1 &
   vmm=$!
   for second in $(seq 200); do grep -q OUTRIGGER-GUEST-UP /tmp/signal.out && break; sleep 1; done
   has signal OUTRIGGER-GUEST-UP
-  # A shell without job control has its background children ignore SIGINT; Outrigger takes it all the same.
+  # A shell without job control has its background children ignore SIGINT, which stays so.
+  kill -INT $vmm
+  sleep 1
+  kill -0 $vmm || fail 'an ignored SIGINT ended it'
   kill -${signal%:*} $vmm
   wait $vmm; status=$?
   [ $status = ${signal#*:} ] || { cat /tmp/signal.out; fail "after $signal: status $status"; }
