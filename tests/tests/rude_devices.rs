@@ -1,6 +1,7 @@
 //! What a run with each rude device comes to (`tests/src/rude.rs`). The devices are `tests/src/bin/rude-device`, the guest is the payload on
 //! this machine's own KVM. `rude_signals` has SIGTERM at random moments with each of them, `rude_rounds` all of them at random.
 
+use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -193,4 +194,53 @@ fn a_huge_bar_does_not_hold_up_the_start() {
     });
     times.sort();
     assert!(times[1] - times[0] <= Duration::from_millis(500), "{times:?}");
+}
+
+#[test]
+fn a_reboot_does_not_wait_for_a_reset() {
+    let _turn = turn();
+    let directory = temporary();
+    let device = Rude::start(by_name("slow-reset"), directory.path());
+    let mut run = Run::start(command("reboot", false, &[device.option()], directory.path()));
+    run.vmm.wait_for("rebooting\n");
+    assert!(eventually(Duration::from_secs(1), || run.vmm.has_ended()), "it goes on");
+    run.vmm.finish().expect_code(4);
+}
+
+/// One that the VMM has started and then cut off, since it has stopped.
+#[test]
+fn a_child_that_is_cut_off_is_killed() {
+    let directory = temporary();
+    let image = disk::for_payload(directory.path());
+    let mut command = with_payload("allones,spin");
+    with_disk(&mut command, &image);
+    let mut run = Run::start(command);
+    run.vmm.wait_for("ready\n");
+    let devices = run.devices();
+    kill(devices[0].pid, Signal::SIGSTOP).expect("it runs");
+    run.vmm.wait_for("ok allones-writes-vanish\nready\n");
+    assert!(eventually(Duration::from_secs(2), || !devices[0].alive()), "it lives on");
+    let (ended, _) = run.terminate();
+    assert_eq!(ended.stderr.matches("disk.img").count(), 1, "it is not named once; output:\n{ended}");
+}
+
+/// Descriptors that are under way count for all of a user's processes. One that has many fills this up; then the VMM cannot send any, which
+/// is nobody's fault, and above all not that of the disk whose interrupts it wanted to connect.
+#[test]
+fn descriptors_under_way_are_not_the_fault_of_another_device() {
+    let _turn = turn();
+    let directory = temporary();
+    let device = Rude::start(by_name("descriptors-in-flight"), directory.path());
+    let run = command("rude-polled", true, &[device.option()], directory.path());
+    let mut command = Command::new("prlimit");
+    command.args(["--nofile=2048:2048", "setpriv", "--bounding-set=-sys_admin,-sys_resource"]);
+    command.arg(run.get_program()).args(run.get_args());
+    let mut run = Run::start(command);
+    run.vmm.wait_for("ready\n");
+    sleep(A_WHILE);
+    let ended = run.enough();
+    ended.expect_code(0).expect_stdout("payload: passed");
+    assert!(ended.stderr.contains("nothing could be sent"), "there were not too many; output:\n{ended}");
+    let lines = ended.stderr.lines().count();
+    assert!(lines <= LINES, "{lines} lines; output:\n{ended}");
 }
