@@ -20,7 +20,7 @@ const SOON: Duration = Duration::from_secs(3);
 const DEADLINE: (Duration, Duration) = (Duration::from_millis(9_500), Duration::from_secs(19));
 /// Longer than a device has.
 const IN_TIME: Duration = Duration::from_secs(13);
-/// What a user reads of one device in a few seconds: ten lines at once, and one a second. A flood has thousands.
+/// What a user reads of one device in a few seconds: ten lines at once, and one every five seconds. A flood has thousands.
 const LINES: usize = 20;
 
 /// Runs it, beside a disk unless it takes ten seconds, and looks what becomes of the device, the disk, the guest and the messages to the user.

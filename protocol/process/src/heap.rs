@@ -1,6 +1,6 @@
 //! One heap for all threads of a program.
 //!
-//! The C library gives each thread that allocates a heap of its own, some 30 KiB of touched pages, so that threads which
+//! The C library gives each thread that allocates a heap of its own, some ten touched pages, so that threads which
 //! allocate all the time do not wait for one another. Ours allocate when they start and hardly ever after.
 
 use nix::libc;
