@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::journal::JournalFormat;
 use crate::socket::MAX_FDS;
 
 /// The protocol's major version; both sides must agree.
@@ -36,6 +37,9 @@ pub struct Capabilities {
     pub twin_socket: Option<TwinSocket>,
     /// Whether `VFIO_USER_REGION_WRITE_MULTI` is understood. Default: false.
     pub write_multiple: bool,
+    /// Outrigger's own: whether the sender keeps a journal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outrigger_journal: Option<JournalFormat>,
 }
 
 /// The `twin_socket` object.
@@ -58,6 +62,7 @@ impl Default for Capabilities {
             pgsizes: 4096,
             twin_socket: None,
             write_multiple: false,
+            outrigger_journal: None,
         }
     }
 }
@@ -111,7 +116,7 @@ impl Capabilities {
         let Some((0, text)) = data.split_last() else { return Err(CapabilitiesError::Unterminated) };
         let value: Value = serde_json::from_slice(text).map_err(CapabilitiesError::Json)?;
         // serde would also take a structure written as an array.
-        for path in ["", "/capabilities", "/capabilities/twin_socket"] {
+        for path in ["", "/capabilities", "/capabilities/twin_socket", "/capabilities/outrigger_journal"] {
             if value.pointer(path).is_some_and(|value| !value.is_object()) {
                 return Err(CapabilitiesError::NotAnObject(path));
             }

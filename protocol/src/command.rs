@@ -38,10 +38,14 @@ pub enum Command {
     MigDataRead = 17,
     /// `VFIO_USER_MIG_DATA_WRITE`.
     MigDataWrite = 18,
+    /// Outrigger's own: a journal to keep, or a predecessor's to look at.
+    JournalOffer = 0x4f01,
+    /// Outrigger's own: the journal that was offered is the server's to go on from.
+    JournalTake = 0x4f02,
 }
 
 impl Command {
-    /// The command with this number, if the specification knows it.
+    /// The command with this number, if the specification knows it or it is Outrigger's own.
     pub const fn from_number(number: u16) -> Option<Self> {
         Some(match number {
             1 => Self::Version,
@@ -61,6 +65,8 @@ impl Command {
             16 => Self::DeviceFeature,
             17 => Self::MigDataRead,
             18 => Self::MigDataWrite,
+            0x4f01 => Self::JournalOffer,
+            0x4f02 => Self::JournalTake,
             _ => return None,
         })
     }
@@ -73,7 +79,7 @@ mod tests {
     #[test]
     fn numbers_round_trip_and_unknown_ones_are_refused() {
         let known: Vec<u16> = (0..=u16::MAX).filter(|&n| Command::from_number(n).is_some()).collect();
-        assert_eq!(known, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 15, 16, 17, 18]);
+        assert_eq!(known, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 15, 16, 17, 18, 0x4f01, 0x4f02]);
         assert!(known.iter().all(|&n| Command::from_number(n).unwrap() as u16 == n));
     }
 }

@@ -15,6 +15,7 @@
 //! - [`client`]: what a VMM calls.
 //! - [`server`]: what a device process implements.
 //! - [`ioregionfd`]: register accesses that KVM hands to a device process itself, both sides.
+//! - [`journal`]: memory that outlives a device process, for its successor.
 //! - [`migration`]: the states of a device that migrates, and the ways between them.
 //! - [`pci`]: the region and interrupt indices of a PCI device.
 
@@ -25,6 +26,7 @@ pub mod command;
 mod dirty_bitmap;
 pub mod foreign;
 pub mod ioregionfd;
+pub mod journal;
 pub mod migration;
 pub mod pci;
 pub mod server;

@@ -7,6 +7,7 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 pub use feature::*;
+pub use journal::*;
 
 macro_rules! wire_struct {
     ($(#[$meta:meta])* $name:ident, $size:literal { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* }) => {
@@ -38,6 +39,7 @@ wire_struct! {
 }
 
 mod feature;
+mod journal;
 
 /// Size of [`Header`] in bytes.
 pub const HEADER_SIZE: usize = size_of::<Header>();

@@ -24,7 +24,7 @@ const EVENTFD_FLAGS: EfdFlags = EfdFlags::EFD_NONBLOCK;
 
 fn connect(server: &Server, twin_socket: bool) -> (Client, Arc<GuestMemory>) {
     let memory = GuestMemory::new(RAM);
-    let options = Options { deadline: PATIENCE, twin_socket };
+    let options = Options { deadline: PATIENCE, twin_socket, ..Options::default() };
     let client = Client::new(server.connect(), memory.clone(), &options).unwrap();
     assert_eq!(client.watch().count(), if twin_socket { 2 } else { 1 });
     (client, memory)

@@ -60,7 +60,7 @@ fn against(deadline: Duration, then: impl FnOnce(&mut Raw, Message) + Send + 'st
         let request = raw.receive().unwrap();
         then(&mut raw, request);
     });
-    let options = Options { deadline, twin_socket: false };
+    let options = Options { deadline, twin_socket: false, ..Options::default() };
     (Client::new(ours, GuestMemory::new(4096), &options).unwrap(), server)
 }
 

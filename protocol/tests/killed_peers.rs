@@ -107,7 +107,7 @@ fn be_busy(client: &Client, numbers: &mut Numbers) -> Result<(), ClientError> {
 }
 
 fn client(socket: UnixStream, twin_socket: bool) -> Result<Client, ClientError> {
-    Client::new(socket, GuestMemory::new(RAM), &Options { deadline: PATIENCE, twin_socket })
+    Client::new(socket, GuestMemory::new(RAM), &Options { deadline: PATIENCE, twin_socket, ..Options::default() })
 }
 
 /// A moment before a peer is killed: it takes some milliseconds to start.

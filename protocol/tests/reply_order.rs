@@ -169,7 +169,8 @@ fn our_client_answers_requests_with_one_and_the_same_id_in_order() {
     for (value, byte) in (0u8..20).zip(memory.0.lock().unwrap().iter_mut()) {
         *byte = value;
     }
-    let client = Client::new(ours, memory, &Options { deadline: PATIENCE, twin_socket: false }).unwrap();
+    let client =
+        Client::new(ours, memory, &Options { deadline: PATIENCE, twin_socket: false, ..Options::default() }).unwrap();
     client.dma_map(0, 4096, None).unwrap();
     client.device_info().unwrap();
     server.join().unwrap();

@@ -228,7 +228,9 @@ fn stress(twin_socket: bool, time: Duration) {
         serve(&mut device, theirs, &ServerOptions { deadline: PATIENCE, ..ServerOptions::default() })
     });
     let ram = GuestMemory::new((THREADS + 1) * LANE);
-    let client = Arc::new(Client::new(ours, ram.clone(), &Options { deadline: PATIENCE, twin_socket }).unwrap());
+    let client = Arc::new(
+        Client::new(ours, ram.clone(), &Options { deadline: PATIENCE, twin_socket, ..Options::default() }).unwrap(),
+    );
     client.dma_map(0, ((THREADS + 1) * LANE) as u64, None).unwrap();
     let flags = EfdFlags::EFD_NONBLOCK;
     let eventfds: Arc<Vec<_>> = Arc::new((0..THREADS).map(|_| EventFd::from_flags(flags).unwrap()).collect());
@@ -331,7 +333,8 @@ fn a_server_that_never_replies_costs_its_caller_the_deadline_and_the_others_noth
 fn silence(deadline: Duration, twin_socket: bool) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let server = std::thread::spawn(move || Raw::server(theirs, "{}"));
-    let client = Client::new(ours, GuestMemory::new(0), &Options { deadline, twin_socket }).unwrap();
+    let client =
+        Client::new(ours, GuestMemory::new(0), &Options { deadline, twin_socket, ..Options::default() }).unwrap();
     let _silent = server.join().unwrap();
     let begun = Instant::now();
     let error = client.region_read(0, 0, &mut [0; 4]).unwrap_err();

@@ -151,7 +151,7 @@ impl ClientMemory for Ram {
 fn client(stream: UnixStream, twin_socket: bool, calls: &[Call]) {
     let start = Instant::now();
     let ram = Arc::new(Ram(Mutex::new(vec![0; RAM])));
-    let client = Client::new(stream, ram, &Options { deadline: DEADLINE, twin_socket });
+    let client = Client::new(stream, ram, &Options { deadline: DEADLINE, twin_socket, ..Options::default() });
     assert!(start.elapsed() < DEADLINE + SLACK, "the version took {:?}", start.elapsed());
     let Ok(client) = client else { return };
     let done = AtomicBool::new(false);

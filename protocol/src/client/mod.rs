@@ -9,6 +9,7 @@ mod error;
 mod exported;
 mod features;
 mod interrupts;
+mod journal;
 mod migration;
 mod negotiate;
 mod queries;
@@ -21,6 +22,7 @@ mod write_multi;
 
 pub use error::ClientError;
 pub use exported::ClientMemory;
+pub use journal::Journal;
 pub use migration::MigrationInfo;
 pub use queries::DeviceInfo;
 pub use replies::{IoFd, IoFdKind, IrqInfo, RegionInfo};
@@ -55,11 +57,13 @@ pub struct Options {
     pub deadline: Duration,
     /// Whether the server may send its requests on a second socket. Default: yes.
     pub twin_socket: bool,
+    /// Whether the server is asked to keep a journal. Default: no.
+    pub journal: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { deadline: Duration::from_secs(10), twin_socket: true }
+        Self { deadline: Duration::from_secs(10), twin_socket: true, journal: false }
     }
 }
 
@@ -99,7 +103,7 @@ impl Client {
         memory: Arc<dyn ClientMemory>,
         options: &Options,
     ) -> Result<Self, ClientError> {
-        let ours = negotiate::ours(options.twin_socket);
+        let ours = negotiate::ours(options);
         let memory = Arc::new(ExportedMemory::new(memory, ours.max_data_xfer_size));
         let connect = |stream: &Arc<ForeignFd>, limit| {
             let connection = Connection::new(stream.clone(), memory.clone(), limit, options.deadline);

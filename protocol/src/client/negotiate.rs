@@ -4,12 +4,14 @@ use std::time::Instant;
 
 use zerocopy::IntoBytes;
 
+use super::Options;
 use super::connection::Connection;
 use super::error::ClientError;
 use crate::capabilities::{Capabilities, MAJOR, MINOR, TwinSocket};
 use crate::command::Command;
 use crate::foreign::ForeignFd;
 use crate::ioregionfd::SocketType;
+use crate::journal::JournalFormat;
 use crate::wire;
 
 /// What the two sides agreed on.
@@ -20,9 +22,10 @@ pub(super) struct Agreed {
 }
 
 /// What a client offers.
-pub(super) fn ours(twin_socket: bool) -> Capabilities {
-    let twin_socket = twin_socket.then_some(TwinSocket { supported: true, fd_index: None });
-    Capabilities { twin_socket, ..Capabilities::ours() }
+pub(super) fn ours(options: &Options) -> Capabilities {
+    let twin_socket = options.twin_socket.then_some(TwinSocket { supported: true, fd_index: None });
+    let outrigger_journal = options.journal.then(JournalFormat::default);
+    Capabilities { twin_socket, outrigger_journal, ..Capabilities::ours() }
 }
 
 /// Proposes version and capabilities, and takes what the server makes of them.
@@ -38,8 +41,11 @@ pub(super) fn negotiate(main: &mut Connection, ours: &Capabilities, deadline: In
     if version.major != MAJOR || version.minor > MINOR {
         return Err(ClientError::Version { major: version.major, minor: version.minor });
     }
-    let server = capabilities.map_err(ClientError::Capabilities)?;
+    let mut server = capabilities.map_err(ClientError::Capabilities)?;
     let malformed = |problem| ClientError::Malformed { command, problem };
+    // A server that echoes what it does not know keeps none.
+    let asked = ours.outrigger_journal.is_some();
+    server.outrigger_journal.take_if(|journal| !asked || !journal.is_valid());
     let twin = match &server.twin_socket {
         Some(TwinSocket { supported: true, .. }) if ours.twin_socket.is_none() => {
             return Err(malformed("twin_socket is supported but was not proposed"));

@@ -8,6 +8,7 @@ use super::connection::Connection;
 use super::device::Device;
 use super::dma::DmaTable;
 use super::interrupts::{Interrupts, checked_eventfd};
+use super::journal::Journal;
 use super::migration;
 use super::reply::Reply;
 use crate::capabilities::Capabilities;
@@ -26,13 +27,14 @@ pub(super) struct Commands<'a> {
     pub(super) connection: &'a Arc<Connection>,
     pub(super) ours: &'a Capabilities,
     pub(super) client: &'a Capabilities,
+    pub(super) journal: Journal,
 }
 
 impl Commands<'_> {
     /// Executes one command; what it answers is in `reply`.
     pub(super) fn execute(&mut self, message: Message<'_>, reply: &mut Reply) -> Result<(), Errno> {
         let command = Command::from_number(message.header.command).ok_or(Errno::ENOTSUP)?;
-        let takes_fds = matches!(command, Command::DmaMap | Command::DeviceSetIrqs);
+        let takes_fds = matches!(command, Command::DmaMap | Command::DeviceSetIrqs | Command::JournalOffer);
         if !takes_fds && !message.fds.is_empty() {
             return Err(Errno::EINVAL);
         }
@@ -56,6 +58,8 @@ impl Commands<'_> {
             Command::Version => Err(Errno::EINVAL),
             Command::MigDataRead => migration::read_data(self.device, &message, self.ours.max_data_xfer_size, reply),
             Command::MigDataWrite => migration::write_data(self.device, &message, self.ours.max_data_xfer_size),
+            Command::JournalOffer => self.journal_offer(message, reply),
+            Command::JournalTake => self.journal_take(&message),
             Command::DmaRead | Command::DmaWrite | Command::RegionWriteMulti => Err(Errno::ENOTSUP),
         }
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use nix::errno::Errno;
 
 use super::interrupts::{Interrupts, Irq};
+use super::journal::Journaled;
 use super::memory::Memory;
 use super::migration::Migration;
 use crate::wire::CapType;
@@ -48,6 +49,11 @@ pub trait Device {
 
     /// The device as one that migrates. `None`: it does not.
     fn migration(&mut self) -> Option<&mut dyn Migration> {
+        None
+    }
+
+    /// The device as one that a successor can go on with. `None`: it is lost with its process.
+    fn journal(&mut self) -> Option<&mut dyn Journaled> {
         None
     }
 

@@ -10,6 +10,7 @@ use super::commands::Commands;
 use super::device::Device;
 use super::dma::DmaTable;
 use super::interrupts::Interrupts;
+use super::journal::Journal;
 use super::memory::Memory;
 use super::reply::Reply;
 use super::version::{Agreed, negotiate};
@@ -119,11 +120,14 @@ fn run(
     options: &Options,
     interrupts: &Arc<Interrupts>,
 ) -> Result<(), ServeError> {
-    let ours = options.capabilities();
+    let journal = device.journal().map(|device| device.format());
+    let ours = Capabilities { outrigger_journal: journal, ..options.capabilities() };
     let Some(Agreed { connection, client }) = negotiate(stream, &ours, options)? else { return Ok(()) };
     let connection = Arc::new(connection);
     let dma = DmaTable::new(usize::try_from(ours.max_dma_maps).unwrap_or(usize::MAX), connection.main.number());
-    let mut commands = Commands { device, interrupts, dma, connection: &connection, ours: &ours, client: &client };
+    let journal = Journal::default();
+    let mut commands =
+        Commands { device, interrupts, dma, connection: &connection, ours: &ours, client: &client, journal };
     let (mut payload, mut reply) = (Vec::new(), Reply::default());
     let ended = loop {
         let (header, fds) = match connection.main.next_command(&mut payload) {

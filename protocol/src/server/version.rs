@@ -81,6 +81,7 @@ fn answer(
                 max_msg_fds: ours.max_msg_fds.min(client.max_msg_fds.max(1)),
                 twin_socket: twin.as_ref().map(|_| TwinSocket { supported: true, fd_index: Some(0) }),
                 write_multiple: ours.write_multiple && client.write_multiple,
+                outrigger_journal: ours.outrigger_journal.clone().filter(|_| client.outrigger_journal.is_some()),
                 ..ours.clone()
             };
             let data = agreed.to_version_data();

@@ -8,10 +8,11 @@ use nix::sys::eventfd::EventFd;
 use outrigger_protocol::migration::DeviceState;
 use outrigger_protocol::pci;
 use outrigger_protocol::server::{
-    Device, Feature, Interrupts, IoFd, IoFdKind, Irq, Memory, MemoryError, Migration, Region, RegionMapping,
+    Device, Feature, Interrupts, IoFd, IoFdKind, Irq, Journaled, Memory, MemoryError, Migration, Region, RegionMapping,
 };
 use outrigger_protocol::wire;
 
+use super::journal::TestJournal;
 use super::migration::TestMigration;
 
 /// Reached by messages: `MESSAGES_SIZE` bytes of storage, with doorbells.
@@ -60,6 +61,8 @@ pub struct State {
     pub transitions: Vec<DeviceState>,
     /// What it was given as its new state.
     pub received: Vec<u8>,
+    /// What became of its journal: the step, and the first word then.
+    pub journal: Vec<(&'static str, u64)>,
 }
 
 pub struct TestDevice {
@@ -71,6 +74,8 @@ pub struct TestDevice {
     feature: Vec<u8>,
     /// There when the device migrates; such a device also logs its DMA.
     migration: Option<TestMigration>,
+    /// There when the device keeps a journal.
+    journal: Option<TestJournal>,
 }
 
 fn backed(size: u64, offset: u64, areas: Vec<(u64, u64)>) -> Region {
@@ -100,12 +105,17 @@ impl TestDevice {
         irqs[pci::MSIX_IRQ as usize] = Irq { count: VECTORS, flags: wire::IRQ_EVENTFD };
         let doorbells = (0..2).map(|_| EventFd::new().unwrap()).collect();
         let storage = vec![0; usize::try_from(MESSAGES_SIZE).unwrap()];
-        Self { state, regions, irqs, storage, doorbells, feature: Vec::new(), migration: None }
+        Self { state, regions, irqs, storage, doorbells, feature: Vec::new(), migration: None, journal: None }
     }
 
     /// The same, but it migrates.
     pub fn migrating(state: Arc<Mutex<State>>, pre_copy: bool) -> Self {
         Self { migration: Some(TestMigration::new(state.clone(), pre_copy)), ..Self::new(state) }
+    }
+
+    /// The same, but it keeps a journal.
+    pub fn journaled(state: Arc<Mutex<State>>) -> Self {
+        Self { journal: Some(TestJournal::new(state.clone())), ..Self::new(state) }
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -190,6 +200,10 @@ impl Device for TestDevice {
 
     fn migration(&mut self) -> Option<&mut dyn Migration> {
         self.migration.as_mut().map(|migration| migration as &mut dyn Migration)
+    }
+
+    fn journal(&mut self) -> Option<&mut dyn Journaled> {
+        self.journal.as_mut().map(|journal| journal as &mut dyn Journaled)
     }
 
     fn logs_dma(&self) -> bool {

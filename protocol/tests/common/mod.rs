@@ -6,6 +6,7 @@
 pub mod device;
 pub mod held;
 pub mod hostile;
+pub mod journal;
 pub mod memory;
 pub mod migration;
 pub mod raw;
@@ -51,6 +52,11 @@ impl Server {
     /// A device that migrates, and logs its DMA.
     pub fn migrating() -> Self {
         Self::with_device(Options::default(), |state| TestDevice::migrating(state, true))
+    }
+
+    /// A device that keeps a journal.
+    pub fn journaled() -> Self {
+        Self::with_device(Options::default(), TestDevice::journaled)
     }
 
     pub fn with_device(options: Options, device: impl FnOnce(Arc<Mutex<State>>) -> TestDevice) -> Self {

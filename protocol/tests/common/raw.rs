@@ -31,6 +31,8 @@ pub const WRITE_MULTI: u16 = 15;
 pub const FEATURE: u16 = 16;
 pub const MIG_DATA_READ: u16 = 17;
 pub const MIG_DATA_WRITE: u16 = 18;
+pub const JOURNAL_OFFER: u16 = 0x4f01;
+pub const JOURNAL_TAKE: u16 = 0x4f02;
 
 /// Flags of `FEATURE`.
 pub const GET: u32 = 1 << 16;

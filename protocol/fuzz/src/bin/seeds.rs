@@ -216,7 +216,7 @@ fn exchange(twin_socket: bool, scenario: impl FnOnce(&Client)) -> Vec<Said> {
         scope.spawn(|| forward(&ours, &theirs, true, &log));
         scope.spawn(|| forward(&theirs, &ours, false, &log));
         let ram = Arc::new(Ram(Mutex::new(vec![0; RAM])));
-        let options = Options { deadline: DEADLINE, twin_socket };
+        let options = Options { deadline: DEADLINE, twin_socket, ..Options::default() };
         let client = Client::new(client_end, ram, &options).expect("a version");
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
