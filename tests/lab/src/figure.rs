@@ -81,6 +81,8 @@ pub const FIGURES: &[Figure] = &[
     figure("access-write", "acknowledged write", Unit::Microseconds, None),
     figure("access-posted", "posted write, doorbell", Unit::Microseconds, None),
     figure("access-doorbell", "doorbell by eventfd", Unit::Microseconds, None),
+    figure("restart-qd1", "pause of 4 KiB reads, depth 1", Unit::Milliseconds, Some(8.0)),
+    figure("restart-qd32", "pause of 4 KiB reads, depth 32", Unit::Milliseconds, Some(8.0)),
     figure("memory-vmm", "private memory of the VMM", Unit::Mebibytes, Some(3.0)),
     figure("memory-blk", "private memory of the disk's process", Unit::Mebibytes, Some(1.5)),
     figure("memory-net", "private memory of the network card's process", Unit::Mebibytes, Some(1.5)),

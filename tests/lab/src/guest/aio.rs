@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::ptr::{NonNull, null_mut};
+use std::time::{Duration, Instant};
 
 /// `struct iocb` (Linux, include/uapi/linux/aio_abi.h).
 #[derive(Clone, Copy, Debug, Default)]
@@ -105,6 +106,44 @@ impl Depth {
             in_flight += again;
         }
         Ok(())
+    }
+
+    /// Does operations at `offsets` until `pauses` of at least `least` have passed between one completion and the next;
+    /// returns how long these took together.
+    pub fn run_until_paused(
+        &mut self,
+        mut offsets: impl Iterator<Item = u64>,
+        pauses: usize,
+        least: Duration,
+    ) -> io::Result<Duration> {
+        let more = || io::Error::other("the offsets came to their end");
+        for operation in &mut self.operations {
+            operation.offset = offsets.next().ok_or_else(more)?.cast_signed();
+        }
+        let mut in_flight = self.operations.len();
+        self.submit(in_flight)?;
+        let (mut left, mut total, mut last) = (pauses, Duration::ZERO, Instant::now());
+        while in_flight > 0 {
+            let done = self.wait()?;
+            in_flight -= done;
+            let now = Instant::now();
+            let pause = now - std::mem::replace(&mut last, now);
+            if pause >= least && left > 0 {
+                (left, total) = (left - 1, total + pause);
+            }
+            if left == 0 {
+                continue;
+            }
+            for (slot, event) in self.events[..done].iter().enumerate() {
+                let operation = event.object as *mut Iocb;
+                // SAFETY: as in `run`.
+                unsafe { (*operation).offset = offsets.next().ok_or_else(more)?.cast_signed() };
+                self.pointers[slot] = operation;
+            }
+            self.submit(done)?;
+            in_flight += done;
+        }
+        Ok(total)
     }
 
     fn submit(&mut self, count: usize) -> io::Result<()> {

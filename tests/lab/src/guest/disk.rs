@@ -10,7 +10,7 @@ use super::setup::{self, Scale};
 use super::{Spent, together};
 use crate::figure::Figure;
 
-const DISK: &str = "/dev/vda";
+pub const DISK: &str = "/dev/vda";
 const KIB: usize = 1024;
 const FLUSHES: usize = 1000;
 
@@ -71,7 +71,7 @@ fn write_and_flush(disk: &File, size: u64, operations: usize) -> io::Result<Spen
 }
 
 /// The offsets of the blocks on a disk of `size` bytes: sequential, or random (xorshift, always the same).
-fn offsets(size: u64, block: usize, random: bool) -> impl Iterator<Item = u64> {
+pub fn offsets(size: u64, block: usize, random: bool) -> impl Iterator<Item = u64> {
     let (blocks, mut state) = (size / block as u64, 0x9e37_79b9_7f4a_7c15_u64);
     (0..).map(move |number| {
         state ^= state << 13;

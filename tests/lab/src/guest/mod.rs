@@ -10,6 +10,7 @@ mod aio;
 mod console;
 mod disk;
 mod network;
+mod pauses;
 mod register;
 mod setup;
 mod together;
@@ -92,6 +93,7 @@ fn work(figure: &'static Figure, scale: Scale, target: Target) -> io::Result<()>
     let spent = match figure.name {
         "register-read" => register::read(scale.part)?,
         name if access::measures(name) => access::measure(name, target)?,
+        name if pauses::measures(name) => pauses::measure(name)?,
         _ if network::measures(figure) => network::measure(figure, scale)?,
         _ => disk::measure(figure, scale)?,
     };

@@ -6,6 +6,7 @@ mod memory;
 mod peers;
 mod profile;
 mod resources;
+mod restart;
 mod run;
 mod scaling;
 mod subject;
@@ -17,6 +18,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 pub use access::is_path;
+pub use restart::is_restart;
 pub use scaling::SERIES;
 pub use subject::{SUBJECTS, Subject};
 
@@ -27,10 +29,10 @@ use crate::figure::FIGURES;
 #[command(name = "lab-host")]
 struct Arguments {
     /// What to run, by name
-    #[arg(long, value_delimiter = ',', required_unless_present_any = ["scaling", "access"])]
+    #[arg(long, value_delimiter = ',', required_unless_present_any = ["scaling", "access", "restart"])]
     subjects: Vec<String>,
     /// Loads to put on each, by the figure's name; boot and memory come with any
-    #[arg(long, value_delimiter = ',', required_unless_present_any = ["scaling", "access"])]
+    #[arg(long, value_delimiter = ',', required_unless_present_any = ["scaling", "access", "restart"])]
     loads: Vec<String>,
     /// Also say where the time of each load went, by perf
     #[arg(long)]
@@ -41,6 +43,9 @@ struct Arguments {
     /// Measure register accesses by each path; the host's KVM has to have ioregionfd
     #[arg(long, conflicts_with_all = ["subjects", "loads", "profile", "scaling"])]
     access: bool,
+    /// Measure how long reads pause when the disk's process is killed or replaced
+    #[arg(long, conflicts_with_all = ["subjects", "loads", "profile", "scaling", "access"])]
+    restart: bool,
 }
 
 /// Runs what the command line says.
@@ -67,6 +72,9 @@ fn run(arguments: &Arguments) -> io::Result<bool> {
     fs::write("/proc/sys/kernel/randomize_va_space", "0")?;
     if arguments.access {
         return access::measure().map(|()| true);
+    }
+    if arguments.restart {
+        return restart::measure().map(|()| true);
     }
     peers::start()?;
     if !arguments.scaling.is_empty() {

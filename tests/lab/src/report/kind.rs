@@ -2,7 +2,7 @@
 
 use super::results::Results;
 use super::series;
-use crate::host::is_path;
+use crate::host::{is_path, is_restart};
 
 /// Which tables there are of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +13,8 @@ pub enum Kind {
     Series,
     /// Paths that a register access takes.
     Paths,
+    /// A disk whose process is killed or replaced.
+    Restarts,
 }
 
 impl Kind {
@@ -20,6 +22,7 @@ impl Kind {
     pub fn of(results: &Results) -> Self {
         match results {
             _ if results.subjects().iter().all(|subject| is_path(subject)) => Self::Paths,
+            _ if results.subjects().iter().all(|subject| is_restart(subject)) => Self::Restarts,
             _ if series::are_all(results) => Self::Series,
             _ => Self::Comparison,
         }
@@ -37,6 +40,7 @@ mod tests {
         assert_eq!(Kind::of(&results(&[read("message"), read("mapped")])), Kind::Paths);
         assert_eq!(Kind::of(&results(&[read("message"), read("outrigger")])), Kind::Comparison);
         assert_eq!(Kind::of(&results(&[read("queues-1")])), Kind::Series);
+        assert_eq!(Kind::of(&results(&[read("killed"), read("replaced")])), Kind::Restarts);
         assert_eq!(Kind::of(&example()), Kind::Comparison);
     }
 }

@@ -125,6 +125,7 @@ fn write_files(directory: &Path, results: &Results) -> Result<(), ReportError> {
     let files = match Kind::of(results) {
         Kind::Comparison => vec![("lab.json", json), ("lab.svg", plot::svg(results)?), ("lab.md", tables)],
         Kind::Series => vec![("scaling.json", json), ("scaling.md", tables)],
+        Kind::Restarts => vec![("restart.json", json), ("restart.md", tables)],
         Kind::Paths => vec![("paths.json", json), ("paths.md", tables)],
     };
     for (name, content) in files {

@@ -26,7 +26,7 @@ fn joined(results: &Results, form: fn(&Grid) -> String) -> String {
     let grids: Vec<_> = match Kind::of(results) {
         Kind::Comparison => std::iter::once(against_best_peer(results)).chain(all_subjects(results)).collect(),
         Kind::Series => series::grids(results),
-        Kind::Paths => all_subjects(results).collect(),
+        Kind::Paths | Kind::Restarts => all_subjects(results).collect(),
     };
     grids.iter().map(form).collect::<Vec<_>>().join("\n")
 }

@@ -91,6 +91,30 @@ impl Guest {
         }
     }
 
+    /// The same while `disturb` is called again and again, every `interval`.
+    pub fn load_disturbed(
+        &mut self,
+        figure: &str,
+        interval: Duration,
+        mut disturb: impl FnMut(u32) -> io::Result<()>,
+    ) -> io::Result<f64> {
+        writeln!(self.input, "{figure}")?;
+        self.wait(|line| matches!(line, Line::Begin(_)))?;
+        let begun = Instant::now();
+        while begun.elapsed() < LIMIT {
+            match self.console.recv_timeout(interval) {
+                Err(RecvTimeoutError::Timeout) => disturb(self.vmm.id())?,
+                Err(RecvTimeoutError::Disconnected) => return Err(io::Error::other("the guest is gone")),
+                Ok((line, _)) => match Line::parse(&line?) {
+                    Some(Line::Problem(what)) => return Err(io::Error::other(what)),
+                    Some(Line::Figure(Figure { name, .. }, value)) if *name == figure => return Ok(value),
+                    _ => {}
+                },
+            }
+        }
+        Err(io::Error::other(format!("no {figure} after {} s", LIMIT.as_secs())))
+    }
+
     /// The same of a load that is not the first on its part of the disk: then the host's kernel has that in its lists already.
     pub fn load_again(&mut self, figure: &str) -> io::Result<f64> {
         self.load(figure)?;
