@@ -20,6 +20,8 @@ pub const END: Duration = Duration::from_secs(1);
 pub const DEVICES_END: Duration = Duration::from_secs(2);
 /// What a request to the honest disk takes at most.
 pub const REQUEST: Duration = Duration::from_secs(1);
+/// The same in the test bed, whose processors are slower.
+pub const REQUEST_IN_BED: Duration = Duration::from_secs(3);
 /// What hangs this long hangs for good.
 const HANGS: Duration = Duration::from_secs(100);
 

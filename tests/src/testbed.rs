@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use crate::lock::Lock;
 use crate::process::{Ended, run};
-use crate::{binaries, guest, repository};
+use crate::{binaries, guest, payload, repository};
 
 /// How long the first use of a kernel of our own may take, on two processors that are busy.
 const KERNEL_BUILD: Duration = Duration::from_secs(40 * 60);
@@ -80,6 +80,25 @@ impl Testbed {
     pub fn minutes(mut self, minutes: u64) -> Self {
         self.minutes = minutes;
         self
+    }
+
+    /// Adds this test program itself, the programs of these tests that it starts, and the payload. Returns the command by which
+    /// the script runs the one test of it that is called `test`, which is ignored elsewhere.
+    pub fn these_tests(mut self, test: &str, programs: &[&str]) -> (Self, String) {
+        let this = std::env::current_exe().expect("a running program has a path");
+        let mut add = |program: &Path, to: &str| {
+            let copy = self.directory.path().join(to.replace('/', "-"));
+            binaries::strip(program, &copy);
+            self.files.push((copy, format!("/tests/{to}")));
+        };
+        add(&this, "deps/tests");
+        programs.iter().for_each(|program| add(&binaries::of_tests(program), program));
+        let ours = binaries::NAMES.map(|name| format!("ln -s /bin/{name} /tests/{name}")).join("; ");
+        let run = format!(
+            "{ours}; {}=/guest/payload /tests/deps/tests --exact --ignored --nocapture {test} || fail {test}\n",
+            payload::VARIABLE
+        );
+        (self.file(payload::path(), "/guest/payload"), run)
     }
 
     /// Runs [`SHELL`] and then `script`, which must end with status 0.

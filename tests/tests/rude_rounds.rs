@@ -6,7 +6,8 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use outrigger_tests::random::Random;
-use outrigger_tests::rude::{End, MANNERS, Manner, REQUEST, Rude, Run, command, requests, turn};
+use outrigger_tests::rude::{End, MANNERS, Manner, REQUEST, REQUEST_IN_BED, Rude, Run, command, requests, turn};
+use outrigger_tests::testbed::Testbed;
 use tempfile::TempDir;
 
 const MOST_DEVICES: u64 = 3;
@@ -16,7 +17,7 @@ const LONG: Duration = Duration::from_secs(13);
 const LONG_ONE_IN: u64 = 25;
 
 /// How many requests there were, and how long the longest took.
-fn round(random: &mut Random, manners: &[Manner]) -> (u64, Duration) {
+fn round(random: &mut Random, manners: &[Manner], host: Host) -> (u64, Duration) {
     let directory = TempDir::new().expect("there is room for temporary files");
     let devices: Vec<_> = manners.iter().map(|&manner| Rude::start(manner, directory.path())).collect();
     let options: Vec<_> = devices.iter().map(Rude::option).collect();
@@ -26,27 +27,47 @@ fn round(random: &mut Random, manners: &[Manner]) -> (u64, Duration) {
     sleep(random.time(if long { LONG } else { SHORT }));
     let ended = run.enough();
     ended.expect_stdout("payload: passed\n");
-    let may_be_cut = manners.iter().any(|manner| !matches!(manner.end, End::Unharmed | End::Slow));
+    let may_be_cut = manners.iter().any(|manner| host.may_cut(manner));
     assert!(ended.code() == 0 || may_be_cut && ended.code() == 6, "the exit status is wrong; output:\n{ended}");
     requests(&ended)
 }
 
+/// Where rounds take place.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Host {
+    Here,
+    TestBed,
+}
+
+impl Host {
+    /// Where it is not attached there is no guest; `rude_signals` has those. The test bed's processor has 40 bits of address,
+    /// in which there is no room for the huge one.
+    fn has(self, manner: &Manner) -> bool {
+        let attached = !matches!(manner.end, End::NotAttached | End::Attaching);
+        attached && (self == Self::Here || manner.name != "huge")
+    }
+
+    /// Where KVM runs the guest itself, memory that is gone is a device that is gone.
+    fn may_cut(self, manner: &Manner) -> bool {
+        let harmless = matches!(manner.end, End::Unharmed | End::Slow);
+        !harmless || self == Self::TestBed && manner.name == "truncating"
+    }
+}
+
 /// Returns how long the longest request of all took.
-fn rounds(wanted: usize, limit: Duration) -> Duration {
+fn rounds(host: Host, wanted: usize, limit: Duration) -> Duration {
     let _turn = turn();
     let (mut random, seed) = Random::fresh();
     println!("seed {seed}");
     let (start, mut count, mut all, mut longest) = (Instant::now(), 0, 0, Duration::ZERO);
     let mut of_each = BTreeMap::new();
-    // Where it is not attached there is no guest; `rude_signals` has those.
-    let attached = |manner: &Manner| !matches!(manner.end, End::NotAttached | End::Attaching);
-    let mut manners: Vec<_> = MANNERS.into_iter().filter(attached).collect();
+    let mut manners: Vec<_> = MANNERS.into_iter().filter(|manner| host.has(manner)).collect();
     while count < wanted && start.elapsed() < limit {
         random.shuffle(&mut manners);
         let some = &manners[..usize::try_from(1 + random.below(MOST_DEVICES)).unwrap_or(1)];
         println!("{:?}", some.iter().map(|manner| manner.name).collect::<Vec<_>>());
         some.iter().for_each(|manner| *of_each.entry(manner.name).or_insert(0) += 1);
-        let (requests, time) = round(&mut random, some);
+        let (requests, time) = round(&mut random, some, host);
         (count, all, longest) = (count + 1, all + requests, longest.max(time));
     }
     println!("of each: {of_each:?}");
@@ -58,12 +79,46 @@ fn rounds(wanted: usize, limit: Duration) -> Duration {
 /// machine without virtualization, one beside an honest device takes seconds now and then, too.
 #[test]
 fn an_honest_disk_beside_rude_devices() {
-    rounds(1_000, Duration::from_secs(30));
+    rounds(Host::Here, 1_000, Duration::from_secs(30));
 }
 
 #[test]
 #[ignore = "takes an hour: scripts/test --long rude-rounds"]
 fn a_thousand_rounds_of_rude_devices() {
-    let longest = rounds(1_000, Duration::MAX);
+    let longest = rounds(Host::Here, 1_000, Duration::MAX);
     assert!(longest <= REQUEST, "a request took {longest:?}");
+}
+
+/// Has the test bed run one of the tests below, and prints what they print.
+fn in_bed(test: &str, minutes: u64) {
+    let (bed, rounds) = Testbed::new().cpus(2).minutes(minutes).these_tests(test, &["rude-device"]);
+    let ended = bed.run(&(rounds + "nothing_left\n"));
+    ended.expect_stdout("all complete");
+    println!("{}", ended.stdout);
+}
+
+/// Where KVM runs the guest itself.
+#[test]
+fn in_the_test_bed() {
+    in_bed("a_minute_of_rounds_in_the_test_bed", 8);
+}
+
+#[test]
+#[ignore = "takes an hour: scripts/test --long rude-rounds-bed"]
+fn a_thousand_in_the_test_bed() {
+    in_bed("a_thousand_rounds_in_the_test_bed", 110);
+}
+
+#[test]
+#[ignore = "is what `in_the_test_bed` runs there"]
+fn a_minute_of_rounds_in_the_test_bed() {
+    let longest = rounds(Host::TestBed, 1_000, Duration::from_secs(60));
+    assert!(longest <= REQUEST_IN_BED, "a request took {longest:?}");
+}
+
+#[test]
+#[ignore = "is what `a_thousand_in_the_test_bed` runs there"]
+fn a_thousand_rounds_in_the_test_bed() {
+    let longest = rounds(Host::TestBed, 1_000, Duration::MAX);
+    assert!(longest <= REQUEST_IN_BED, "a request took {longest:?}");
 }
