@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use outrigger_protocol::client::{Client, ClientMemory, IoFd, IoFdKind};
+use outrigger_protocol::client::{Client, ClientError, ClientMemory, IoFd, IoFdKind, Journal, Options};
+use outrigger_protocol::foreign::ForeignFd;
 use outrigger_protocol::ioregionfd::{Requester, Size};
 use outrigger_protocol::pci::{BAR0_REGION, INTX_IRQ, MSIX_IRQ};
 use outrigger_protocol::server::{Device, Interrupts, Irq, Memory, Region, serve};
@@ -72,7 +73,8 @@ impl ClientMemory for Ram {
 }
 
 fn connect(stream: UnixStream, ram: &GuestMemoryMmap) -> Client {
-    Client::new(stream, Arc::new(Ram(ram.clone())), &Default::default()).unwrap()
+    let options = Options { journal: true, ..Options::default() };
+    Client::new(stream, Arc::new(Ram(ram.clone())), &options).unwrap()
 }
 
 /// Serves the device's requests for memory until the connection ends.
@@ -145,22 +147,37 @@ impl<D: VirtioDevice + Send + 'static> Served<D> {
 
     /// Attaches a client.
     pub fn attach_with(&self, way: Way) -> Driver {
+        let (ram, file) = ram();
+        let (client, threads) = self.connect(&ram);
+        let (interrupts, queues) = (Vec::new(), Vec::new());
+        let mut driver = Driver {
+            client,
+            registers: None,
+            threads,
+            ram,
+            file,
+            way,
+            interrupts,
+            irq: MSIX_IRQ,
+            queues,
+            journal: None,
+        };
+        driver.map(RAM_START, RAM_SIZE);
+        driver.registers = (way == Way::Ioregionfd).then(|| driver.requester());
+        driver
+    }
+
+    fn connect(&self, ram: &GuestMemoryMmap) -> (Arc<Client>, Vec<JoinHandle<()>>) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let function = Arc::clone(&self.function);
         let server = std::thread::spawn(move || {
             // A client that was dropped is on its way out.
             serve(&mut *function.lock().unwrap(), theirs, &Default::default()).unwrap();
         });
-        let (ram, file) = ram();
-        let client = Arc::new(connect(ours, &ram));
+        let client = Arc::new(connect(ours, ram));
         let watched = Arc::clone(&client);
         let watcher = std::thread::spawn(move || serve_memory(&watched));
-        let threads = vec![server, watcher];
-        let (interrupts, queues) = (Vec::new(), Vec::new());
-        let mut driver = Driver { client, registers: None, threads, ram, file, way, interrupts, queues };
-        driver.map(RAM_START, RAM_SIZE);
-        driver.registers = (way == Way::Ioregionfd).then(|| driver.requester());
-        driver
+        (client, vec![server, watcher])
     }
 }
 
@@ -196,18 +213,55 @@ pub struct Driver {
     pub file: std::fs::File,
     way: Way,
     pub interrupts: Vec<EventFd>,
+    /// Which kind they are.
+    irq: u32,
     queues: Vec<DriverQueue>,
+    journal: Option<Journal>,
 }
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        self.client.close();
-        let sound = self.threads.drain(..).all(|thread| thread.join().is_ok());
-        assert!(std::thread::panicking() || sound, "the server panicked");
+        self.leave();
     }
 }
 
 impl Driver {
+    fn leave(&mut self) {
+        self.client.close();
+        let sound = self.threads.drain(..).all(|thread| thread.join().is_ok());
+        assert!(std::thread::panicking() || sound, "the server panicked");
+    }
+
+    /// Has the device keep a journal; returns what is to be kept for a successor.
+    pub fn begin_journal(&mut self) -> Vec<ForeignFd> {
+        let journal = Journal::create(self.client.journal_format().unwrap()).unwrap();
+        let kept = self.client.begin_journal(&journal).unwrap();
+        self.journal = Some(journal);
+        kept
+    }
+
+    /// The journal as it is.
+    pub fn journal(&self) -> &Journal {
+        self.journal.as_ref().unwrap()
+    }
+
+    /// Leaves the device, whose journal is at rest then, and has another one go on.
+    pub fn go_on_with<D: VirtioDevice, E: VirtioDevice>(
+        &mut self,
+        predecessor: Served<D>,
+        successor: &Served<E>,
+    ) -> Result<(), ClientError> {
+        self.registers = None;
+        self.leave();
+        drop(predecessor);
+        (self.client, self.threads) = successor.connect(&self.ram);
+        self.client.offer_journal(self.journal())?;
+        self.map(RAM_START, RAM_SIZE);
+        self.registers = (self.way == Way::Ioregionfd).then(|| self.requester());
+        self.connect_interrupts();
+        self.client.take_journal()
+    }
+
     /// Lets the device reach the start of our memory at `address`.
     pub fn map(&self, address: u64, size: u64) {
         let file = (self.way == Way::Mapped).then(|| (self.file.as_fd(), 0));
@@ -268,9 +322,8 @@ impl Driver {
     /// MSI-X: vector 0 for configuration changes, then one per queue.
     pub fn use_msix(&mut self, queues: u16) {
         self.interrupts = Self::eventfds(u32::from(queues) + 1);
-        // SAFETY: the eventfds live until after the call.
-        let fds: Vec<_> = self.interrupts.iter().map(|fd| unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) }).collect();
-        self.client.set_irq_eventfds(MSIX_IRQ, 0, &fds).unwrap();
+        self.irq = MSIX_IRQ;
+        self.connect_interrupts();
         self.write(0x10, &[0, 0]);
         for queue in 0..queues {
             self.write(0x16, &queue.to_le_bytes());
@@ -280,9 +333,16 @@ impl Driver {
 
     pub fn use_intx(&mut self) {
         self.interrupts = Self::eventfds(1);
-        // SAFETY: the eventfd lives until after the call.
-        let fd = unsafe { BorrowedFd::borrow_raw(self.interrupts[0].as_raw_fd()) };
-        self.client.set_irq_eventfds(INTX_IRQ, 0, &[fd]).unwrap();
+        self.irq = INTX_IRQ;
+        self.connect_interrupts();
+    }
+
+    fn connect_interrupts(&self) {
+        // SAFETY: the eventfds live until after the call.
+        let fds: Vec<_> = self.interrupts.iter().map(|fd| unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) }).collect();
+        if !fds.is_empty() {
+            self.client.set_irq_eventfds(self.irq, 0, &fds).unwrap();
+        }
     }
 
     /// Resets, and waits until that is over, as drivers must.

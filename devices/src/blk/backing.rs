@@ -15,9 +15,12 @@ use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 
 use super::format;
 
-/// How long a lock of a process that has just ended may linger.
-const LOCK_PATIENCE: Duration = Duration::from_millis(300);
-const LOCK_RETRY: Duration = Duration::from_millis(10);
+/// How long the lock of a process that has just ended may linger at start-up.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a successor waits for what its predecessor had the kernel begin: less than the client waits for it.
+const FENCE_PATIENCE: Duration = Duration::from_secs(8);
+const LOCK_RETRY: Duration = Duration::from_micros(100);
+const MAX_LOCK_RETRY: Duration = Duration::from_millis(10);
 /// Bytes of a virtio sector, whatever the disk's block size (virtio 1.2, section 5.2.4).
 pub const SECTOR: u64 = 512;
 
@@ -56,6 +59,15 @@ fn describe(error: &io::Error) -> String {
         Some(number) => Errno::from_raw(number).desc().to_owned(),
         None => error.to_string(),
     }
+}
+
+/// When the file is locked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Locking {
+    /// When it is opened.
+    AtOnce,
+    /// By [`Backing::lock`]: a predecessor may still use it.
+    Later,
 }
 
 /// Block sizes, for the guest to align to.
@@ -111,7 +123,7 @@ pub struct Backing {
 impl Backing {
     /// Opens and locks a disk: exclusively for writing, shared for reading only. If nobody has said that it is `raw`, it
     /// must not look like an image in another format.
-    pub fn open(path: &Path, readonly: bool, raw: bool) -> Result<Self, OpenError> {
+    pub fn open(path: &Path, readonly: bool, raw: bool, locking: Locking) -> Result<Self, OpenError> {
         // Opening some devices and pipes has side effects or blocks.
         let metadata = path.metadata().map_err(OpenError::Io)?;
         check_kind(&metadata)?;
@@ -131,7 +143,9 @@ impl Backing {
             })?;
         let metadata = file.metadata().map_err(OpenError::Io)?;
         check_kind(&metadata)?;
-        lock(&file, readonly)?;
+        if locking == Locking::AtOnce {
+            lock(&file, readonly, LOCK_PATIENCE)?;
+        }
         let (size, topology) = if metadata.is_file() {
             let block = u32::try_from(metadata.blksize()).unwrap_or(4096).clamp(512, 1 << 20);
             (metadata.len(), Topology::new(512, block, block, 0))
@@ -156,6 +170,13 @@ impl Backing {
         // A block device that cannot do it by itself has zeros written by the kernel.
         let can_zero = !readonly && (can_punch || !metadata.is_file());
         Ok(Self { file, size, readonly, in_memory, topology, can_punch, can_zero })
+    }
+
+    /// Locks the disk, which is no matter if it is locked already. It waits for the lock of a predecessor, which is that of
+    /// the open file: as long as the kernel is at a request that a process had made through it, the file is open, though the
+    /// process is gone. So once this has locked the disk, nothing of the predecessor's is written or read any more.
+    pub fn lock(&self) -> Result<(), OpenError> {
+        lock(&self.file, self.readonly, FENCE_PATIENCE)
     }
 
     /// The capacity in sectors of 512 bytes.
@@ -212,7 +233,7 @@ fn block_device_zeroes(sys: &Path, device: u64) -> bool {
 
 /// An open-file-description lock on the whole file, released by the kernel however the process ends. That may be a moment
 /// after it was seen to end, as io_uring lets go of its files in the background: hence the patience.
-fn lock(file: &File, readonly: bool) -> Result<(), OpenError> {
+fn lock(file: &File, readonly: bool, patience: Duration) -> Result<(), OpenError> {
     let kind = if readonly { libc::F_RDLCK } else { libc::F_WRLCK };
     let whole = libc::flock {
         l_type: libc::c_short::try_from(kind).unwrap_or_default(),
@@ -221,11 +242,15 @@ fn lock(file: &File, readonly: bool) -> Result<(), OpenError> {
         l_len: 0,
         l_pid: 0,
     };
-    let deadline = Instant::now() + LOCK_PATIENCE;
+    let deadline = Instant::now() + patience;
+    let mut pause = LOCK_RETRY;
     loop {
         match fcntl(file, FcntlArg::F_OFD_SETLK(&whole)) {
             Ok(_) => return Ok(()),
-            Err(Errno::EAGAIN | Errno::EACCES) if Instant::now() < deadline => thread::sleep(LOCK_RETRY),
+            Err(Errno::EAGAIN | Errno::EACCES) if Instant::now() < deadline => {
+                thread::sleep(pause);
+                pause = (pause * 5 / 4).min(MAX_LOCK_RETRY);
+            }
             Err(Errno::EAGAIN | Errno::EACCES) => return Err(OpenError::Locked),
             Err(errno) => return Err(OpenError::Io(errno.into())),
         }
@@ -267,34 +292,34 @@ mod tests {
 
     #[test]
     fn what_cannot_be_a_disk_is_refused() {
-        let open = |path: &str| Backing::open(path.as_ref(), false, false).unwrap_err().to_string();
+        let open = |path: &str| Backing::open(path.as_ref(), false, false, Locking::AtOnce).unwrap_err().to_string();
         assert_eq!(open("/"), "is a directory, not an image file or block device");
         assert_eq!(open("/dev/null"), "is a character device, not an image file or block device");
         assert_eq!(open("/nonexistent"), "cannot open: No such file or directory");
         let odd = image(1000);
-        assert!(matches!(Backing::open(odd.path(), false, false), Err(OpenError::Size(1000))));
+        assert!(matches!(Backing::open(odd.path(), false, false, Locking::AtOnce), Err(OpenError::Size(1000))));
         let empty = image(0);
-        assert!(matches!(Backing::open(empty.path(), false, false), Err(OpenError::Empty)));
+        assert!(matches!(Backing::open(empty.path(), false, false, Locking::AtOnce), Err(OpenError::Empty)));
     }
 
     #[test]
     fn a_write_protected_file_needs_readonly() {
         let file = image(4096);
         fs::set_permissions(file.path(), std::os::unix::fs::PermissionsExt::from_mode(0o444)).unwrap();
-        let error = Backing::open(file.path(), false, false).unwrap_err().to_string();
+        let error = Backing::open(file.path(), false, false, Locking::AtOnce).unwrap_err().to_string();
         assert_eq!(error, "the file is read-only (mode 0444); add readonly=on, or make it writable");
-        assert_eq!(Backing::open(file.path(), true, false).unwrap().sectors(), 8);
+        assert_eq!(Backing::open(file.path(), true, false, Locking::AtOnce).unwrap().sectors(), 8);
     }
 
     #[test]
     fn writers_exclude_everyone_and_readers_share() {
         let file = image(4096);
-        let writer = Backing::open(file.path(), false, false).unwrap();
-        assert!(matches!(Backing::open(file.path(), true, false), Err(OpenError::Locked)));
+        let writer = Backing::open(file.path(), false, false, Locking::AtOnce).unwrap();
+        assert!(matches!(Backing::open(file.path(), true, false, Locking::AtOnce), Err(OpenError::Locked)));
         drop(writer);
-        let _reader = Backing::open(file.path(), true, false).unwrap();
-        Backing::open(file.path(), true, false).unwrap();
-        assert!(matches!(Backing::open(file.path(), false, false), Err(OpenError::Locked)));
+        let _reader = Backing::open(file.path(), true, false, Locking::AtOnce).unwrap();
+        Backing::open(file.path(), true, false, Locking::AtOnce).unwrap();
+        assert!(matches!(Backing::open(file.path(), false, false, Locking::AtOnce), Err(OpenError::Locked)));
     }
 
     #[test]
@@ -309,10 +334,10 @@ mod tests {
     fn an_image_in_another_format_is_refused_unless_it_is_said_to_be_raw() {
         let file = image(4096);
         fs::write(file.path(), [&b"QFI\xfb\0\0\0\x03"[..], &[0; 504]].concat()).unwrap();
-        let error = Backing::open(file.path(), true, false).unwrap_err();
+        let error = Backing::open(file.path(), true, false, Locking::AtOnce).unwrap_err();
         assert!(matches!(error, OpenError::Format("qcow2")));
         assert!(error.to_string().starts_with("is a qcow2 image"));
-        assert_eq!(Backing::open(file.path(), false, true).unwrap().sectors(), 1);
+        assert_eq!(Backing::open(file.path(), false, true, Locking::AtOnce).unwrap().sectors(), 1);
     }
 
     #[test]
@@ -321,12 +346,12 @@ mod tests {
         let content = vec![0x5a; 3 << 20];
         fs::write(file.path(), &content).unwrap();
         let before = file.as_file().metadata().unwrap().blocks();
-        let backing = Backing::open(file.path(), false, false).unwrap();
+        let backing = Backing::open(file.path(), false, false, Locking::AtOnce).unwrap();
         assert!(backing.can_punch && backing.can_zero, "the file system of temporary files can");
         drop(backing);
         assert_eq!(fs::read(file.path()).unwrap(), content);
         assert_eq!(file.as_file().metadata().unwrap().blocks(), before);
-        let backing = Backing::open(file.path(), true, false).unwrap();
+        let backing = Backing::open(file.path(), true, false, Locking::AtOnce).unwrap();
         assert!(!backing.can_punch && !backing.can_zero);
     }
 

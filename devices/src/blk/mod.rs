@@ -7,6 +7,7 @@ mod format;
 mod request;
 mod ring;
 
+use std::io;
 use std::sync::Arc;
 
 use outrigger_process::launch;
@@ -14,9 +15,10 @@ use outrigger_process::options::{OptionError, Options, named};
 use virtio_bindings::virtio_blk as spec;
 
 use crate::process::StartError;
-use crate::transport::{Identity, VirtioDevice, Work, WorkerError};
+use crate::transport::journal::JournalError;
+use crate::transport::{Identity, Predecessor, VirtioDevice, Work, WorkerError};
 
-pub use backing::{Backing, OpenError};
+pub use backing::{Backing, Locking, OpenError};
 
 /// What `--help` adds.
 pub const HELP: &str = "\
@@ -89,9 +91,13 @@ impl StartError for BlkError {
 impl Blk {
     /// Opens the disk that a `--disk` argument describes.
     pub fn open(argument: &str) -> Result<Self, BlkError> {
+        Self::open_with(argument, if launch::is_successor() { Locking::Later } else { Locking::AtOnce })
+    }
+
+    fn open_with(argument: &str, locking: Locking) -> Result<Self, BlkError> {
         let options = DiskOptions::parse(argument)
             .map_err(|problem| BlkError::Option { argument: argument.to_owned(), problem })?;
-        let backing = Backing::open(options.path.as_ref(), options.readonly, options.raw)
+        let backing = Backing::open(options.path.as_ref(), options.readonly, options.raw, locking)
             .map_err(|source| BlkError::Open { argument: argument.to_owned(), source })?;
         ring::probe().map_err(BlkError::IoUring)?;
         let queues = options.queues.unwrap_or(launch::vcpus().unwrap_or(1).clamp(1, MAX_QUEUES));
@@ -189,6 +195,26 @@ impl VirtioDevice for Blk {
 
     fn config(&self) -> &[u8] {
         &self.config
+    }
+
+    fn activate(&mut self, _features: u64) -> io::Result<()> {
+        self.succeed()
+    }
+
+    /// A disk may have grown: its capacity comes first.
+    fn offer(&mut self, predecessor: &Predecessor) -> Result<(), JournalError> {
+        let sectors = |config: &[u8]| config.first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
+        if predecessor.config.get(8..) != self.config.get(8..) {
+            return Err(JournalError::Config);
+        }
+        if sectors(&predecessor.config) > sectors(&self.config) {
+            return Err(JournalError::Device("the disk is smaller than it was"));
+        }
+        Ok(())
+    }
+
+    fn succeed(&mut self) -> io::Result<()> {
+        self.backing.lock().map_err(io::Error::other)
     }
 
     fn start(&mut self, _queue: u16, features: u64) -> Result<Work, WorkerError> {

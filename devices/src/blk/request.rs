@@ -437,7 +437,7 @@ mod tests {
     fn disk(write_through: bool) -> Disk {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(1 << 20).unwrap();
-        let backing = Backing::open(file.path(), false, false).unwrap();
+        let backing = Backing::open(file.path(), false, false, super::super::Locking::AtOnce).unwrap();
         Disk { backing: Arc::new(backing), serial: [0; SERIAL_SIZE], write_through }
     }
 

@@ -51,6 +51,7 @@ every_way! {
     large_requests_are_moved_whole
     no_doorbell_is_lost_when_the_way_to_wait_for_it_changes
     a_disk_in_memory_is_a_disk
+    a_successor_goes_on_where_the_driver_is
 }
 
 fn rig(options: &str) -> Rig {
@@ -584,5 +585,33 @@ fn arguments_that_cannot_be_meant_are_one_line() {
     ];
     for (argument, problem) in table {
         assert_eq!(error(argument), format!("--disk {argument}: {problem}"));
+    }
+}
+
+fn successor(file: &tempfile::NamedTempFile, options: &str) -> Served<Blk> {
+    let disk = format!("path={}{options}", file.path().display());
+    Served::new(Blk::open_with(&disk, Locking::Later).unwrap())
+}
+
+fn a_successor_goes_on_where_the_driver_is(way: Way) {
+    let Rig { file, mut served, mut driver } = rig_with("", way);
+    assert!(driver.begin_journal().is_empty());
+    driver.start(FEATURE_EVENT_IDX | FEATURE_INDIRECT | FLUSH, 1, 64);
+    for round in 0..14 {
+        // Around the ring's end; the driver has not rung for the second one.
+        assert_eq!(request(&mut driver, spec::VIRTIO_BLK_T_IN, round, &[(DATA, 512, true)]), (OK, 513));
+        driver.put(HEADER, &[&0u64.to_le_bytes()[..], &(round + 1).to_le_bytes()].concat());
+        let head = driver.add(0, &[(HEADER, 16, false), (DATA, 512, true), (STATUS, 1, true)]);
+        driver.put(STATUS, &[UNTOUCHED]);
+        let registers: [u8; 56] = driver.read(0);
+        let next = successor(&file, "");
+        driver.interrupts_so_far(1);
+        driver.go_on_with(served, &next).unwrap();
+        served = next;
+        assert_eq!(driver.used(0), (head, 513));
+        driver.interrupted(1);
+        assert_eq!((driver.get(STATUS, 1)[0], driver.get(DATA, 512)), (0, content(file.as_file(), round + 1, 512)));
+        assert_eq!(driver.read::<56>(0), registers);
+        driver.free(0, (head..head + 3).map(|index| index % 64));
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Buffers are taken from the queue ahead of need, as the size of a packet is known only after it was read: enough for the
 //! packets that come these days, as the kernel looks at each buffer for each packet. The rest of a larger one is copied.
-//! What is not used stays for the next packet, and is given back when the worker stops.
+//! What is not used stays for the next packet, also of the worker that comes after this one.
 
 use std::collections::VecDeque;
 use std::io;
@@ -106,14 +106,6 @@ impl Receiver {
 
     /// Moves packets until told to stop.
     pub fn serve(mut self, active: &mut ActiveQueue) -> Result<(), WorkerError> {
-        let result = self.run(active);
-        while let Some(buffer) = self.buffers.pop_back() {
-            active.queue.undo_pop(buffer.head);
-        }
-        result
-    }
-
-    fn run(&mut self, active: &mut ActiveQueue) -> Result<(), WorkerError> {
         while !active.stopping() {
             let next = self.receive(active);
             active.publish()?;

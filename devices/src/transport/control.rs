@@ -1,6 +1,8 @@
 //! What the registers of a virtio device control: the device, its negotiation with the driver, and the service of its
 //! queues.
 
+mod succession;
+
 use std::fmt::Arguments;
 use std::io;
 use std::sync::Arc;
@@ -12,11 +14,14 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::device::VirtioDevice;
 use super::iommu::Iommu;
+use super::journal::{DEVICE_WORDS, Journal};
 use super::pci_config::{COMMON_OFFSET, DEVICE_OFFSET, DEVICE_SIZE, ISR_OFFSET, NOTIFY_MULTIPLIER, NOTIFY_OFFSET};
-use super::queue::{Queue, QueueState};
+use super::queue::Queue;
 use super::registers::{Action, CommonRegisters, NO_VECTOR, TRANSPORT_FEATURES};
 use super::signals::Signals;
 use super::worker::{Context, Ended, Endings, Order, STOP_DEADLINE, Worker, WorkerError};
+
+pub use succession::TakeError;
 
 /// One queue's service.
 #[derive(Debug, Default)]
@@ -24,8 +29,9 @@ enum Service {
     /// Not enabled.
     #[default]
     Off,
-    /// Enabled; goes on from here when it can.
-    Suspended(QueueState),
+    /// Enabled; goes on where the journal says when it can. Or a predecessor served it until now, and was killed at any
+    /// moment.
+    Suspended { succeeds: bool },
     /// In service.
     Running(Worker),
     /// Its worker was told to stop and has not ended yet: it may still be writing client memory.
@@ -66,7 +72,7 @@ impl Service {
         *self = match (worker.ended(), *then) {
             (Ended::No, _) => return,
             (_, Then::Off) => Self::Off,
-            (Ended::At(state), Then::Suspended) => Self::Suspended(state),
+            (Ended::Yes, Then::Suspended) => Self::Suspended { succeeds: false },
             (Ended::Panicked, _) | (_, Then::Broken) => Self::Broken,
         };
     }
@@ -84,6 +90,8 @@ impl Service {
 #[derive(Debug)]
 pub struct Control<D> {
     device: D,
+    /// What is offered besides the device's own.
+    transport_features: u64,
     registers: CommonRegisters,
     signals: Arc<Signals>,
     doorbells: Vec<Arc<EventFd>>,
@@ -99,6 +107,7 @@ pub struct Control<D> {
     /// The client that started the queues has left. Its successor's memory is another guest's, so queues stay
     /// suspended until its driver resets the device.
     orphaned: bool,
+    journal: Journal,
 }
 
 impl<D: VirtioDevice> Control<D> {
@@ -108,9 +117,14 @@ impl<D: VirtioDevice> Control<D> {
     /// No eventfd could be had for a doorbell.
     pub fn new(device: D, iommu: Iommu) -> io::Result<Self> {
         let queues = device.queues();
+        let transport_features = TRANSPORT_FEATURES | iommu.features();
+        let journal = Journal::own(queues)?;
+        let registers = CommonRegisters::new(device.features() | transport_features, queues);
+        registers.record_all(&journal);
         Ok(Self {
-            registers: CommonRegisters::new(device.features() | TRANSPORT_FEATURES | iommu.features(), queues),
-            signals: Arc::new(Signals::new(queues)),
+            registers,
+            transport_features,
+            signals: Arc::new(Signals::new(queues, journal.clone())),
             // Blocking, so that a worker which has nothing else to wait for waits by reading.
             doorbells: (0..queues).map(|_| EventFd::new(libc::EFD_CLOEXEC).map(Arc::new)).collect::<io::Result<_>>()?,
             services: (0..queues).map(|_| Service::Off).collect(),
@@ -120,6 +134,7 @@ impl<D: VirtioDevice> Control<D> {
             frozen: false,
             interrupts: None,
             orphaned: false,
+            journal,
             device,
         })
     }
@@ -174,6 +189,7 @@ impl<D: VirtioDevice> Control<D> {
     /// The client is gone, and the queues are suspended.
     pub fn disconnected(&mut self) {
         self.orphaned = self.registers.is_running();
+        self.leave_journal();
         self.end_suspend(&Memory::default());
         self.interrupts = None;
     }
@@ -193,8 +209,9 @@ impl<D: VirtioDevice> Control<D> {
         for index in self.indices() {
             let service = &mut self.services[usize::from(index)];
             service.settle();
-            if !service.is_stopping() {
-                self.registers.reset_queue(index);
+            if !service.is_stopping() && self.registers.reset_queue(index) {
+                self.journal.queue(index).clear();
+                self.registers.record_queue(&self.journal, index);
             }
         }
         let since = self.services.iter().filter_map(|service| match service {
@@ -204,12 +221,15 @@ impl<D: VirtioDevice> Control<D> {
         let wait_until = since.max().map(|since| since + STOP_DEADLINE);
         self.stopping = wait_until.is_some();
         if !self.stopping && self.registers.is_resetting() {
-            self.registers.reset();
             self.signals.reset();
             if let Err(error) = self.device.deactivate() {
                 self.signals.warn(format_args!("{}: cannot go out of service: {error}", self.device.name()));
             }
             self.orphaned = false;
+            self.registers.reset();
+            (0..DEVICE_WORDS).for_each(|word| self.journal.set_device(word, 0));
+            self.indices().for_each(|queue| self.journal.queue(queue).clear());
+            self.registers.record_all(&self.journal);
         }
         wait_until
     }
@@ -245,7 +265,8 @@ impl<D: VirtioDevice> Control<D> {
                 self.fail(format_args!("queue {index}: not in memory that the client made available"));
                 return false;
             }
-            self.services[usize::from(index)] = Service::Suspended(QueueState::default());
+            self.journal.queue(index).clear();
+            self.services[usize::from(index)] = Service::Suspended { succeeds: false };
         }
         true
     }
@@ -262,13 +283,13 @@ impl<D: VirtioDevice> Control<D> {
 
     fn resume_queue(&mut self, index: u16) {
         let service = &mut self.services[usize::from(index)];
-        let (Service::Suspended(state), Some(interrupts)) = (&*service, &self.interrupts) else { return };
+        let (&Service::Suspended { succeeds }, Some(interrupts)) = (&*service, &self.interrupts) else { return };
         let Some(layout) = self.registers.queue(index) else { return };
         if !layout.is_reachable(&self.memory) {
             // A client that moves memory takes it away first: the queue goes on once it is back.
             return;
         }
-        let queue = Queue::new(layout, self.memory.clone(), *state);
+        let queue = Queue::new(layout, self.memory.clone(), self.journal.queue(index));
         let context = Context {
             name: self.device.name(),
             index,
@@ -276,11 +297,13 @@ impl<D: VirtioDevice> Control<D> {
             signals: Arc::clone(&self.signals),
             interrupts: Arc::clone(interrupts),
             endings: Arc::clone(&self.endings),
+            journal: self.journal.clone(),
+            succeeds,
         };
-        let started = self
-            .device
-            .start(index, self.registers.features())
-            .and_then(|work| Worker::start(context, queue, work).map_err(WorkerError::host("cannot start a thread")));
+        let started = queue.map_err(WorkerError::from).and_then(|queue| {
+            let work = self.device.start(index, self.registers.features())?;
+            Worker::start(context, queue, work).map_err(WorkerError::host("cannot start a thread"))
+        });
         match started {
             Ok(worker) => *service = Service::Running(worker),
             Err(error) => {
@@ -294,6 +317,7 @@ impl<D: VirtioDevice> Control<D> {
     /// it is not.
     pub fn begin_reset(&mut self) {
         self.registers.begin_reset();
+        self.registers.record_common(&self.journal);
         for service in &mut self.services {
             service.stop(Order::Abandon, Then::Off);
         }
@@ -353,7 +377,9 @@ impl<D: VirtioDevice> Control<D> {
         self.settle();
         match offset {
             COMMON_OFFSET..ISR_OFFSET => {
+                let queue = self.registers.selected_queue();
                 let action = self.registers.write(usize_from(offset - COMMON_OFFSET), data);
+                self.registers.record(&self.journal, queue);
                 self.act(action);
             }
             DEVICE_OFFSET..NOTIFY_OFFSET => {

@@ -1,7 +1,9 @@
 //! What a virtio device is to the transport.
 
 use std::io;
+use std::os::fd::OwnedFd;
 
+use super::journal::{DEVICE_WORDS, JournalError};
 use super::worker::{Work, WorkerError};
 
 /// How the device introduces itself on the PCI bus.
@@ -11,6 +13,15 @@ pub struct Identity {
     pub device_type: u16,
     /// PCI class, subclass and programming interface, as in bytes 11, 10 and 9 of configuration space.
     pub class: u32,
+}
+
+/// What a successor is told of its predecessor before it takes over.
+#[derive(Clone, Debug)]
+pub struct Predecessor {
+    /// All features that it offers.
+    pub offered: u64,
+    /// Its configuration, as the driver has seen it.
+    pub config: Vec<u8>,
 }
 
 /// A virtio device: its identity, its configuration, and the work that each of its queues needs.
@@ -51,6 +62,41 @@ pub trait VirtioDevice: Send + 'static {
     /// # Errors
     /// The back end refused; the driver is told that the device needs a reset.
     fn start(&mut self, queue: u16, features: u64) -> Result<Work, WorkerError>;
+
+    /// Descriptors that a successor's process is to inherit, as what is behind them would go away with this process.
+    ///
+    /// # Errors
+    /// There are no descriptors left.
+    fn kept(&self) -> io::Result<Vec<OwnedFd>> {
+        Ok(Vec::new())
+    }
+
+    /// Whether this device can go on where `predecessor` is, which may be at work. Features are checked by the transport,
+    /// after this.
+    ///
+    /// # Errors
+    /// It cannot, because the driver would see another configuration.
+    fn offer(&mut self, predecessor: &Predecessor) -> Result<(), JournalError> {
+        if predecessor.config == self.config() { Ok(()) } else { Err(JournalError::Config) }
+    }
+
+    /// The predecessor is gone. From when this returns, nothing that it had begun can have an effect any more, though the
+    /// kernel may have been at it: this is where to wait for that.
+    ///
+    /// # Errors
+    /// It is not gone.
+    fn succeed(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Like [`VirtioDevice::activate`], for a driver that is at work already: with a predecessor, which kept `words`
+    /// ([`super::ActiveQueue::keep`]).
+    ///
+    /// # Errors
+    /// The back end refused; the driver is told that the device needs a reset.
+    fn reactivate(&mut self, features: u64, _words: [u64; DEVICE_WORDS]) -> io::Result<()> {
+        self.activate(features)
+    }
 
     /// The device was reset; no queue is running.
     ///

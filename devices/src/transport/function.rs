@@ -1,5 +1,7 @@
 //! A virtio device as a PCI function: the [`Device`] that a vfio-user client attaches.
 
+mod journaled;
+
 use std::cell::OnceCell;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -9,7 +11,7 @@ use log::warn;
 use nix::errno::Errno;
 use outrigger_protocol::ioregionfd::Endpoint;
 use outrigger_protocol::pci::{BAR0_REGION, CONFIG_REGION, INTX_IRQ, MSIX_IRQ, NUM_IRQS, NUM_REGIONS};
-use outrigger_protocol::server::{Device, Interrupts, IoFd, IoFdKind, Irq, Memory, Region};
+use outrigger_protocol::server::{Device, Interrupts, IoFd, IoFdKind, Irq, Journaled, Memory, Region};
 use outrigger_protocol::wire::{IRQ_AUTOMASKED, IRQ_EVENTFD, IRQ_MASKABLE};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -59,7 +61,7 @@ impl<D: VirtioDevice> PciFunction<D> {
         let name = device.name();
         let config = ConfigSpace::new(device.identity(), queues, device.config().len());
         let control = Control::new(device, iommu)?;
-        Ok(Self {
+        let function = Self {
             name,
             doorbells: control.doorbells().to_vec(),
             registers: Shared::new(control),
@@ -68,7 +70,9 @@ impl<D: VirtioDevice> PciFunction<D> {
             msix: vec![0; usize_from(MSIX_BAR_SIZE)],
             regions,
             irqs,
-        })
+        };
+        function.record_config();
+        Ok(function)
     }
 
     /// The doorbells. Size zero matches any width, as drivers write two bytes or four, and lets KVM take its shortest
@@ -104,13 +108,16 @@ impl<D: VirtioDevice> PciFunction<D> {
             let mut value = [0; 4];
             if self.read(bar.into(), offset.into(), &mut value[..length]).is_ok() {
                 self.config.set_window_data(&value[..length]);
+                self.record_config();
             }
         }
         self.config.read(at, data);
     }
 
     fn write_config(&mut self, offset: u64, data: &[u8]) -> Result<(), Errno> {
-        match self.config.write(usize_from(offset), data) {
+        let event = self.config.write(usize_from(offset), data);
+        self.record_config();
+        match event {
             ConfigEvent::None => Ok(()),
             ConfigEvent::FunctionReset => {
                 Device::reset(self);
@@ -168,6 +175,10 @@ impl<D: VirtioDevice> Device for PciFunction<D> {
         }
     }
 
+    fn journal(&mut self) -> Option<&mut dyn Journaled> {
+        Some(self)
+    }
+
     fn unmasked(&mut self, irq: u32) {
         if irq == INTX_IRQ {
             self.registers.intx_unmasked();
@@ -177,6 +188,7 @@ impl<D: VirtioDevice> Device for PciFunction<D> {
     fn reset(&mut self) {
         self.registers.reset();
         self.config.reset();
+        self.record_config();
         self.msix.fill(0);
     }
 

@@ -10,6 +10,7 @@
 //! - [`layout`]: where a virtqueue is; [`queue`]: one in service; [`chain`]: descriptor chains.
 //! - `rings`: a queue's memory, `mapped` or in `shadow` copies.
 //! - [`worker`]: the threads, and how they are stopped so that no I/O refers to client memory any more.
+//! - [`journal`]: all of that as a successor of this process finds it.
 //! - [`control`]: what the registers control; [`shared`] by messages and [`register_fd`], their ioregionfd.
 //! - [`function`]: the above as a PCI function; `iommu`: whether addresses may be translated.
 
@@ -18,6 +19,7 @@ pub mod control;
 pub mod device;
 pub mod function;
 mod iommu;
+pub mod journal;
 pub mod layout;
 mod mapped;
 pub mod pci_config;
@@ -31,11 +33,11 @@ pub mod signals;
 pub mod worker;
 
 pub use chain::{Chain, Segment};
-pub use device::{Identity, VirtioDevice};
+pub use device::{Identity, Predecessor, VirtioDevice};
 pub use function::PciFunction;
 pub use iommu::Iommu;
 pub use layout::QueueLayout;
-pub use queue::{Queue, QueueError, QueueState};
+pub use queue::{Queue, QueueError};
 pub use worker::{ActiveQueue, Work, WorkerError};
 
 /// The most virtqueues a device may have: with one vector each and one for configuration changes, the MSI-X table and

@@ -5,6 +5,7 @@
 //! interrupts go to whatever eventfd is connected.
 
 use super::device::Identity;
+use super::journal::CONFIG_SPACE_WORDS;
 use super::registers::COMMON_SIZE;
 
 /// Bytes of configuration space; the second kilobyte on is empty (no extended capabilities).
@@ -51,6 +52,7 @@ const ACCESS: usize = 0xcc;
 const ACCESS_DATA: usize = ACCESS + 16;
 const CAPABILITIES_END: usize = ACCESS + 20;
 
+const _: () = assert!(CAPABILITIES_END <= CONFIG_SPACE_WORDS * size_of::<u64>());
 const _: () = assert!(MSIX == EXPRESS + 0x3c && COMMON == MSIX + 12 && CAPABILITIES_END <= 0x100);
 
 const CAPABILITY_VENDOR: u8 = 0x09;
@@ -120,6 +122,20 @@ impl ConfigSpace {
     /// Back to the state after power-on.
     pub fn reset(&mut self) {
         self.bytes = self.pristine.clone();
+    }
+
+    /// All that there is, for the journal.
+    pub fn words(&self) -> impl Iterator<Item = u64> {
+        self.bytes.chunks_exact(8).take(CONFIG_SPACE_WORDS).map(|word| word.try_into().map_or(0, u64::from_le_bytes))
+    }
+
+    /// What a journal says, as far as a driver can have written it or read it through the window.
+    pub fn restore(&mut self, words: impl IntoIterator<Item = u64>) {
+        self.reset();
+        let bytes = words.into_iter().flat_map(u64::to_le_bytes);
+        for ((kept, mask), byte) in self.bytes.iter_mut().zip(&self.writable[..]).zip(bytes) {
+            *kept = *kept & !mask | byte & mask;
+        }
     }
 
     fn header(&mut self, identity: Identity) {

@@ -10,6 +10,7 @@ use outrigger_protocol::server::{Memory, MemoryError};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::chain::{Chain, ChainError, Segment};
+use super::journal::{HeadSet, QueueJournal};
 use super::layout::{
     DESCRIPTOR_INDIRECT, DESCRIPTOR_LENGTH, DESCRIPTOR_NEXT, DESCRIPTOR_WRITE, Descriptor, MAX_QUEUE_SIZE, QueueLayout,
     UsedElement,
@@ -18,35 +19,6 @@ use super::rings::Rings;
 
 const AVAIL_NO_INTERRUPT: u16 = 1;
 const USED_NO_NOTIFY: u16 = 1;
-
-/// All that a process which takes over a running queue has to know besides its [`QueueLayout`]: plain data, so that it
-/// can live in memory that outlives the process.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct QueueState {
-    /// The next entry of the available ring to take.
-    pub next_available: u16,
-    /// The next entry of the used ring to fill.
-    pub next_used: u16,
-    /// One bit per descriptor index: a chain that starts there was taken and is not yet in the used ring.
-    pub in_flight: [u64; MAX_QUEUE_SIZE as usize / 64],
-}
-
-impl QueueState {
-    fn bit(head: u16) -> (usize, u64) {
-        (usize::from(head / 64), 1 << (head % 64))
-    }
-
-    fn is_in_flight(&self, head: u16) -> bool {
-        let (word, bit) = Self::bit(head);
-        self.in_flight[word] & bit != 0
-    }
-
-    fn toggle(&mut self, head: u16) {
-        let (word, bit) = Self::bit(head);
-        self.in_flight[word] ^= bit;
-    }
-}
 
 /// A ring or a descriptor chain that makes no sense.
 #[derive(Debug, thiserror::Error)]
@@ -89,22 +61,49 @@ pub enum QueueError {
         /// What is wrong.
         source: ChainError,
     },
+    /// A predecessor's journal and the used ring cannot both be right.
+    #[error("the journal says used index {followed}, and the used ring of {size} entries {index}")]
+    UsedIndex {
+        /// What the journal says.
+        followed: u16,
+        /// What the driver sees.
+        index: u16,
+        /// Entries in the queue.
+        size: u16,
+    },
+    /// A predecessor's journal has chains that cannot be.
+    #[error("the journal has chains in flight beyond a queue of {size}")]
+    InFlight {
+        /// Entries in the queue.
+        size: u16,
+    },
     /// A part of the queue is not mapped.
     #[error(transparent)]
     Memory(#[from] MemoryError),
 }
 
-/// One virtqueue in service.
+/// One virtqueue in service. Its state is in a [`QueueJournal`], which is as far as it was when the queue goes out of
+/// service, however that happens.
 #[derive(Debug)]
 pub struct Queue {
     layout: QueueLayout,
     memory: Memory,
-    state: QueueState,
+    journal: QueueJournal,
     rings: Rings,
     /// A copy of the indirect table being looked at.
     table: Box<[Descriptor]>,
     /// The available index as last read.
     available: u16,
+    /// The next entry of the available ring to take.
+    next_available: u16,
+    /// The next entry of the used ring to fill.
+    next_used: u16,
+    /// Chains that were taken and that the driver has not been shown in the used ring: as the journal says.
+    in_flight: HeadSet,
+    /// Those of them that are in the used ring.
+    pushed: HeadSet,
+    /// Those of them that nobody is at work on: they are handed out before any other.
+    again: HeadSet,
     /// The used index as the driver can see it.
     published: u16,
     /// The used index when an interrupt was last considered; none: consider every entry new.
@@ -112,12 +111,68 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// Takes the queue into service where `state` says.
-    pub fn new(layout: QueueLayout, memory: Memory, state: QueueState) -> Self {
-        let (available, published) = (state.next_available, state.next_used);
-        let table = vec![Descriptor::new_zeroed(); MAX_QUEUE_SIZE.into()].into_boxed_slice();
-        let rings = Rings::new(&layout, &memory);
-        Self { layout, memory, state, rings, table, available, published, considered: None }
+    /// Takes the queue into service where `journal` says: chains in flight are handed out again.
+    ///
+    /// # Errors
+    /// The journal makes no sense.
+    pub fn new(layout: QueueLayout, memory: Memory, journal: QueueJournal) -> Result<Self, QueueError> {
+        let (size, next_used, in_flight) = (layout.size, journal.next_used(), journal.in_flight());
+        if !in_flight.is_within(size) {
+            return Err(QueueError::InFlight { size });
+        }
+        let mut queue = Self {
+            rings: Rings::new(&layout, &memory),
+            layout,
+            memory,
+            journal,
+            table: vec![Descriptor::new_zeroed(); MAX_QUEUE_SIZE.into()].into_boxed_slice(),
+            available: 0,
+            next_available: 0,
+            next_used,
+            in_flight,
+            pushed: HeadSet::default(),
+            again: HeadSet::default(),
+            published: next_used,
+            considered: None,
+        };
+        queue.begin_again();
+        Ok(queue)
+    }
+
+    /// All chains in flight are to be done again, and all others up to there are used.
+    fn begin_again(&mut self) {
+        self.again = self.in_flight;
+        self.next_available = self.next_used.wrapping_add(self.in_flight.count());
+        self.available = self.next_available;
+        self.published = self.next_used;
+    }
+
+    /// Follows a predecessor that was killed: what it has shown the driver in the used ring is done, whatever the journal
+    /// says. It ends after at most as many steps as the queue has entries, and a predecessor that is killed here, too,
+    /// leaves what it found.
+    ///
+    /// # Errors
+    /// The journal and the used ring cannot both be right, or the used ring is not there.
+    pub fn follow(&mut self) -> Result<(), QueueError> {
+        let (size, followed, before) = (self.layout.size, self.next_used, self.in_flight);
+        let index = self.memory.load_u16(self.layout.used_index(), Ordering::Acquire)?;
+        let shown = index.wrapping_sub(followed);
+        if shown > size {
+            return Err(QueueError::UsedIndex { followed, index, size });
+        }
+        for entry in (0..shown).map(|step| followed.wrapping_add(step)) {
+            let id = u32::from_le_bytes(self.memory.read_array(self.layout.used_entry(entry))?);
+            let head = u16::try_from(id).ok().filter(|&head| head < size);
+            let Some(head) = head else {
+                let index = u16::try_from(id).unwrap_or(u16::MAX);
+                return Err(QueueError::DescriptorIndex { index, entries: size.into() });
+            };
+            self.in_flight.remove(head);
+        }
+        self.next_used = index;
+        self.journal.shown(&before, &self.in_flight, index);
+        self.begin_again();
+        Ok(())
     }
 
     /// The memory that the queue and its buffers are in.
@@ -130,17 +185,15 @@ impl Queue {
         self.layout.size
     }
 
-    /// What must be kept while the queue is out of service.
-    pub fn state(&self) -> QueueState {
-        self.state
-    }
-
     /// Takes the next chain that the driver made available; returns its head, which [`Queue::push`] wants back.
     ///
     /// # Errors
     /// The ring or the chain makes no sense; nothing was taken.
     pub fn pop(&mut self, chain: &mut Chain) -> Result<Option<u16>, QueueError> {
-        let (size, next) = (self.layout.size, self.state.next_available);
+        if let Some(head) = self.again.first() {
+            return self.pop_again(head, chain);
+        }
+        let (size, next) = (self.layout.size, self.next_available);
         if next == self.available {
             let index = self.rings.available_index()?;
             if index.wrapping_sub(next) > size {
@@ -156,21 +209,34 @@ impl Queue {
         if head >= size {
             return Err(QueueError::DescriptorIndex { index: head, entries: size.into() });
         }
-        if self.state.is_in_flight(head) {
+        if self.in_flight.contains(head) {
             return Err(QueueError::AlreadyInFlight(head));
         }
         self.walk(head, chain)?;
-        self.state.toggle(head);
-        self.state.next_available = next.wrapping_add(1);
+        self.in_flight.insert(head);
+        self.journal.taken(head, &self.in_flight);
+        self.next_available = next.wrapping_add(1);
         Ok(Some(head))
     }
 
-    /// Gives back the chain that was taken last, unused, so that it is taken again next time. Chains must be given back
-    /// in the reverse order of taking them, with no other chain pushed out of turn in between.
+    /// A chain that was in flight when the queue came into service, or that was given back.
+    #[cold]
+    fn pop_again(&mut self, head: u16, chain: &mut Chain) -> Result<Option<u16>, QueueError> {
+        // Nothing is known of its descriptors where they are reached by messages.
+        self.rings.fetch(self.available, self.available)?;
+        self.walk(head, chain)?;
+        self.again.remove(head);
+        Ok(Some(head))
+    }
+
+    /// Gives back a chain that was taken, unused: it is handed out before any other the next time.
     pub fn undo_pop(&mut self, head: u16) {
-        debug_assert!(self.state.is_in_flight(head), "only a chain that was taken can be given back");
-        self.state.toggle(head);
-        self.state.next_available = self.state.next_available.wrapping_sub(1);
+        debug_assert!(self.is_taken(head), "only a chain that was taken can be given back");
+        self.again.insert(head);
+    }
+
+    fn is_taken(&self, head: u16) -> bool {
+        self.in_flight.contains(head) && !self.again.contains(head) && !self.pushed.contains(head)
     }
 
     fn walk(&mut self, head: u16, chain: &mut Chain) -> Result<(), QueueError> {
@@ -220,20 +286,23 @@ impl Queue {
     /// Puts a chain that was taken into the used ring, `written` bytes of it written. The driver sees it after
     /// [`Queue::publish`].
     pub fn push(&mut self, head: u16, written: u32) {
-        debug_assert!(self.state.is_in_flight(head), "only a chain that was taken can be used");
-        self.rings.set_used(self.state.next_used, UsedElement { id: head.into(), length: written });
-        self.state.toggle(head);
-        self.state.next_used = self.state.next_used.wrapping_add(1);
+        debug_assert!(self.is_taken(head), "only a chain that was taken can be used");
+        self.rings.set_used(self.next_used, UsedElement { id: head.into(), length: written });
+        self.pushed.insert(head);
+        self.next_used = self.next_used.wrapping_add(1);
     }
 
     /// Shows the driver everything pushed so far; returns whether it wants an interrupt for it.
     pub fn publish(&mut self) -> Result<bool, MemoryError> {
-        let used = self.state.next_used;
+        let used = self.next_used;
         if used == self.published {
             return Ok(false);
         }
         self.rings.show_used(self.published, used)?;
         self.published = used;
+        let before = self.in_flight;
+        self.in_flight.remove_all(&std::mem::take(&mut self.pushed));
+        self.journal.shown(&before, &self.in_flight, used);
         // The driver writes what it wants and then looks at the used index; we, the other way round
         // (virtio 1.2, section 2.7.7.1).
         fence(Ordering::SeqCst);
@@ -260,7 +329,7 @@ impl Queue {
     /// Asks the driver to ring the doorbell for the next chain; returns whether one is there already, in which case it
     /// may not ring.
     pub fn want_doorbell(&mut self) -> Result<bool, MemoryError> {
-        let next = self.state.next_available;
+        let next = self.next_available;
         if self.layout.event_idx {
             self.rings.set_available_event(next)?;
         } else {
@@ -268,7 +337,7 @@ impl Queue {
         }
         // The driver writes the available index and then looks at what we want; we, the other way round.
         fence(Ordering::SeqCst);
-        Ok(self.rings.available_index()? != next)
+        Ok(!self.again.is_empty() || self.rings.available_index()? != next)
     }
 }
 

@@ -27,7 +27,7 @@ impl Rig {
     fn queue(&self, event_idx: bool) -> Queue {
         let layout = QueueLayout::new(SIZE, DESCRIPTORS, DRIVER, DEVICE).unwrap().with_features(event_idx, true);
         assert!(layout.is_reachable(&self.memory));
-        let queue = Queue::new(layout, self.memory.clone(), QueueState::default());
+        let queue = Queue::new(layout, self.memory.clone(), QueueJournal::own()).unwrap();
         assert!(matches!(queue.rings, Rings::Mapped(_)));
         queue
     }
@@ -137,6 +137,7 @@ fn a_head_offered_twice_is_refused() {
 fn chains_given_back_are_taken_again() {
     let mut rig = Rig::new();
     let mut queue = rig.queue(false);
+    let journal = queue.journal.clone();
     let mut chain = Chain::new();
     for head in [4, 1, 7] {
         rig.descriptor(DESCRIPTORS, head, BUFFERS, 1, 0, 0);
@@ -149,7 +150,7 @@ fn chains_given_back_are_taken_again() {
     queue.undo_pop(7);
     queue.undo_pop(1);
     // What another process would go on with.
-    let mut queue = Queue::new(queue.layout, rig.memory.clone(), queue.state());
+    let mut queue = Queue::new(queue.layout, rig.memory.clone(), journal).unwrap();
     let heads: Vec<u16> = std::iter::from_fn(|| queue.pop(&mut chain).unwrap()).collect();
     assert_eq!(heads, [1, 7]);
 }
@@ -216,7 +217,7 @@ fn a_ring_across_two_mappings_is_reached_all_the_same() {
         (DESCRIPTORS, DEVICE, RAM_START + 0x1000 - 20),
     ] {
         let layout = QueueLayout::new(SIZE, descriptors, driver, device).unwrap();
-        let mut queue = Queue::new(layout, rig.memory.clone(), QueueState::default());
+        let mut queue = Queue::new(layout, rig.memory.clone(), QueueJournal::own()).unwrap();
         assert!(matches!(queue.rings, Rings::Shadow(_)));
         rig.put(driver, 0u32);
         rig.put(device, 0u32);

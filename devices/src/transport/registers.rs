@@ -1,6 +1,8 @@
 //! The common configuration structure (virtio 1.2, section 4.1.4.3, "Common configuration structure layout") as a state
 //! machine without side effects: a write changes the registers and says what the transport has to do about it.
 
+mod image;
+
 use super::layout::{LayoutError, MAX_QUEUE_SIZE, QueueLayout};
 
 /// Bytes of the structure, including `queue_reset`.
@@ -149,10 +151,10 @@ impl CommonRegisters {
     }
 
     /// The reset of a queue, if one has begun, is over: back to the state after power-on (virtio 1.2, section 2.6.1.1).
-    pub fn reset_queue(&mut self, index: u16) {
-        if let Some(queue) = self.queues.get_mut(usize::from(index)).filter(|queue| queue.resetting) {
-            *queue = QueueRegisters::RESET;
-        }
+    /// Returns whether one had.
+    pub fn reset_queue(&mut self, index: u16) -> bool {
+        let queue = self.queues.get_mut(usize::from(index)).filter(|queue| queue.resetting);
+        queue.map(|queue| *queue = QueueRegisters::RESET).is_some()
     }
 
     /// The features that driver and device agreed on.

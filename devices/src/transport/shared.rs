@@ -4,13 +4,16 @@
 //! What takes time, I/O that the kernel has begun, is waited for without the lock, so no access ever waits for it: the
 //! other thread goes on meanwhile, and finds a device that is being reset.
 
+use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use outrigger_protocol::server::{Interrupts, Memory};
 
-use super::control::Control;
+use super::control::{Control, TakeError};
 use super::device::VirtioDevice;
+use super::journal::{CONFIG_SPACE_WORDS, JournalError, Words};
 use super::pci_config::ISR_OFFSET;
 use super::worker::{Endings, STOP_DEADLINE};
 
@@ -66,6 +69,45 @@ impl<D: VirtioDevice> Shared<D> {
         self.lock().begin_suspend();
         self.settle(None);
         self.lock().end_suspend(memory);
+    }
+
+    /// The descriptors that a successor is to have.
+    pub fn kept(&self) -> io::Result<Vec<OwnedFd>> {
+        self.lock().device().kept()
+    }
+
+    /// Has the journal say what configuration space is.
+    pub fn record_config(&self, words: impl Iterator<Item = u64>) {
+        self.lock().journal().set_config_space(words);
+    }
+
+    /// Keeps the journal in `words` from now on.
+    pub fn move_journal(&self, words: Words) -> Result<(), JournalError> {
+        self.lock().begin_suspend();
+        self.settle(None);
+        let mut control = self.lock();
+        let moved = control.move_journal(words);
+        let memory = control.memory().clone();
+        control.end_suspend(&memory);
+        moved
+    }
+
+    /// Whether the device can go on from what `words` say; nothing changes.
+    pub fn offer(&self, words: Words) -> Result<(), JournalError> {
+        self.lock().offer(words)
+    }
+
+    /// Goes on from what a predecessor, which is gone, left in `words`; returns its configuration space.
+    pub fn take(&self, words: Words) -> Result<[u64; CONFIG_SPACE_WORDS], TakeError> {
+        self.lock().begin_suspend();
+        self.settle(None);
+        let mut control = self.lock();
+        if let Err(error) = control.take(words) {
+            let memory = control.memory().clone();
+            control.end_suspend(&memory);
+            return Err(error);
+        }
+        Ok(control.journal().config_space())
     }
 
     /// The client unmasked INTx.

@@ -4,11 +4,13 @@
 
 use std::fmt::Arguments;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use outrigger_process::RateLimit;
 use outrigger_protocol::pci::{INTX_IRQ, MSIX_IRQ};
 use outrigger_protocol::server::Interrupts;
 
+use super::journal::Journal;
 use super::registers::NO_VECTOR;
 
 /// A queue has used buffers (virtio 1.2, section 4.1.4.5, "ISR status capability").
@@ -17,6 +19,10 @@ const ISR_QUEUE: u8 = 1;
 const ISR_CONFIG: u8 = 2;
 
 /// The interrupt side of one device.
+///
+/// The journal has "device needs reset" and the configuration's generation. It has no ISR status, which a successor sets
+/// whenever it takes over: an interrupt that nobody has asked for is harmless, and one that is lost is not (virtio 1.2,
+/// section 4.1.4.5).
 #[derive(Debug)]
 pub struct Signals {
     isr: AtomicU8,
@@ -25,11 +31,12 @@ pub struct Signals {
     config_vector: AtomicU16,
     queue_vectors: Box<[AtomicU16]>,
     log: RateLimit,
+    journal: Mutex<Journal>,
 }
 
 impl Signals {
     /// For a device with this many queues.
-    pub fn new(queues: u16) -> Self {
+    pub fn new(queues: u16, journal: Journal) -> Self {
         Self {
             isr: AtomicU8::new(0),
             needs_reset: AtomicBool::new(false),
@@ -37,13 +44,40 @@ impl Signals {
             config_vector: AtomicU16::new(NO_VECTOR),
             queue_vectors: (0..queues).map(|_| AtomicU16::new(NO_VECTOR)).collect(),
             log: RateLimit::new(),
+            journal: Mutex::new(journal),
         }
+    }
+
+    /// Goes on in another journal, which says the same.
+    pub fn set_journal(&self, journal: Journal) {
+        *self.journal.lock().unwrap_or_else(PoisonError::into_inner) = journal;
+    }
+
+    /// Goes on where a predecessor's journal says.
+    pub fn take(&self, journal: Journal) {
+        let [needs_reset, generation, ..] = journal.signals().to_le_bytes();
+        self.reset_interrupts();
+        self.needs_reset.store(needs_reset & 1 != 0, Ordering::Relaxed);
+        self.generation.store(generation, Ordering::Relaxed);
+        self.set_journal(journal);
+    }
+
+    /// Has the journal say what is the case.
+    fn record(&self) {
+        let journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        let (needs_reset, generation) = (self.needs_reset(), self.generation());
+        journal.set_signals(u64::from_le_bytes([needs_reset.into(), generation, 0, 0, 0, 0, 0, 0]));
     }
 
     /// Back to the state after power-on.
     pub fn reset(&self) {
-        self.isr.store(0, Ordering::Relaxed);
         self.needs_reset.store(false, Ordering::Relaxed);
+        self.record();
+        self.reset_interrupts();
+    }
+
+    fn reset_interrupts(&self) {
+        self.isr.store(0, Ordering::Relaxed);
         self.config_vector.store(NO_VECTOR, Ordering::Relaxed);
         self.queue_vectors.iter().for_each(|vector| vector.store(NO_VECTOR, Ordering::Relaxed));
     }
@@ -69,6 +103,7 @@ impl Signals {
     /// The driver should read the device-specific configuration again.
     pub fn config_changed(&self, interrupts: &Interrupts) {
         self.generation.fetch_add(1, Ordering::Relaxed);
+        self.record();
         self.fire(interrupts, self.config_vector.load(Ordering::Relaxed), ISR_CONFIG);
     }
 
@@ -77,7 +112,16 @@ impl Signals {
     pub fn fail(&self, interrupts: Option<&Interrupts>, reason: Arguments<'_>) {
         self.log.warn(format_args!("{reason}; the device needs a reset"));
         self.needs_reset.store(true, Ordering::Relaxed);
+        self.record();
         if let Some(interrupts) = interrupts {
+            self.fire(interrupts, self.config_vector.load(Ordering::Relaxed), ISR_CONFIG);
+        }
+    }
+
+    /// Fires what a predecessor may not have come to: the driver looks at whatever there is to see.
+    pub fn catch_up(&self, interrupts: &Interrupts, queues: impl IntoIterator<Item = u16>) {
+        queues.into_iter().for_each(|queue| self.queue_used(interrupts, queue));
+        if self.needs_reset() {
             self.fire(interrupts, self.config_vector.load(Ordering::Relaxed), ISR_CONFIG);
         }
     }

@@ -1,7 +1,7 @@
 //! The threads that move data, one per enabled queue.
 //!
-//! A worker is stopped by a flag and its own doorbell, and hands back its [`QueueState`] when no I/O refers to client
-//! memory any more. I/O on regular files cannot be taken back once the kernel has begun it, so a worker may take any time
+//! A worker is stopped by a flag and its own doorbell, and ends when no I/O refers to client memory any more; where its
+//! queue is then, the [`super::journal`] says. I/O on regular files cannot be taken back once the kernel has begun it, so a worker may take any time
 //! to end, and nobody waits for one while others are kept waiting: whoever told it to stop looks later, or sleeps on
 //! [`Endings`]. Until then the worker keeps its own reference to client memory, so this process stays safe.
 
@@ -17,7 +17,8 @@ use log::error;
 use outrigger_protocol::server::{Interrupts, MemoryError};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::queue::{Queue, QueueError, QueueState};
+use super::journal::Journal;
+use super::queue::{Queue, QueueError};
 use super::signals::Signals;
 
 /// How long the client is kept waiting for a worker to end: less than it waits for the reply that hangs on it.
@@ -119,6 +120,10 @@ pub struct Context {
     pub interrupts: Arc<Interrupts>,
     /// Where its end is counted.
     pub endings: Arc<Endings>,
+    /// Where its queue's state is.
+    pub journal: Journal,
+    /// The queue was a predecessor's, which was killed at any moment.
+    pub succeeds: bool,
 }
 
 /// A queue in service, on its worker's thread.
@@ -153,6 +158,12 @@ impl ActiveQueue {
         self.context.signals.warn(line);
     }
 
+    /// Keeps one of the words that the device has for itself in the journal: [`super::VirtioDevice::reactivate`] is told. A
+    /// reset of the device makes it zero.
+    pub fn keep(&self, word: usize, value: u64) {
+        self.context.journal.set_device(word, value);
+    }
+
     /// Waits for the doorbell, or for being told to stop.
     pub fn wait(&self) -> Result<(), WorkerError> {
         match self.context.doorbell.read() {
@@ -178,7 +189,7 @@ pub struct Worker {
     name: String,
     doorbell: Arc<EventFd>,
     order: Arc<AtomicU8>,
-    finished: Receiver<QueueState>,
+    finished: Receiver<()>,
 }
 
 /// Whether a worker has ended.
@@ -186,8 +197,8 @@ pub struct Worker {
 pub enum Ended {
     /// Not yet.
     No,
-    /// It has, and this is where its queue is.
-    At(QueueState),
+    /// It has.
+    Yes,
     /// It has panicked.
     Panicked,
 }
@@ -202,11 +213,12 @@ impl Worker {
         let ending = Ending(Arc::clone(&context.endings));
         let active = ActiveQueue { queue, context, order: Arc::clone(&order) };
         Builder::new().name(name.clone()).spawn(move || {
-            // Dropped in the reverse order: that it has ended is known when there is a state, or none is to come.
+            // Dropped in the reverse order: that it has ended is known when it has sent, or never will.
             let _ending = ending;
             let sender = sender;
             let mut active = active;
-            if let Err(error) = work(&mut active) {
+            let followed = if active.context.succeeds { active.queue.follow() } else { Ok(()) };
+            if let Err(error) = followed.map_err(WorkerError::from).and_then(|()| work(&mut active)) {
                 let Context { name, index, signals, interrupts, .. } = &active.context;
                 let line = format_args!("{name} queue {index}: {error}");
                 if error.is_disconnection() || active.abandoned() {
@@ -216,11 +228,10 @@ impl Worker {
                     signals.fail(Some(interrupts), line);
                 }
             }
-            let state = active.queue.state();
             // Lets go of client memory before anyone hears of it.
             drop(active);
             // Nobody hears of it if the device is gone.
-            let _ = sender.send(state);
+            let _ = sender.send(());
         })?;
         Ok(Self { name, doorbell, order, finished })
     }
@@ -236,7 +247,7 @@ impl Worker {
     /// Whether it has ended; an end is reported once.
     pub fn ended(&self) -> Ended {
         match self.finished.try_recv() {
-            Ok(state) => Ended::At(state),
+            Ok(()) => Ended::Yes,
             Err(TryRecvError::Empty) => Ended::No,
             Err(TryRecvError::Disconnected) => Ended::Panicked,
         }

@@ -1,0 +1,136 @@
+//! How a device begins to keep a journal for a client, and how it goes on from a predecessor's.
+
+use log::debug;
+use outrigger_protocol::server::Memory;
+
+use super::super::device::{Predecessor, VirtioDevice};
+use super::super::journal::{Journal, JournalError, Words};
+use super::super::registers::CommonRegisters;
+use super::{Control, Service};
+
+/// Why a device does not take over.
+#[derive(Debug, thiserror::Error)]
+pub enum TakeError {
+    /// What the predecessor wrote.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// There are workers of an earlier client, or a predecessor that is not gone.
+    #[error("what was begun before is not over: {0}")]
+    NotOver(std::io::Error),
+}
+
+impl<D: VirtioDevice> Control<D> {
+    /// The device's name.
+    pub fn name(&self) -> &'static str {
+        self.device.name()
+    }
+
+    /// What the device reaches of the client's memory.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// Where the device's state is.
+    pub fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    /// The device behind the registers.
+    pub fn device(&self) -> &D {
+        &self.device
+    }
+
+    fn features(&self) -> u64 {
+        self.device.features() | self.transport_features
+    }
+
+    /// Keeps the journal in `words` from now on. No worker is running, but for some that are out of service.
+    pub fn move_journal(&mut self, words: Words) -> Result<(), JournalError> {
+        self.journal = self.journal.copy_to(words, self.features(), self.device.config())?;
+        self.signals.set_journal(self.journal.clone());
+        Ok(())
+    }
+
+    /// The client is gone, and its journal with it: a successor may have it from now on.
+    pub(super) fn leave_journal(&mut self) {
+        let own = Words::own(self.journal.count());
+        let moved = own
+            .map_err(|error| error.to_string())
+            .and_then(|words| self.move_journal(words).map_err(|e| e.to_string()));
+        if let Err(error) = moved {
+            self.signals
+                .warn(format_args!("{}: keeps the journal of a client that has left: {error}", self.device.name()));
+        }
+    }
+
+    /// Whether this device can go on from what `words` say; nothing changes.
+    pub fn offer(&mut self, words: Words) -> Result<(), JournalError> {
+        let journal = Journal::open(words, self.device.queues())?;
+        self.restore(&journal).map(drop)
+    }
+
+    fn restore(&mut self, journal: &Journal) -> Result<CommonRegisters, JournalError> {
+        let predecessor = Predecessor { offered: journal.offered(), config: journal.config() };
+        self.device.offer(&predecessor)?;
+        CommonRegisters::restore(journal, self.features(), self.device.queues())
+    }
+
+    /// Goes on from what a predecessor left in `words`, which it may have stopped to write between any two stores; it is
+    /// gone. No worker is running. A device that is killed here in turn leaves what it found.
+    ///
+    /// # Errors
+    /// Nothing has changed.
+    pub fn take(&mut self, words: Words) -> Result<(), TakeError> {
+        if self.services.iter().any(Service::is_stopping) {
+            return Err(TakeError::NotOver(std::io::ErrorKind::TimedOut.into()));
+        }
+        self.device.succeed().map_err(TakeError::NotOver)?;
+        // Only now it cannot be written any more.
+        let journal = Journal::open(words, self.device.queues())?;
+        self.registers = self.restore(&journal)?;
+        self.journal = journal.clone();
+        self.signals.take(journal);
+        let (config_vector, queue_vectors) = self.registers.interrupt_vectors();
+        self.signals.set_config_vector(config_vector);
+        queue_vectors.for_each(|(queue, vector)| self.signals.set_queue_vector(queue, vector));
+        self.services.fill_with(Service::default);
+        (self.orphaned, self.frozen) = (false, false);
+        // Resets that have begun are over, as there are no workers.
+        self.stopping = true;
+        self.settle();
+        if self.registers.is_running() {
+            self.go_on();
+        }
+        // The predecessor may have come to the cause of an interrupt and not to the interrupt.
+        if let Some(interrupts) = &self.interrupts {
+            let in_service = |index: &u16| !matches!(self.services[usize::from(*index)], Service::Off);
+            self.signals.catch_up(interrupts, self.indices().filter(in_service));
+        }
+        self.tell_config();
+        Ok(())
+    }
+
+    fn go_on(&mut self) {
+        let features = self.registers.features();
+        debug!("{}: goes on for a predecessor, features {features:#x}", self.device.name());
+        if let Err(error) = self.device.reactivate(features, self.journal.device()) {
+            return self.fail(format_args!("cannot go on: {error}"));
+        }
+        for index in self.indices().filter(|&index| self.registers.queue(index).is_some()) {
+            self.services[usize::from(index)] = Service::Suspended { succeeds: true };
+        }
+        self.resume();
+    }
+
+    /// The driver may have seen another configuration, which the device has found to be compatible.
+    fn tell_config(&mut self) {
+        if self.journal.config() == self.device.config() {
+            return;
+        }
+        if let Some(interrupts) = &self.interrupts {
+            self.signals.config_changed(interrupts);
+        }
+        // Last: until then, the driver may not have been told.
+        self.journal.set_config(self.device.config());
+    }
+}
