@@ -21,6 +21,9 @@ const RX_ALLMULTI: u8 = byte(spec::VIRTIO_NET_CTRL_RX_ALLMULTI);
 const MAC_TABLE_SET: u8 = byte(spec::VIRTIO_NET_CTRL_MAC_TABLE_SET);
 const MQ_PAIRS_SET: u8 = byte(spec::VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET);
 
+/// Which of the card's words in the journal has the number of queue pairs in use; zero: the driver has not said.
+pub const PAIRS_WORD: usize = 0;
+
 /// The control queue's worker.
 #[derive(Debug)]
 pub struct Control {
@@ -73,7 +76,10 @@ impl Control {
             (CLASS_MQ, MQ_PAIRS_SET) if self.multi_queue && chain.readable_bytes() >= 4 => {
                 let pairs = u16::from_le_bytes([low, high]);
                 match (1..=self.pairs).contains(&pairs).then(|| self.tap.attach(pairs)) {
-                    Some(Ok(())) => OK,
+                    Some(Ok(())) => {
+                        active.keep(PAIRS_WORD, pairs.into());
+                        OK
+                    }
                     Some(Err(errno)) => {
                         active.warn(format_args!("net: {}: cannot use {pairs} queue pairs: {errno}", self.tap.name()));
                         ERROR

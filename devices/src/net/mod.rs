@@ -8,13 +8,16 @@ mod tap;
 mod transmit;
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use outrigger_process::launch;
 use outrigger_process::options::{OptionError, Options, named};
 use virtio_bindings::virtio_net as spec;
 
 use crate::process::StartError;
-use crate::transport::{Identity, VirtioDevice, Work, WorkerError};
+use crate::transport::journal::{DEVICE_WORDS, JournalError};
+use crate::transport::{Identity, Predecessor, VirtioDevice, Work, WorkerError};
 use control::Control;
 use receive::Receiver;
 use tap::offload;
@@ -84,6 +87,8 @@ const LARGE: u64 = bits(&[
 pub struct Net {
     tap: Arc<Tap>,
     pairs: u16,
+    /// Whether large UDP is offered.
+    has_uso: bool,
     config: Vec<u8>,
 }
 
@@ -117,12 +122,24 @@ impl StartError for NetError {
 impl Net {
     /// Opens the network card that a `--net` argument describes.
     pub fn open(argument: &str) -> Result<Self, NetError> {
+        // SAFETY: this is the one device of this process, and the only place that uses what was inherited for it.
+        let kept = unsafe { launch::take_kept() };
+        let kept = kept.map_err(|source| NetError::Tap {
+            argument: argument.to_owned(),
+            source: TapError::Io { what: "cannot have what was kept for it", source },
+        })?;
+        Self::open_with(argument, kept)
+    }
+
+    /// With the queues that a predecessor had open, unless there are none.
+    fn open_with(argument: &str, kept: Vec<OwnedFd>) -> Result<Self, NetError> {
         let CardOptions { tap, mac, queues, mtu } = CardOptions::parse(argument)
             .map_err(|problem| NetError::Option { argument: argument.to_owned(), problem })?;
-        let tap =
-            Tap::open(&tap, queues, mtu).map_err(|source| NetError::Tap { argument: argument.to_owned(), source })?;
+        let tap = if kept.is_empty() { Tap::open(&tap, queues, mtu) } else { Tap::adopt(&tap, kept, queues) };
+        let tap = tap.map_err(|source| NetError::Tap { argument: argument.to_owned(), source })?;
         let config = config(mac, queues, tap.mtu);
-        Ok(Self { tap: Arc::new(tap), pairs: queues, config })
+        let has_uso = tap.has_uso.unwrap_or(false);
+        Ok(Self { tap: Arc::new(tap), pairs: queues, has_uso, config })
     }
 
     /// Which work a queue is for: receive and transmit queues alternate, the control queue comes after those that
@@ -204,7 +221,7 @@ impl VirtioDevice for Net {
     }
 
     fn features(&self) -> u64 {
-        let uso = if self.tap.has_uso { USO_FEATURES } else { 0 };
+        let uso = if self.has_uso { USO_FEATURES } else { 0 };
         let queues = if self.pairs > 1 { MULTI_QUEUE } else { 0 };
         FEATURES | uso | queues
     }
@@ -218,8 +235,33 @@ impl VirtioDevice for Net {
     }
 
     fn activate(&mut self, features: u64) -> io::Result<()> {
+        self.tap.take_over()?;
         self.tap.discard_input();
         self.tap.attach(1)?;
+        self.tap.set_offload(offloads(features))?;
+        Ok(())
+    }
+
+    fn kept(&self) -> io::Result<Vec<OwnedFd>> {
+        self.tap.kept()
+    }
+
+    fn offer(&mut self, predecessor: &Predecessor) -> Result<(), JournalError> {
+        if self.tap.has_uso.is_none() {
+            // It has found out, on this kernel. If that is not so, the kernel refuses when the driver uses it.
+            self.has_uso = predecessor.offered & USO_FEATURES == USO_FEATURES;
+        }
+        if predecessor.config == self.config { Ok(()) } else { Err(JournalError::Config) }
+    }
+
+    fn succeed(&mut self) -> io::Result<()> {
+        self.tap.take_over()
+    }
+
+    /// What has come in meanwhile is for this driver.
+    fn reactivate(&mut self, features: u64, words: [u64; DEVICE_WORDS]) -> io::Result<()> {
+        let pairs = u16::try_from(words[control::PAIRS_WORD]).unwrap_or(u16::MAX);
+        self.tap.attach(pairs.clamp(1, self.pairs))?;
         self.tap.set_offload(offloads(features))?;
         Ok(())
     }

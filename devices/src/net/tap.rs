@@ -3,6 +3,8 @@
 //! A tap that is created here is not persistent: the kernel takes it away when the last descriptor closes, however the
 //! process ends.
 
+mod kept;
+
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -55,6 +57,22 @@ pub enum TapError {
     /// Creating or opening a tap takes a privilege.
     #[error("permission denied (creating or opening a tap takes CAP_NET_ADMIN)")]
     Permission,
+    /// What was inherited from a predecessor is something else.
+    #[error("descriptor {number} of those that were kept for it is {what}")]
+    Kept {
+        /// Which one, from 1.
+        number: usize,
+        /// What it is.
+        what: &'static str,
+    },
+    /// Too few, or too many, were inherited.
+    #[error("{found} descriptor(s) were kept for it, for {queues} queue(s)")]
+    KeptCount {
+        /// How many there are.
+        found: usize,
+        /// How many there should be.
+        queues: u16,
+    },
     /// The host refuses.
     #[error("{what}: {source}")]
     Io {
@@ -74,6 +92,7 @@ impl TapError {
 mod ioctls {
     use libc::{c_int, c_uint, ifreq};
     nix::ioctl_write_ptr_bad!(set_interface, libc::TUNSETIFF, ifreq);
+    nix::ioctl_read_bad!(get_interface, libc::TUNGETIFF, ifreq);
     nix::ioctl_write_ptr_bad!(set_queue, libc::TUNSETQUEUE, ifreq);
     nix::ioctl_write_ptr_bad!(set_header_size, libc::TUNSETVNETHDRSZ, c_int);
     nix::ioctl_write_int_bad!(set_offload, libc::TUNSETOFFLOAD);
@@ -93,8 +112,8 @@ pub struct Tap {
     attached: Mutex<u16>,
     /// Written when a queue was attached, by queue.
     wakes: Vec<EventFd>,
-    /// Whether the kernel knows large UDP.
-    pub has_uso: bool,
+    /// Whether the kernel knows large UDP; none: to find out would change what a predecessor is at.
+    pub has_uso: Option<bool>,
     /// Largest packet without headers, in bytes.
     pub mtu: u16,
 }
@@ -102,30 +121,26 @@ pub struct Tap {
 impl Tap {
     /// Opens the tap `name`, or creates it (and then switches it on).
     pub fn open(name: &str, queues: u16, mtu: Option<u16>) -> Result<Self, TapError> {
-        let valid = (1..libc::IFNAMSIZ).contains(&name.len()) && !matches!(name, "." | "..");
-        if !valid
-            || name.bytes().any(|byte| byte == b'/' || byte == b':' || byte <= b' ' || byte >= 0x7f || byte == b'%')
-        {
-            return Err(TapError::Name);
-        }
+        check_name(name)?;
         let existed = Path::new("/sys/class/net").join(name).exists();
         let files = attach_queues(name, queues)?;
-        let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None);
-        let socket = socket.map_err(TapError::io("cannot have a socket"))?;
         let first = &files[0];
-        let header_size = libc::c_int::try_from(HEADER_SIZE).unwrap_or(0);
-        // SAFETY: reads an integer.
-        unsafe { ioctls::set_header_size(first.as_raw_fd(), &raw const header_size) }
-            .map_err(TapError::io("cannot set the header's size"))?;
+        set_header_size(first).map_err(TapError::io("cannot set the header's size"))?;
         let basic = offload::CSUM | offload::TSO4 | offload::TSO6 | offload::ECN;
         let has_uso = set_offload(first, basic | offload::USO).is_ok();
         set_offload(first, 0).map_err(TapError::io("cannot set offloads"))?;
-        let mtu = configure(&socket, name, mtu, !existed)?;
-        let wakes = (0..queues).map(|_| EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK));
-        let wakes = wakes.collect::<io::Result<_>>().map_err(TapError::io("cannot have an eventfd"))?;
-        let tap = Self { name: name.into(), queues: files, attached: Mutex::new(queues), wakes, has_uso, mtu };
+        let mtu = configure(name, mtu, !existed)?;
+        let tap = Self::with(name, files, Some(has_uso), mtu)?;
         tap.attach(1).map_err(TapError::io("cannot detach queues"))?;
         Ok(tap)
+    }
+
+    /// With all queues attached.
+    fn with(name: &str, queues: Vec<File>, has_uso: Option<bool>, mtu: u16) -> Result<Self, TapError> {
+        let wakes = queues.iter().map(|_| EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK));
+        let wakes = wakes.collect::<io::Result<_>>().map_err(TapError::io("cannot have an eventfd"))?;
+        let attached = Mutex::new(u16::try_from(queues.len()).unwrap_or(u16::MAX));
+        Ok(Self { name: name.into(), queues, attached, wakes, has_uso, mtu })
     }
 
     /// Interface name.
@@ -181,6 +196,12 @@ impl Tap {
     }
 }
 
+fn check_name(name: &str) -> Result<(), TapError> {
+    let valid = (1..libc::IFNAMSIZ).contains(&name.len()) && !matches!(name, "." | "..");
+    let is_bad = |byte| byte == b'/' || byte == b':' || byte <= b' ' || byte >= 0x7f || byte == b'%';
+    if !valid || name.bytes().any(is_bad) { Err(TapError::Name) } else { Ok(()) }
+}
+
 fn attach_queues(name: &str, queues: u16) -> Result<Vec<File>, TapError> {
     let multi = if queues > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
     match (0..queues).map(|_| attach_queue(name, multi)).collect() {
@@ -209,13 +230,21 @@ fn attach_queue(name: &str, multi: libc::c_int) -> Result<File, TapError> {
     }
 }
 
+fn set_header_size(file: &File) -> nix::Result<()> {
+    let header_size = libc::c_int::try_from(HEADER_SIZE).unwrap_or(0);
+    // SAFETY: reads an integer.
+    unsafe { ioctls::set_header_size(file.as_raw_fd(), &raw const header_size) }.map(drop)
+}
+
 fn set_offload(file: &File, flags: u32) -> nix::Result<()> {
     // SAFETY: takes an integer.
     unsafe { ioctls::set_offload(file.as_raw_fd(), flags.cast_signed()) }.map(drop)
 }
 
 /// Sets the MTU if one is wanted, and switches the interface on if it is ours; returns the MTU.
-fn configure(socket: &impl AsRawFd, name: &str, mtu: Option<u16>, up: bool) -> Result<u16, TapError> {
+fn configure(name: &str, mtu: Option<u16>, up: bool) -> Result<u16, TapError> {
+    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None);
+    let socket = socket.map_err(TapError::io("cannot have a socket"))?;
     let socket = socket.as_raw_fd();
     let mut request = request(name, 0);
     if let Some(mtu) = mtu {
