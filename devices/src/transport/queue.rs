@@ -358,5 +358,8 @@ fn next(descriptor: Descriptor, entries: u32) -> Result<Option<u16>, QueueError>
 }
 
 #[cfg(test)]
+#[path = "queue_killed_tests.rs"]
+mod killed_tests;
+#[cfg(test)]
 #[path = "queue_tests.rs"]
 mod tests;

@@ -65,6 +65,8 @@ impl Shadow {
         for (at, count) in runs(self.used.len(), first, end) {
             self.memory.write(layout.used_entry(first_of(at)), self.used[at..at + count].as_bytes())?;
         }
+        #[cfg(test)]
+        super::journal::stores::about_to_store();
         self.memory.store_u16(layout.used_index(), end, Ordering::Release)
     }
 

@@ -1,0 +1,294 @@
+//! `outrigger-blk`, killed with SIGKILL at random moments under verified load, and succeeded by another process each time.
+//!
+//! The driver here knows nothing of it: it makes requests, sleeps until an interrupt comes, and compares what it reads.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod disk_driver;
+
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use outrigger_protocol::client::{Client, ClientMemory, IoFdKind, Journal, Options};
+use outrigger_protocol::pci::{BAR0_REGION, MSIX_IRQ};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::eventfd::EventFd;
+
+use disk_driver::{BLOCK, BLOCKS, Disk, QUEUES, RAM_SIZE, Random};
+
+const BAR_SIZE: u64 = 0x4000;
+
+#[derive(Debug)]
+struct Ram(GuestMemoryMmap);
+
+impl ClientMemory for Ram {
+    fn read(&self, address: u64, data: &mut [u8]) -> Result<(), Errno> {
+        self.0.read_slice(data, GuestAddress(address)).map_err(|_| Errno::EFAULT)
+    }
+    fn write(&self, address: u64, data: &[u8]) -> Result<(), Errno> {
+        self.0.write_slice(data, GuestAddress(address)).map_err(|_| Errno::EFAULT)
+    }
+}
+
+/// A device process and the connection to it.
+struct Process {
+    child: Child,
+    client: Client,
+    doorbells: Vec<File>,
+}
+
+impl Process {
+    fn start(image: &Path, ram: &GuestMemoryMmap, succeeds: bool) -> Self {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_outrigger-blk"));
+        command.args(["--options", &format!("path={},queues={QUEUES}", image.display()), "--fd", "0"]);
+        command.stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs))).env_remove("OUTRIGGER_SUCCESSOR");
+        if succeeds {
+            command.env("OUTRIGGER_SUCCESSOR", "1");
+        }
+        let child = command.spawn().unwrap();
+        let options = Options { journal: true, ..Options::default() };
+        let client = Client::new(ours, Arc::new(Ram(ram.clone())), &options).unwrap();
+        Self { child, client, doorbells: Vec::new() }
+    }
+
+    /// What a client does before the guest may use the device.
+    fn connect(&mut self, ram: &File, interrupts: &[EventFd]) {
+        self.client.dma_map(0, RAM_SIZE, Some((ram.as_fd(), 0))).unwrap();
+        // SAFETY: the eventfds live until after the call.
+        let fds: Vec<_> = interrupts.iter().map(|fd| unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) }).collect();
+        self.client.set_irq_eventfds(MSIX_IRQ, 0, &fds).unwrap();
+        let io_fds = self.client.region_io_fds(BAR0_REGION, BAR_SIZE).unwrap();
+        let io_fds = io_fds.into_iter().filter(|io_fd| matches!(io_fd.kind, IoFdKind::Ioeventfd { .. }));
+        self.doorbells = io_fds.map(|io_fd| io_fd.fd.lend().try_clone_to_owned().unwrap().into()).collect();
+        assert_eq!(self.doorbells.len(), usize::from(QUEUES));
+    }
+
+    fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The device as the guest has it, whatever process serves it now.
+struct Machine {
+    image: PathBuf,
+    ram: GuestMemoryMmap,
+    file: File,
+    interrupts: Vec<EventFd>,
+    journal: Journal,
+    process: Process,
+    random: Random,
+    kills: usize,
+}
+
+impl Machine {
+    fn new(image: &Path, seed: u64) -> Self {
+        let fd = nix::sys::memfd::memfd_create(c"ram", nix::sys::memfd::MFdFlags::empty()).unwrap();
+        let file = File::from(fd);
+        file.set_len(RAM_SIZE).unwrap();
+        let offset = vm_memory::FileOffset::new(file.try_clone().unwrap(), 0);
+        let range = (GuestAddress(0), usize::try_from(RAM_SIZE).unwrap(), Some(offset));
+        let ram = GuestMemoryMmap::from_ranges_with_files([range]).unwrap();
+        let interrupts: Vec<_> = (0..=QUEUES).map(|_| EventFd::new(libc::EFD_NONBLOCK).unwrap()).collect();
+        let mut process = Process::start(image, &ram, false);
+        let journal = Journal::create(process.client.journal_format().unwrap()).unwrap();
+        assert!(process.client.begin_journal(&journal).unwrap().is_empty());
+        process.connect(&file, &interrupts);
+        Self { image: image.into(), ram, file, interrupts, journal, process, random: Random(seed), kills: 0 }
+    }
+
+    /// Kills the process. Its successor may have been started before, and may be killed as well before it is the device.
+    fn kill(&mut self) {
+        loop {
+            let early = self.random.below(2) == 0;
+            if !early {
+                self.process.kill();
+            }
+            let mut successor = Process::start(&self.image, &self.ram, true);
+            successor.client.offer_journal(&self.journal).unwrap();
+            if early {
+                self.process.kill();
+            }
+            successor.connect(&self.file, &self.interrupts);
+            self.kills += 1;
+            if self.random.below(8) == 0 {
+                let pid = nix::unistd::Pid::from_raw(successor.child.id().cast_signed());
+                let pause = Duration::from_micros(self.random.below(1500));
+                let killer = std::thread::spawn(move || {
+                    std::thread::sleep(pause);
+                    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+                });
+                // Told or not.
+                let _ = successor.client.take_journal();
+                killer.join().unwrap();
+                self.process = successor;
+                continue;
+            }
+            successor.client.take_journal().unwrap();
+            self.process = successor;
+            return;
+        }
+    }
+
+    /// An access of the guest's, during which the process may be killed; it is done again by a successor then.
+    fn access<T>(&mut self, access: impl Fn(&Client) -> Result<T, outrigger_protocol::client::ClientError>) -> T {
+        let (before, after) = (self.random.below(4) == 0, self.random.below(4) == 0);
+        if before {
+            self.kill();
+        }
+        let result = access(&self.process.client).unwrap();
+        if !after {
+            return result;
+        }
+        // It was done, and nobody has heard the answer.
+        self.kill();
+        access(&self.process.client).unwrap()
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        self.access(|client| client.region_write(BAR0_REGION, offset, data));
+    }
+
+    fn read<const N: usize>(&mut self, offset: u64) -> [u8; N] {
+        self.access(|client| {
+            let mut data = [0; N];
+            client.region_read(BAR0_REGION, offset, &mut data).map(|()| data)
+        })
+    }
+
+    /// Resets the device, and brings it into service, while it is killed.
+    fn bring_up(&mut self) {
+        self.write(0x14, &[0]);
+        while self.read::<1>(0x14) != [0] {}
+        for status in [1, 3] {
+            self.write(0x14, &[status]);
+        }
+        // Indirect descriptors are not used; the event index is.
+        let features: u64 = 1 << 32 | 1 << 29 | 1 << 9;
+        for (select, half) in (0u32..).zip(features.to_le_bytes().chunks(4)) {
+            self.write(0x08, &select.to_le_bytes());
+            self.write(0x0c, half);
+        }
+        self.write(0x14, &[0xb]);
+        assert_eq!(self.read::<1>(0x14), [0xb]);
+        self.write(0x10, &0u16.to_le_bytes());
+        for queue in 0..QUEUES {
+            self.write(0x16, &queue.to_le_bytes());
+            self.write(0x18, &disk_driver::SIZE.to_le_bytes());
+            self.write(0x1a, &(queue + 1).to_le_bytes());
+            for (offset, address) in [0x20, 0x28, 0x30].into_iter().zip(disk_driver::parts(queue)) {
+                self.write(offset, &address.to_le_bytes());
+            }
+            self.write(0x1c, &[1, 0]);
+            assert_eq!(self.read::<2>(0x1a), (queue + 1).to_le_bytes());
+        }
+        self.write(0x14, &[0xf]);
+        assert_eq!(self.read::<1>(0x14), [0xf]);
+    }
+
+    fn ring(&self, queue: u16) {
+        // The process may be dead; then the next one looks at the queue by itself.
+        use std::io::Write;
+        (&self.process.doorbells[usize::from(queue)]).write_all(&1u64.to_ne_bytes()).unwrap();
+    }
+
+    /// Sleeps until a queue has interrupted.
+    fn wait(&self) {
+        // SAFETY: the eventfds are borrowed.
+        let fds = self.interrupts[1..].iter().map(|fd| unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) });
+        let mut fds: Vec<_> = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        let ready = poll(&mut fds, PollTimeout::from(10_000u16)).unwrap();
+        assert!(ready > 0, "an interrupt was lost");
+        self.interrupts[1..].iter().for_each(|fd| drop(fd.read()));
+    }
+}
+
+fn kill_under_load(directory: &Path, kills: usize, seed: u64) {
+    let image = tempfile::NamedTempFile::new_in(directory).unwrap();
+    image.as_file().set_len(BLOCKS * BLOCK as u64).unwrap();
+    let mut machine = Machine::new(image.path(), seed);
+    machine.random = Random(seed);
+    let mut disk = Disk::new(&machine.ram, seed);
+    machine.bring_up();
+    let begun = Instant::now();
+    let mut requests = 0;
+    while machine.kills < kills {
+        // Between none and some hundred requests, and a random part of what one of them takes.
+        let until = machine.random.below(150);
+        let mut done = 0;
+        loop {
+            for queue in 0..QUEUES {
+                if disk.submit(queue) {
+                    machine.ring(queue);
+                }
+            }
+            if done >= until {
+                break;
+            }
+            let completed = disk.collect();
+            done += completed;
+            if completed == 0 && disk.wants_interrupts() {
+                machine.wait();
+            }
+        }
+        requests += done;
+        let pause = Duration::from_nanos(machine.random.below(100_000));
+        let now = Instant::now();
+        while now.elapsed() < pause {
+            std::hint::spin_loop();
+        }
+        machine.kill();
+    }
+    while disk.is_busy() {
+        if disk.collect() == 0 && disk.wants_interrupts() {
+            machine.wait();
+        }
+    }
+    println!("{} kills, {requests} requests in {:?}", machine.kills, begun.elapsed());
+    assert_eq!(machine.read::<1>(0x14), [0xf]);
+    let mut block = vec![0; BLOCK];
+    for index in 0..BLOCKS {
+        image.as_file().read_exact_at(&mut block, index * BLOCK as u64).unwrap();
+        disk.verify(index, &block);
+    }
+}
+
+/// So many in each test; `KILLS` in the environment asks for more.
+fn kills() -> usize {
+    std::env::var("KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(150)
+}
+
+fn seed() -> u64 {
+    let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = seed.unwrap_or_else(|| u64::from(std::process::id()) << 20 | 1);
+    println!("SEED={seed}");
+    seed
+}
+
+/// Requests by io_uring.
+#[test]
+fn a_disk_in_a_file_system_is_killed_under_load() {
+    kill_under_load(Path::new(env!("CARGO_TARGET_TMPDIR")), kills(), seed());
+}
+
+/// Requests by plain system calls.
+#[test]
+fn a_disk_in_memory_is_killed_under_load() {
+    kill_under_load(Path::new("/dev/shm"), kills(), seed());
+}
