@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
-use outrigger_protocol::client::{Client, ClientError, ClientMemory, Options, RegionWrite};
+use outrigger_protocol::client::{Client, ClientError, ClientMemory, Journal, Options, RegionWrite};
 use outrigger_protocol::command::Command;
+use outrigger_protocol::journal::MAX_KEPT;
 use outrigger_protocol::migration::DeviceState;
 use outrigger_protocol::wire::{self, FLAG_ERROR, Header, RegionAccess, RegionWriteMulti, TYPE_COMMAND, TYPE_REPLY};
 use zerocopy::{FromBytes, IntoBytes};
@@ -21,6 +22,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::allocations::count_this_thread;
 use crate::checks::{Limits, checked};
 use crate::descriptors::{Descriptors, memfd};
+use crate::device::journal_format;
 use crate::input::{Input, MAX_STEPS, Packet};
 use crate::peer::{Arrived, Peer};
 use crate::version;
@@ -151,7 +153,7 @@ impl ClientMemory for Ram {
 fn client(stream: UnixStream, twin_socket: bool, calls: &[Call]) {
     let start = Instant::now();
     let ram = Arc::new(Ram(Mutex::new(vec![0; RAM])));
-    let client = Client::new(stream, ram, &Options { deadline: DEADLINE, twin_socket, ..Options::default() });
+    let client = Client::new(stream, ram, &Options { deadline: DEADLINE, twin_socket, journal: true });
     assert!(start.elapsed() < DEADLINE + SLACK, "the version took {:?}", start.elapsed());
     let Ok(client) = client else { return };
     let done = AtomicBool::new(false);
@@ -234,6 +236,14 @@ pub fn call(client: &Client, call: Call) -> (u32, Result<(), ClientError>) {
         16 => client.get_feature(length, &vec![index; usize::from(index)]).map(drop),
         17 => client.set_feature(length, &vec![index; usize::from(index)]),
         18 => client.reset(),
+        19 if length % 2 == 1 => {
+            let journal = Journal::create(&journal_format()).expect("a journal");
+            match index % 3 {
+                0 => client.begin_journal(&journal).map(|kept| assert!(kept.len() <= MAX_KEPT)),
+                1 => client.offer_journal(&journal),
+                _ => client.take_journal(),
+            }
+        }
         20 => client.migration().map(drop),
         21 => client.device_state().map(drop),
         22 => client.set_device_state(DeviceState::from_number(u32::from(index % 7)).unwrap_or(DeviceState::Stop)),

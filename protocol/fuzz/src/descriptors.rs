@@ -7,6 +7,9 @@ use std::os::unix::net::UnixStream;
 use nix::sys::epoll::{Epoll, EpollCreateFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use outrigger_protocol::client::Journal;
+
+use crate::device::journal_format;
 
 /// A shared file of [`LARGE`] bytes.
 pub const MEMORY: u8 = 0;
@@ -14,6 +17,8 @@ pub const MEMORY: u8 = 0;
 pub const EVENTFD: u8 = 1;
 /// One end of a stream socket.
 pub const SOCKET: u8 = 2;
+/// A journal of the device's format.
+pub const JOURNAL: u8 = 13;
 /// How many bytes of memory can be shared.
 pub const LARGE: u64 = 1 << 20;
 
@@ -21,6 +26,7 @@ pub const LARGE: u64 = 1 << 20;
 #[derive(Debug)]
 pub struct Descriptors {
     kinds: Vec<OwnedFd>,
+    journal: Journal,
     _ends: [UnixStream; 2],
 }
 
@@ -46,13 +52,18 @@ impl Descriptors {
             File::open("/").expect("a directory").into(),
             memfd(0),
         ];
-        Self { kinds, _ends: [end, other] }
+        let journal = Journal::create(&journal_format()).expect("a journal");
+        Self { kinds, journal, _ends: [end, other] }
     }
 
     /// The numbers behind kinds; `own` is the sender's end of the connection itself.
     pub fn resolve(&self, kinds: &[u8], own: &impl AsFd) -> Vec<RawFd> {
         let own = own.as_fd().as_raw_fd();
-        kinds.iter().map(|&kind| self.kinds.get(usize::from(kind) % 13).map_or(own, AsRawFd::as_raw_fd)).collect()
+        let resolve = |&kind: &u8| match kind % 14 {
+            JOURNAL => self.journal.fd().as_raw_fd(),
+            kind => self.kinds.get(usize::from(kind)).map_or(own, AsRawFd::as_raw_fd),
+        };
+        kinds.iter().map(resolve).collect()
     }
 }
 

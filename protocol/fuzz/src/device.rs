@@ -9,9 +9,10 @@ use std::thread::JoinHandle;
 
 use nix::errno::Errno;
 use nix::sys::eventfd::EventFd;
+use outrigger_protocol::journal::{JournalFormat, JournalMemory};
 use outrigger_protocol::migration::DeviceState;
 use outrigger_protocol::server::{
-    Device, Feature, Interrupts, IoFd, IoFdKind, Irq, Memory, MemoryError, Migration, Region, RegionMapping,
+    Device, Feature, Interrupts, IoFd, IoFdKind, Irq, Journaled, Memory, MemoryError, Migration, Region, RegionMapping,
 };
 use outrigger_protocol::{pci, wire};
 use vm_memory::Bytes;
@@ -65,6 +66,7 @@ pub struct FuzzDevice {
     worker: Option<(SyncSender<Order>, JoinHandle<()>)>,
     feature: Vec<u8>,
     state: State,
+    journal: Kept,
     with_worker: bool,
 }
 
@@ -116,6 +118,48 @@ impl Migration for State {
     }
 }
 
+/// What the device keeps.
+pub fn journal_format() -> JournalFormat {
+    JournalFormat { format: "fuzz/1".into(), size: 8192 }
+}
+
+/// A journal all of whose words are used.
+#[derive(Debug, Default)]
+struct Kept(Option<JournalMemory>);
+
+impl Kept {
+    fn write(&mut self, memory: JournalMemory) {
+        assert_eq!(memory.words().len(), 1024, "the journal has another size");
+        memory.words().iter().for_each(|word| word.store(7, Ordering::Relaxed));
+        self.0 = Some(memory);
+    }
+}
+
+impl Journaled for Kept {
+    fn format(&self) -> JournalFormat {
+        journal_format()
+    }
+
+    fn begin(&mut self, memory: JournalMemory) -> Result<Vec<OwnedFd>, Errno> {
+        assert!(self.0.is_none(), "there is a journal already");
+        self.write(memory);
+        Ok((0..3).map(memfd).collect())
+    }
+
+    fn offer(&mut self, memory: &JournalMemory) -> Result<(), Errno> {
+        assert!(self.0.is_none(), "there is a journal already");
+        match memory.words().iter().map(|word| word.load(Ordering::Relaxed)).sum::<u64>() % 3 {
+            0 => Ok(()),
+            _ => Err(Errno::EPROTO),
+        }
+    }
+
+    fn take(&mut self, memory: JournalMemory) -> Result<(), Errno> {
+        self.write(memory);
+        Ok(())
+    }
+}
+
 /// What the client gave.
 #[derive(Debug, Default)]
 struct Hands {
@@ -161,6 +205,7 @@ impl FuzzDevice {
             worker: None,
             feature: Vec::new(),
             state: State::default(),
+            journal: Kept::default(),
             with_worker,
         }
     }
@@ -195,6 +240,10 @@ impl Device for FuzzDevice {
             });
             self.worker = Some((orders, worker));
         }
+    }
+
+    fn journal(&mut self) -> Option<&mut dyn Journaled> {
+        Some(&mut self.journal)
     }
 
     fn memory_changed(&mut self, memory: &Memory) {

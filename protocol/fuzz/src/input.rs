@@ -4,9 +4,14 @@
 //! and splice as it likes. A zero is always the valid choice; what is not zero is a mutation.
 
 use arbitrary::Unstructured;
+use outrigger_protocol::command::Command;
 use outrigger_protocol::wire::{FLAG_NO_REPLY, HEADER_SIZE, Header, TYPE_COMMAND, TYPE_REPLY};
 use zerocopy::IntoBytes;
 
+/// [`Packet::command`] of [`Command::JournalOffer`].
+pub const JOURNAL_OFFER: u8 = 0xf1;
+/// [`Packet::command`] of [`Command::JournalTake`].
+pub const JOURNAL_TAKE: u8 = 0xf2;
 /// The most steps of one input.
 pub const MAX_STEPS: usize = 64;
 /// The most bytes of a payload that are in the input; more come from [`Packet::more`].
@@ -89,6 +94,15 @@ impl Mutation {
 }
 
 impl Packet {
+    /// The command as it is sent: ours lie beyond a byte.
+    pub fn number(&self) -> u16 {
+        match self.command {
+            JOURNAL_OFFER => Command::JournalOffer as u16,
+            JOURNAL_TAKE => Command::JournalTake as u16,
+            command => command.into(),
+        }
+    }
+
     /// Reads one.
     pub fn decode(input: &mut Input<'_>) -> Self {
         let what: u8 = input.number();

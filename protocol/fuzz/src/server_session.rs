@@ -104,7 +104,7 @@ impl Client {
             4 => {
                 let packet = Packet::decode(input);
                 if let Some(twin) = &mut self.twin {
-                    send(twin, &packet, &packet.bytes(id, packet.command.into(), TYPE_COMMAND), &self.descriptors);
+                    send(twin, &packet, &packet.bytes(id, packet.number(), TYPE_COMMAND), &self.descriptors);
                 }
             }
             5 => {
@@ -127,7 +127,7 @@ impl Client {
                 let (id, command) = self
                     .last_request
                     .as_ref()
-                    .map_or((id, packet.command.into()), |request| (request.header.message_id, request.header.command));
+                    .map_or((id, packet.number()), |request| (request.header.message_id, request.header.command));
                 let peer = self.twin.as_mut().unwrap_or(&mut self.main);
                 send(peer, &packet, &packet.bytes(id, command, TYPE_REPLY), &self.descriptors);
             }
@@ -137,7 +137,7 @@ impl Client {
     /// Sends a command, and waits for its reply as a client does: serving requests.
     fn say(&mut self, packet: &Packet, id: u16) {
         let before = self.answered.len();
-        let bytes = packet.bytes(id, packet.command.into(), TYPE_COMMAND);
+        let bytes = packet.bytes(id, packet.number(), TYPE_COMMAND);
         let whole = send(&mut self.main, packet, &bytes, &self.descriptors);
         let deadline = Instant::now() + PATIENCE;
         let wait = whole && !packet.impatient && !packet.no_reply && packet.mutation.is_none();

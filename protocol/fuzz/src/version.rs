@@ -15,7 +15,8 @@ pub fn payload(input: &mut Input<'_>, twin: &str) -> Option<Vec<u8>> {
         6 => r#""max_msg_fds":0"#.to_string(),
         _ => return None,
     };
-    Some(version(format!("{{\"capabilities\":{{{json}}}}}\0").as_bytes()))
+    let journal = if how & 8 != 0 { r#","outrigger_journal":{}"# } else { "" };
+    Some(version(format!("{{\"capabilities\":{{{json}{journal}}}}}\0").as_bytes()))
 }
 
 fn version(json: &[u8]) -> Vec<u8> {

@@ -21,7 +21,7 @@ use outrigger_protocol::server::{Options as ServerOptions, serve};
 use outrigger_protocol::wire::{HEADER_SIZE, Header};
 use outrigger_protocol_fuzz::client_session::{self, Call, RAM, Ram};
 use outrigger_protocol_fuzz::device::{FuzzDevice, INTERRUPT, MESSAGES, ORDERS, Order};
-use outrigger_protocol_fuzz::input::Packet;
+use outrigger_protocol_fuzz::input::{JOURNAL_OFFER, JOURNAL_TAKE, Packet};
 use outrigger_protocol_fuzz::{client_codec, descriptors, ioregionfd, server_session};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -71,6 +71,7 @@ fn main() {
     for choice in 0..4 {
         save(&corpus, "ioregionfd", &format!("accesses-{choice}"), &register_accesses(choice));
     }
+    save(&corpus, "server_session", "journal", &journal());
     let texts = [
         r#"{"capabilities":{"max_msg_fds":8,"max_data_xfer_size":4096,"max_dma_maps":7,"pgsizes":4096,"write_multiple":true}}"#,
         r#"{"capabilities":{"twin_socket":{"supported":true,"fd_index":0},"migration":{"pgsize":4096}}}"#,
@@ -79,6 +80,22 @@ fn main() {
     for (i, text) in texts.iter().enumerate() {
         save(&corpus, "client_codec", &format!("json-{i}"), &[&[1], text.as_bytes(), &[0]].concat());
     }
+}
+
+/// A journal is begun; a predecessor's is offered and taken.
+fn journal() -> Vec<u8> {
+    let offer = |flags: u32| {
+        let payload = [16u32.to_le_bytes(), flags.to_le_bytes(), 8192u32.to_le_bytes(), [0; 4]].concat();
+        Packet { command: JOURNAL_OFFER, payload, fds: vec![descriptors::JOURNAL], ..Packet::default() }
+    };
+    let take = Packet { command: JOURNAL_TAKE, ..Packet::default() };
+    // The version's, with the capability.
+    let mut seed = vec![8];
+    for packet in [offer(1), take, offer(0)] {
+        seed.push(server_session::PACKET);
+        seed.extend(packet.encode());
+    }
+    seed
 }
 
 type Scenario = fn(&Client);
