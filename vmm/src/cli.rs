@@ -130,6 +130,12 @@ struct RunArgs {
     /// user      whose server may be given guest RAM: a name, a number or any (default: root's, and that of the user
     ///           who runs outrigger); with socket only
     /// dma       shared: the process maps guest RAM (default); messages: it asks for every byte
+    /// restart   N/SECONDS: when the process fails, another one takes its place, at most N times in any SECONDS, and
+    ///           the guest's accesses wait meanwhile; off: the guest loses the device (exit status 6). Default: 5/60s
+    ///           for a program that keeps a journal, with which the guest notices nothing; off for others. Without a
+    ///           journal the device is reset, which its driver must be able to bear. With socket, Outrigger connects
+    ///           again as soon as somebody listens
+    /// deadline  how long the process may take for any answer, and a restart in all (default: 10s; 100ms to 600s)
     #[arg(
         long,
         value_name = "program=PATH|socket=PATH[,KEY=VALUE,…]",
@@ -154,7 +160,8 @@ fn command() -> clap::Command {
             .action(ArgAction::Append)
             .help(format!("{about}; repeat it for more"))
             .long_help(format!(
-                "{about}; repeat it for more\n\nShort for --device program={program},…; '{program} --help' explains its keys"
+                "{about}; repeat it for more\n\nShort for --device program={program},…; '{program} --help' explains its keys,\n\
+                 and below are Outrigger's own: dma, restart and deadline"
             ))
             .help_heading(DEVICES)
             .display_order(order)

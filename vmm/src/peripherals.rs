@@ -1,24 +1,41 @@
-//! The PCI devices of a run: each one's process started or its socket found, attached, served, and let go at the end.
+//! The PCI devices of a run: each one's process started or its socket found, attached, served, succeeded when it fails, and
+//! let go at the end.
+//!
+//! | file | one idea |
+//! |---|---|
+//! | `source` | how a device is got, at first and again |
+//! | `connect` | a connection to a server that somebody else runs |
+//! | `open` | from a socket to a link, and what serves it says about itself |
+//! | `journal` | what a device writes down for its successors, and who holds it |
+//! | `peripheral` | one device and its thread |
+//! | `successor` | a process gets ready to serve a device in place of another |
+//! | `restart` | when a process fails: whether, when and how often another one takes its place |
+//! | [`replace`] | the same by the user's wish |
+//! | [`status`] | what people and programs may know |
+//! | `error` | why the guest cannot have a device |
 
 mod connect;
 mod error;
+mod journal;
 mod open;
+mod peripheral;
+pub mod replace;
+mod restart;
+mod source;
+pub mod status;
+mod successor;
 
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
 
-use outrigger_process::output::tell;
-
 use crate::attach::Backplane;
-use crate::attach::device::Device;
-use crate::attach::link::{Cause, Link};
-use crate::attach::serving::{STACK, Service};
-use crate::config::{DeviceConfig, Dma, Source};
+use crate::attach::bus_master::BusMaster;
+use crate::attach::serving::STACK;
+use crate::config::{DeviceConfig, Dma};
 use crate::control::Control;
-use crate::control::processes::{DeviceProcess, ending};
-use crate::control::supervisor;
 use crate::machine::memory::GuestRam;
 use crate::machine::stats::DeviceLine;
 use crate::pci::Slot;
@@ -26,38 +43,55 @@ use crate::pci::bus::PciBus;
 use crate::pci::windows::Windows;
 pub use error::PeripheralError;
 use error::Problem;
-use nix::sys::signal::Signal;
-use open::{Opened, Opening, Reachable};
+use journal::Kept;
+use open::{Host, Opening};
+use peripheral::{FirstOpened, Parts, Peripheral, socket};
+use replace::ReplaceError;
+use source::{Reached, reach, start};
+use status::DeviceStatus;
 
-/// How long a process that hung up may take to be gone by itself, so that its own status can be told.
-const EXIT_WAIT: Duration = Duration::from_millis(500);
+/// How long a process that closed its socket when it was first asked may take to be gone, so that its status can be told.
+const EXIT_WAIT: Duration = Duration::from_secs(2);
 /// How long devices whose processes stay may take to reset when the machine was.
 const RESET_WAIT: Duration = Duration::from_millis(700);
-/// How long a process that was killed may take.
-const KILL_WAIT: Duration = Duration::from_millis(500);
 
 /// All PCI devices of a run, in the order of their slots.
 #[derive(Default)]
 pub struct Peripherals {
-    all: Vec<Arc<Peripheral>>,
+    all: Devices,
     /// Ends when the thread of each device has.
     threads: Option<Receiver<()>>,
 }
 
-/// A device and how it was got.
-struct Peripheral {
-    label: String,
-    dma: Dma,
-    device: Arc<Device>,
-    link: Arc<Link>,
-    process: Option<Arc<DeviceProcess>>,
-}
+/// The devices of a run, for those who ask about them or wish something from outside.
+#[derive(Clone, Default)]
+pub struct Devices(Arc<[Arc<Peripheral>]>);
 
-/// A device whose process runs or is listening.
-struct Started<'a> {
-    config: &'a DeviceConfig,
-    process: Option<Arc<DeviceProcess>>,
-    reachable: Reachable,
+#[allow(dead_code, reason = "the control socket uses it")]
+impl Devices {
+    /// What is known of each, in the order of their slots.
+    #[must_use]
+    pub fn status(&self) -> Vec<DeviceStatus> {
+        self.0.iter().map(|peripheral| peripheral.status()).collect()
+    }
+
+    /// Lets another process of the same program serve the device in `slot`, unnoticed by the guest. Returns how long its
+    /// accesses waited. This takes as long as the new process does to get ready, and its deadline at most.
+    ///
+    /// # Errors
+    /// See [`ReplaceError`].
+    pub fn restart(&self, slot: Slot) -> Result<Duration, ReplaceError> {
+        self.replace(slot, None)
+    }
+
+    /// The same with another program, which later restarts will use, too.
+    ///
+    /// # Errors
+    /// See [`ReplaceError`].
+    pub fn replace(&self, slot: Slot, program: Option<PathBuf>) -> Result<Duration, ReplaceError> {
+        let peripheral = self.0.iter().find(|peripheral| peripheral.slot == slot);
+        peripheral.ok_or(ReplaceError::NoDevice)?.replace(program)
+    }
 }
 
 impl Peripherals {
@@ -74,59 +108,68 @@ impl Peripherals {
         windows: &mut Windows,
         control: &Control,
     ) -> Result<Self, PeripheralError> {
+        let host = Arc::new(Host { ram: ram.clone(), control: control.clone(), cpus });
         // All start before the first is asked anything, so that they start at the same time.
-        let started = configs.iter().map(|config| start(config, cpus, control)).collect::<Result<Vec<_>, _>>()?;
-        let processes: Vec<_> = started.iter().map(|started| started.process.clone()).collect();
-        let opened = open_all(started, ram, control)?;
+        let started = configs.iter().map(|config| First::start(config, &host)).collect::<Result<Vec<_>, _>>()?;
+        let mut parts = Vec::new();
+        for (slot, first) in (1..).map(Slot).zip(&started) {
+            let process = first.reached.as_ref().and_then(|reached| reached.process.clone());
+            let (config, bus_master) = (first.config.clone(), first.bus_master.clone());
+            parts.push(Parts { slot, config, host: host.clone(), bus_master, process });
+        }
+        let opened = open_all(started, &host)?;
         let (running, threads) = channel();
-        let mut all = Vec::new();
-        let each = configs.iter().zip(processes).zip(opened);
-        for (slot, ((config, process), opened)) in (1..).map(Slot).zip(each) {
-            let label = config.label.clone();
-            let failed = |problem| PeripheralError { label: config.label.clone(), problem };
-            let Opened { link, bus_master, description } = opened;
-            let device = Device::new(link.clone(), bus_master, &description, slot, backplane, windows);
-            let device = Arc::new(device.map_err(|error| failed(Problem::Attach(error)))?);
-            assert!(bus.insert(slot, device.clone()), "slots are given out once, and there are at most 31 devices");
-            let peripheral = Arc::new(Peripheral { label, dma: config.dma, device, link, process });
+        let mut all: Vec<Arc<Peripheral>> = Vec::new();
+        for (parts, opened) in parts.into_iter().zip(opened) {
+            let (slot, label) = (parts.slot, parts.config.label.clone());
+            let failed = |problem| PeripheralError { label: label.clone(), problem };
+            let peripheral = Arc::new(Peripheral::new(parts, opened, backplane, windows).map_err(failed)?);
+            let is_free = bus.insert(slot, peripheral.device.clone());
+            assert!(is_free, "slots are given out once, and there are at most 31 devices");
             peripheral.serve(running.clone()).map_err(failed)?;
             all.push(peripheral);
         }
-        Ok(Self { all, threads: Some(threads) })
+        Ok(Self { all: Devices(all.into()), threads: Some(threads) })
+    }
+
+    /// The devices, for those who ask about them or wish something from outside.
+    #[allow(dead_code, reason = "the control socket uses it")]
+    #[must_use]
+    pub fn devices(&self) -> Devices {
+        self.all.clone()
     }
 
     /// Whether the guest has lost a device. Deaths that nothing has come upon yet are noticed now.
     #[must_use]
     pub fn are_any_lost(&self) -> bool {
-        self.all.iter().for_each(|peripheral| peripheral.link.check());
-        self.all.iter().any(|peripheral| peripheral.link.lost().is_some_and(|cause| *cause != Cause::Ended))
+        self.all.0.iter().any(|peripheral| peripheral.is_lost())
     }
 
     /// How each part of each device is reached, for people.
     #[must_use]
     pub fn describe(&self) -> String {
         let line = |peripheral: &Arc<Peripheral>| {
-            let process = peripheral.process.as_ref();
+            let process = peripheral.now().process.clone();
             let process = process.map(|process| format!("  {} (process {})", process.program(), process.id()));
             let text = peripheral.device.describe();
             let (first, rest) = text.split_once('\n').unwrap_or((&text, ""));
-            let dma = if peripheral.dma == Dma::Messages { "  guest RAM by messages" } else { "" };
-            format!("{first}  {}{}{dma}\n{rest}\n", peripheral.label, process.unwrap_or_default())
+            let dma = if peripheral.config.dma == Dma::Messages { "  guest RAM by messages" } else { "" };
+            format!("{first}  {}{}{dma}\n{rest}\n", peripheral.config.label, process.unwrap_or_default())
         };
-        self.all.iter().map(line).collect()
+        self.all.0.iter().map(line).collect()
     }
 
     /// How many accesses the VMM answered, for people.
     #[must_use]
     pub fn served(&self) -> Vec<DeviceLine> {
-        self.all.iter().flat_map(|peripheral| peripheral.device.served()).collect()
+        self.all.0.iter().flat_map(|peripheral| peripheral.device.served()).collect()
     }
 
     /// The machine was reset: every device forgets what it knew whose process stays for the next guest. All at once, and
     /// for no longer than [`RESET_WAIT`]: what a device has not done by then its process does when the connection ends.
     pub fn reset(&self) {
         let (running, threads) = channel::<()>();
-        for peripheral in self.all.iter().filter(|peripheral| peripheral.process.is_none()) {
+        for peripheral in self.all.0.iter().filter(|peripheral| peripheral.now().process.is_none()) {
             let (peripheral, running) = (Arc::clone(peripheral), running.clone());
             let body = move || {
                 let _running = running;
@@ -144,7 +187,7 @@ impl Peripherals {
 
     /// Ends all connections, and with them every wait for an answer.
     pub fn disconnect(&self) {
-        self.all.iter().for_each(|peripheral| peripheral.link.end());
+        self.all.0.iter().for_each(|peripheral| peripheral.disconnect());
     }
 
     /// Waits, for `limit` at most, until the threads of all devices have ended and have told what they had to tell. The
@@ -163,69 +206,42 @@ impl Drop for Peripherals {
     }
 }
 
-impl Peripheral {
-    /// Starts the device's thread, which holds `running` for as long as it runs.
-    fn serve(self: &Arc<Self>, running: Sender<()>) -> Result<(), Problem> {
-        let service = Service::new(self.device.clone(), self.link.clone()).map_err(Problem::Service)?;
-        let peripheral = Arc::clone(self);
-        let thread = thread::Builder::new().name(format!("device {}", self.device.slot())).stack_size(STACK);
-        let body = move || {
-            let _running = running;
-            let cause = service.run();
-            if *cause != Cause::Ended {
-                peripheral.lose(cause);
-            }
-        };
-        thread.spawn(body).map(drop).map_err(Problem::Thread)
-    }
-
-    /// The device is gone: it is taken from the guest, its process is ended, and the user is told. A restart would begin
-    /// here.
-    fn lose(&self, cause: &Cause) {
-        self.device.withdraw();
-        let status = self.process.as_ref().and_then(|process| {
-            // Of a process that has hung up its own end is told, of any other why it was cut off.
-            let status = process.wait(if *cause == Cause::HungUp { EXIT_WAIT } else { Duration::ZERO });
-            if status.is_none() {
-                process.signal(Signal::SIGKILL);
-                process.wait(KILL_WAIT);
-            }
-            status
-        });
-        let program = self.process.as_ref().map_or("its device process", |process| process.program());
-        let what = status.map_or_else(|| cause.to_string(), ending);
-        let consequence = "from now on the guest reads all-ones from it";
-        tell(format_args!("{} ({}): {program} {what}; {consequence}", self.device.slot(), self.label));
-    }
+/// A device whose process has been started, or whose server is listening.
+struct First {
+    config: DeviceConfig,
+    bus_master: Arc<BusMaster>,
+    /// None: to be connected to.
+    reached: Option<Reached>,
 }
 
-fn start<'a>(config: &'a DeviceConfig, cpus: u8, control: &Control) -> Result<Started<'a>, PeripheralError> {
-    let (process, reachable) = match &config.source {
-        Source::Program { program, options } => {
-            let started = supervisor::start(program, options, cpus);
-            let (process, stream) = started
-                .map_err(|error| PeripheralError { label: config.label.clone(), problem: Problem::Spawn(error) })?;
-            let process = Arc::new(process);
-            control.processes.add(&process);
-            (Some(process.clone()), Reachable::Started(process, stream))
-        }
-        Source::Socket { path, server } => (None, Reachable::Listening(path.clone(), *server)),
-    };
-    Ok(Started { config, process, reachable })
+impl First {
+    fn start(config: &DeviceConfig, host: &Host) -> Result<Self, PeripheralError> {
+        let reached = start(&config.source, host, None);
+        let reached = reached.map_err(|problem| PeripheralError { label: config.label.clone(), problem })?;
+        Ok(Self { config: config.clone(), bus_master: Arc::default(), reached })
+    }
+
+    /// Connects, negotiates, asks what the device is, lends it a journal, and makes guest RAM known to it.
+    fn open(self, host: &Arc<Host>) -> Result<FirstOpened, Problem> {
+        let Self { config, bus_master, reached } = self;
+        let reached = reached.map_or_else(|| reach(&config.source, host, config.deadline), Ok)?;
+        let Reached { stream, process } = reached;
+        let opening = Opening::new(host, &config, &bus_master);
+        let opened = opening.open(&socket(stream), |client, _| Kept::begin(client));
+        opened.map_err(|problem| problem.or_end_of(process.as_ref(), EXIT_WAIT))
+    }
 }
 
 /// Opens all devices at the same time. The first that fails is the one that is told of.
-fn open_all(all: Vec<Started<'_>>, ram: &Arc<GuestRam>, control: &Control) -> Result<Vec<Opened>, PeripheralError> {
+fn open_all(all: Vec<First>, host: &Arc<Host>) -> Result<Vec<FirstOpened>, PeripheralError> {
     let (send, receive) = channel();
-    let labels: Vec<_> = all.iter().map(|started| started.config.label.clone()).collect();
+    let labels: Vec<_> = all.iter().map(|first| first.config.label.clone()).collect();
     let failed = |index: usize, problem| PeripheralError { label: labels[index].clone(), problem };
-    for (index, Started { config, reachable, .. }) in all.into_iter().enumerate() {
-        let (ram, connections) = (Arc::clone(ram), control.connections.clone());
-        let opening = Opening { reachable, ram, dma: config.dma, connections };
-        let send = send.clone();
+    for (index, first) in all.into_iter().enumerate() {
+        let (send, host) = (send.clone(), host.clone());
         let thread = thread::Builder::new().name(format!("open {}", index + 1)).stack_size(STACK);
         // Whoever gives up on the first failure receives no more.
-        let body = move || _ = send.send((index, opening.open()));
+        let body = move || _ = send.send((index, first.open(&host)));
         thread.spawn(body).map_err(|error| failed(index, Problem::Thread(error)))?;
     }
     drop(send);

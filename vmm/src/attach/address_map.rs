@@ -77,9 +77,7 @@ impl Claims {
     /// Gives places that are free to those that wait for them.
     fn place_waiting(&mut self, map: &AddressMap) {
         for waiting in self.by_number.values_mut().filter(|claimed| claimed.placement.is_none()) {
-            if waiting.region.link().lost().is_none() {
-                waiting.placement = waiting.region.place(map, &waiting.bar, waiting.address).ok();
-            }
+            waiting.placement = waiting.region.place(map, &waiting.bar, waiting.address).ok();
         }
     }
 }
@@ -97,13 +95,31 @@ impl ForeignMemory for AddressMap {
                 claimed.region.link().fail(Cause::TookMemory(why.to_string()));
             }
         }
-        // At once, not only when the control thread comes to it: the vCPU goes on, and must not fail again.
+        // At once, not only when the device's thread comes to it: the vCPU goes on, and must not fail again.
         let mut withdrawn = false;
         for claimed in claims.by_number.values_mut().filter(|claimed| claimed.region.link().lost().is_some()) {
-            withdrawn |= claimed.placement.take().is_some();
+            withdrawn |= claimed.placement.as_mut().is_some_and(Placement::suspend);
         }
-        claims.place_waiting(self);
         withdrawn
+    }
+}
+
+impl Claim {
+    /// Lets every access to the place come to the VMM from now on.
+    pub(super) fn suspend(&self) {
+        if let Some(claimed) = self.map.claims().by_number.get_mut(&self.number) {
+            claimed.placement.as_mut().map(Placement::suspend);
+        }
+    }
+
+    /// Puts `region`, which a successor serves, where its predecessor is, or waits to be.
+    pub(super) fn hand_over(&self, region: &Arc<Region>) {
+        let mut claims = self.map.claims();
+        let Some(claimed) = claims.by_number.get_mut(&self.number) else { return };
+        claimed.region = region.clone();
+        if let Some(placement) = &mut claimed.placement {
+            placement.hand_over(region, &self.map, &claimed.bar);
+        }
     }
 }
 
@@ -126,6 +142,7 @@ mod tests {
 
     use super::*;
     use crate::attach::Backplane;
+    use crate::attach::dispatch::Served;
     use crate::attach::interrupts::Interrupts;
     use crate::attach::region::regions;
     use crate::attach::testing::{self, description};
@@ -177,7 +194,8 @@ mod tests {
         let backplane = Backplane { addresses: map.clone(), routes, allowed: AllowedPaths::default() };
         let link = testing::link(Numbered(number));
         let warnings = Warnings::new(Slot(number));
-        let regions = regions(&link, &description, &interrupts, &backplane, &warnings).unwrap();
+        let served = Served::unsucceeded();
+        let regions = regions(&link, &description, interrupts.msix.as_ref(), &served, &backplane, &warnings).unwrap();
         let kind = Kind::Memory32 { prefetchable: false };
         (regions[0].clone(), Bar { kind, size: SIZE, address: 0, enabled: true })
     }

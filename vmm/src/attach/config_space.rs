@@ -1,6 +1,7 @@
 //! Which bytes of a device's configuration space are the VMM's: everything that says where the device is and how it
 //! interrupts. The rest is the server's region 7.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::discovery::{Description, MsiCapability};
@@ -23,6 +24,8 @@ pub(super) struct ConfigSpace {
     /// As after power-on, for reset.
     initial: Vec<u8>,
     size: usize,
+    /// What the server was last told of each byte that a guest wrote, BARs excluded.
+    told: BTreeMap<u16, u8>,
     msi: Option<MsiCapability>,
     msix: Option<u16>,
     /// There is a pin.
@@ -40,6 +43,7 @@ impl ConfigSpace {
             writable: vec![0; SIZE],
             initial: Vec::new(),
             size,
+            told: BTreeMap::new(),
             msi: description.msi,
             msix: description.msix.map(|msix| msix.offset),
             intx: description.intx,
@@ -118,6 +122,25 @@ impl ConfigSpace {
         true
     }
 
+    /// Remembers what the server was told.
+    pub(super) fn remember(&mut self, range: &Range<u16>, data: &[u8]) {
+        self.told.extend(range.clone().zip(data.iter().copied()));
+    }
+
+    /// What a server has to be told that knows nothing yet, each within one double word; the command register comes last.
+    pub(super) fn replay(&self) -> Vec<(u16, Vec<u8>)> {
+        let mut writes: Vec<(u16, Vec<u8>)> = Vec::new();
+        for (&at, &byte) in &self.told {
+            match writes.last_mut() {
+                Some((start, bytes)) if at % 4 != 0 && usize::from(at - *start) == bytes.len() => bytes.push(byte),
+                _ => writes.push((at, vec![byte])),
+            }
+        }
+        let (last, mut first): (Vec<_>, _) = writes.into_iter().partition(|(at, _)| at & !3 == register::COMMAND);
+        first.extend(last);
+        first
+    }
+
     /// Shows the BARs as they are now.
     pub(super) fn refresh_bars(&mut self, bars: &Bars) {
         for index in 0..BARS {
@@ -130,6 +153,7 @@ impl ConfigSpace {
 
     /// Back to the state after power-on. The BARs are refreshed by their owner.
     pub(super) fn reset(&mut self) {
+        self.told.clear();
         self.bytes.copy_from_slice(&self.initial);
     }
 
@@ -235,6 +259,17 @@ mod tests {
         assert_eq!(space.mode(), Mode::Msix { masked: false });
         space.reset();
         assert_eq!(space.mode(), Mode::None);
+    }
+
+    #[test]
+    fn what_was_told_is_replayed_in_whole_accesses_and_enabled_last() {
+        let mut space = config_space();
+        for (at, data) in [(4, vec![6, 4]), (0x52, vec![1]), (0x50, vec![7, 8]), (0x52, vec![9]), (0x54, vec![5])] {
+            space.remember(&(at..at + u16::try_from(data.len()).unwrap()), &data);
+        }
+        assert_eq!(space.replay(), [(0x50, vec![7, 8, 9]), (0x54, vec![5]), (4, vec![6, 4])]);
+        space.reset();
+        assert_eq!(space.replay(), []);
     }
 
     /// PCI Local Bus 3.0, section 6.2.2: a message is a memory write of the function's own.

@@ -5,17 +5,20 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use outrigger_protocol::client::{Client, ClientError};
 use outrigger_protocol::pci::CONFIG_REGION;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::address_map::{AddressMap, Claim};
+use super::address_map::Claim;
 use super::bus_master::BusMaster;
 use super::config_space::{ConfigSpace, touches};
 use super::discovery::Description;
-use super::dispatch::AccessCounts;
+use super::dispatch::{AccessCounts, Dispatch, Served};
+use super::identity::Identity;
 use super::interrupts::{InterruptError, Interrupts};
 use super::link::Link;
 use super::region::{Placement, Region, regions};
+use super::succession::Succession;
 use super::warnings::Warnings;
 use super::{AttachError, Backplane};
 use crate::irq::IrqError;
@@ -28,11 +31,14 @@ use crate::pci::{Function, Slot, capabilities, command, register};
 /// A device: what the guest sees of it, for as long as the slot exists.
 pub struct Device {
     slot: Slot,
-    addresses: Arc<AddressMap>,
+    backplane: Backplane,
     bus_master: Arc<BusMaster>,
     warnings: Arc<Warnings>,
+    succession: Arc<Succession>,
+    can_be_succeeded: bool,
+    identity: Identity,
     /// Vendor and device id, for people.
-    identity: u32,
+    ids: u32,
     resettable: bool,
     flr: Option<(u16, u8)>,
     state: Mutex<State>,
@@ -57,14 +63,56 @@ enum Life {
     },
 }
 
-/// What serves a device now. It may be lost and, some day, replaced.
+/// What serves a device now. It may be lost, and be replaced.
 struct Attachment {
     link: Arc<Link>,
+    generation: u64,
     /// By index.
     regions: Vec<Arc<Region>>,
     /// Where the guest put them, as long as it lets them be decoded.
     claims: [Option<Claim>; ROM + 1],
+    /// What the VMM answered in each region before this attachment.
+    served_before: Vec<AccessCounts>,
 }
+
+/// What a slot has before anything serves it.
+pub struct Place {
+    /// Where it is.
+    pub slot: Slot,
+    /// Whether the device may reach memory on its own.
+    pub bus_master: Arc<BusMaster>,
+    /// Who serves the device, one after another.
+    pub succession: Arc<Succession>,
+    /// Whether a process that ends may have a successor.
+    pub can_be_succeeded: bool,
+}
+
+/// A process that is about to serve a device in place of another.
+pub struct Successor {
+    link: Arc<Link>,
+    regions: Vec<Arc<Region>>,
+    generation: u64,
+}
+
+impl Successor {
+    /// Whether it comes next: nobody has taken over since it got ready.
+    #[must_use]
+    pub fn is_next(&self, succession: &Succession) -> bool {
+        self.generation == succession.next_generation()
+    }
+}
+
+/// What a successor knows of the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Knows {
+    /// Everything: its predecessor has written it down, or has told it.
+    Everything,
+    /// Nothing: it is reset, and told what the guest wrote to configuration space.
+    Nothing,
+}
+
+/// The connection was lost, and the access is to be done on that of a later generation.
+struct Unanswered(u64);
 
 impl Device {
     /// Builds the function and gives its BARs their places. The guest's memory must have been mapped by the caller.
@@ -72,13 +120,13 @@ impl Device {
     /// # Errors
     /// If the device cannot be attached.
     pub fn new(
+        place: Place,
         link: Arc<Link>,
-        bus_master: Arc<BusMaster>,
         description: &Description,
-        slot: Slot,
         backplane: &Backplane,
         windows: &mut Windows,
     ) -> Result<Self, AttachError> {
+        let Place { slot, bus_master, succession, can_be_succeeded } = place;
         let gsi = intx_gsi(slot.0, 0);
         let warnings = Warnings::new(slot);
         let interrupts = Interrupts::new(&backplane.addresses.vm, &backplane.routes, description, gsi)?;
@@ -86,15 +134,22 @@ impl Device {
         windows.place(&mut bars)?;
         let mut config = ConfigSpace::new(description, u8::try_from(gsi).unwrap_or(0));
         config.refresh_bars(&bars);
-        let regions = regions(&link, description, &interrupts, backplane, &warnings)?;
-        let attachment = Attachment { link, regions, claims: Default::default() };
+        let generation = succession.next_generation();
+        let served = Served { succession: succession.clone(), generation, can_be_succeeded };
+        let regions = regions(&link, description, interrupts.msix.as_ref(), &served, backplane, &warnings)?;
+        succession.publish(dispatches(&regions));
+        let served_before = vec![AccessCounts::default(); regions.len()];
+        let attachment = Attachment { link, generation, regions, claims: Default::default(), served_before };
         let state = State { config, bars, interrupts, life: Life::Attached(Box::new(attachment)) };
         let device = Self {
             slot,
-            addresses: backplane.addresses.clone(),
+            backplane: backplane.clone(),
             bus_master,
             warnings,
-            identity: capabilities::read_u32(&description.config, 0),
+            succession,
+            can_be_succeeded,
+            identity: Identity::of(description),
+            ids: capabilities::read_u32(&description.config, 0),
             resettable: description.resettable,
             flr: description.flr,
             state: Mutex::new(state),
@@ -102,12 +157,6 @@ impl Device {
         };
         device.forward_bars(&device.lock());
         Ok(device)
-    }
-
-    /// Where it sits.
-    #[must_use]
-    pub fn slot(&self) -> Slot {
-        self.slot
     }
 
     /// Its log lines.
@@ -146,7 +195,81 @@ impl Device {
     fn served_regions(&self, attachment: &Attachment) -> Vec<DeviceLine> {
         let regions = attachment.regions.iter().enumerate();
         let what = |index| format!("{} {}", self.slot, region_name(index));
-        regions.map(|(index, region)| DeviceLine { what: what(index), served: region.dispatch.counts() }).collect()
+        let served = |(index, region): (usize, &Arc<Region>)| {
+            let served = region.dispatch.counts().and(attachment.served_before[index]);
+            DeviceLine { what: what(index), served }
+        };
+        regions.map(served).collect()
+    }
+
+    /// What makes `description` that of another device than the guest knows; none: a driver can go on with it.
+    #[must_use]
+    pub fn difference(&self, description: &Description) -> Option<String> {
+        self.identity.difference(&Identity::of(description))
+    }
+
+    /// Makes everything ready for what is behind `link` to serve the device next. Its description must be that of the same
+    /// device, and the guest's memory must have been mapped. The guest notices nothing yet.
+    ///
+    /// # Errors
+    /// If the server offers what cannot be used.
+    pub fn prepare(&self, link: Arc<Link>, description: &Description) -> Result<Successor, AttachError> {
+        let generation = self.succession.next_generation();
+        let succession = self.succession.clone();
+        let served = Served { succession, generation, can_be_succeeded: self.can_be_succeeded };
+        let msix = self.lock().interrupts.msix.clone();
+        let regions = regions(&link, description, msix.as_ref(), &served, &self.backplane, &self.warnings)?;
+        Ok(Successor { link, regions, generation })
+    }
+
+    /// Lets a successor serve the device, whose last link is lost and whose process is gone: accesses that wait are done by
+    /// it. `take` is called when the guest can reach the predecessor by no path any more; what it asks of the server, the
+    /// server does before anything else.
+    ///
+    /// # Errors
+    /// If the successor fails before it serves the device. Another one may be tried.
+    pub fn succeed(
+        &self,
+        successor: Successor,
+        knows: Knows,
+        take: impl FnOnce(&Client) -> Result<(), ClientError>,
+    ) -> Result<(), ClientError> {
+        let Successor { link, regions, generation } = successor;
+        let mut state = self.lock();
+        let State { config, interrupts, life, .. } = &mut *state;
+        let Life::Attached(attachment) = life else { return Ok(()) };
+        if knows == Knows::Nothing {
+            if self.resettable {
+                link.call(Client::reset)?;
+            }
+            for (offset, bytes) in config.replay() {
+                match link.call(|client| client.region_write(CONFIG_REGION, offset.into(), &bytes)) {
+                    Err(error) if error.is_fatal() => return Err(error),
+                    Err(error) => self.warnings.warn_of_refusal(&error, "write", CONFIG_REGION, offset.into()),
+                    Ok(()) => {}
+                }
+            }
+        }
+        match interrupts.hand_over(&link, config.mode()) {
+            Err(InterruptError::Client(error)) => return Err(error),
+            Err(error) => self.warnings.warn(format_args!("{error}")),
+            Ok(()) => {}
+        }
+        // From here on every access comes to the VMM and waits. What was signalled before, the server looks for itself.
+        attachment.claims.iter().flatten().for_each(Claim::suspend);
+        link.call(take)?;
+        for (index, claim) in attachment.claims.iter().enumerate() {
+            claim.iter().for_each(|claim| claim.hand_over(&regions[index]));
+        }
+        for (before, region) in attachment.served_before.iter_mut().zip(&attachment.regions) {
+            *before = before.and(region.dispatch.counts());
+        }
+        let serving = dispatches(&regions);
+        (attachment.link, attachment.regions, attachment.generation) = (link, regions, generation);
+        // A copy of the guest's own; what the predecessor was told of it may have been on its way.
+        self.forward_bars(&state);
+        self.succession.publish(serving);
+        Ok(())
     }
 
     /// Takes away what served the device, whose link has failed: from now on everything reads as all-ones, writes vanish,
@@ -158,6 +281,7 @@ impl Device {
         state.interrupts.disconnect();
         // Dropped with the state locked: a guest that moves a BAR meanwhile finds the place free.
         state.life = Life::Lost { served };
+        self.succession.end();
         true
     }
 
@@ -170,7 +294,7 @@ impl Device {
         let state = self.lock();
         drop(self.place_all(&state));
         let mut text = String::new();
-        let (vendor, device) = (self.identity & 0xffff, self.identity >> 16);
+        let (vendor, device) = (self.ids & 0xffff, self.ids >> 16);
         let _ = write!(text, "{}  {vendor:04x}:{device:04x}", self.slot);
         for (index, bar) in state.bars.iter() {
             let name = region_name(index);
@@ -193,8 +317,9 @@ impl Device {
     /// Every BAR at its address, whatever the command register says.
     fn place_all(&self, state: &State) -> Vec<Placement> {
         let Life::Attached(attachment) = &state.life else { return Vec::new() };
-        let place =
-            |(index, bar): (usize, &Bar)| attachment.regions[index].place(&self.addresses, bar, bar.address).ok();
+        let place = |(index, bar): (usize, &Bar)| {
+            attachment.regions[index].place(&self.backplane.addresses, bar, bar.address).ok()
+        };
         state.bars.iter().filter(|(_, bar)| bar.address != 0).filter_map(place).collect()
     }
 
@@ -233,7 +358,7 @@ impl Device {
         }
         for (index, claim) in claims.iter_mut().enumerate() {
             if let (None, Some(address), Some(bar)) = (&claim, wanted(index), state.bars.get(index)) {
-                *claim = Some(self.addresses.claim(&regions[index], bar, address));
+                *claim = Some(self.backplane.addresses.claim(&regions[index], bar, address));
             }
         }
     }
@@ -260,13 +385,14 @@ impl Device {
     }
 
     /// Tells the server what the guest wrote, without what is none of its business.
-    fn forward_write(&self, link: &Link, range: &Range<u16>, data: &[u8]) {
+    fn forward_write(&self, config: &mut ConfigSpace, link: &Link, range: &Range<u16>, data: &[u8]) {
         let mut bytes = [0; 4];
         let bytes = &mut bytes[..data.len()];
         bytes.copy_from_slice(data);
         if let Some((at, bit)) = self.flr.filter(|(at, _)| range.contains(at)) {
             bytes[usize::from(at - range.start)] &= !(1 << bit);
         }
+        config.remember(range, bytes);
         if let Err(error) = link.call(|client| client.region_write(CONFIG_REGION, range.start.into(), bytes)) {
             self.warnings.warn_of_refusal(&error, "write", CONFIG_REGION, range.start.into());
         }
@@ -289,19 +415,52 @@ impl State {
             _ => None,
         }
     }
+
+    /// An error once the connection is lost, while nobody knows whether there will be another.
+    fn check_link(&self) -> Result<(), Unanswered> {
+        match &self.life {
+            Life::Attached(attachment) if attachment.link.lost().is_some() => Err(Unanswered(attachment.generation)),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Function for Device {
     fn config_read(&self, offset: u16, data: &mut [u8]) {
-        let range = register_range(offset, data);
         self.config_accesses.fetch_add(1, Ordering::Relaxed);
+        while let Err(Unanswered(generation)) = self.config_read_once(offset, data) {
+            if !self.succession.wait_after(generation) {
+                return data.fill(0xff);
+            }
+        }
+    }
+
+    fn config_write(&self, offset: u16, data: &[u8]) {
+        self.config_accesses.fetch_add(1, Ordering::Relaxed);
+        while let Err(Unanswered(generation)) = self.config_write_once(offset, data) {
+            if !self.succession.wait_after(generation) {
+                return;
+            }
+        }
+    }
+}
+
+impl Device {
+    fn config_read_once(&self, offset: u16, data: &mut [u8]) -> Result<(), Unanswered> {
+        let range = register_range(offset, data);
         let state = self.lock();
-        let Some(link) = state.link() else { return data.fill(0xff) };
+        state.check_link()?;
+        let Some(link) = state.link() else {
+            data.fill(0xff);
+            return Ok(());
+        };
         if state.config.needs_server(&range)
             && let Err(error) = link.call(|client| client.region_read(CONFIG_REGION, offset.into(), data))
         {
+            state.check_link()?;
             self.warnings.warn_of_refusal(&error, "read", CONFIG_REGION, offset.into());
-            return data.fill(0xff);
+            data.fill(0xff);
+            return Ok(());
         }
         state.config.overlay(&range, data);
         if let (Some(at), Some(msi)) = (state.config.msi_pending_register(), &state.interrupts.msi)
@@ -312,19 +471,22 @@ impl Function for Device {
                 *byte = pending[usize::from(register - at)];
             }
         }
+        Ok(())
     }
 
-    fn config_write(&self, offset: u16, data: &[u8]) {
+    /// What is done before the connection is lost is done again by the next one: all of it leads to the same state.
+    fn config_write_once(&self, offset: u16, data: &[u8]) -> Result<(), Unanswered> {
         let range = register_range(offset, data);
-        self.config_accesses.fetch_add(1, Ordering::Relaxed);
         let mut state = self.lock();
         let state = &mut *state;
+        state.check_link()?;
         if state.link().is_none() {
-            return;
+            return Ok(());
         }
         if state.config.write_bars(&range, data, &mut state.bars) {
             self.update_placements(state);
-            return forward_bar(state, range.start, data);
+            forward_bar(state, range.start, data);
+            return state.check_link();
         }
         state.config.write(&range, data);
         if touches(&range, register::COMMAND, 2) {
@@ -333,13 +495,14 @@ impl Function for Device {
         }
         self.update_interrupts(state);
         if !touches(&range, register::INTERRUPT_LINE, 1)
-            && let Some(link) = state.link()
+            && let Life::Attached(attachment) = &state.life
         {
-            self.forward_write(link, &range, data);
+            self.forward_write(&mut state.config, &attachment.link, &range, data);
         }
         if self.initiates_flr(&range, data) {
             self.reset_locked(state);
         }
+        state.check_link()
     }
 }
 
@@ -350,6 +513,10 @@ fn forward_bar(state: &State, register: u16, data: &[u8]) {
     if let Err(error) = link.call(|client| client.region_write(CONFIG_REGION, register.into(), data)) {
         log::debug!("write to the BAR at {register:#x} of configuration space: {error}");
     }
+}
+
+fn dispatches(regions: &[Arc<Region>]) -> Vec<Arc<Dispatch>> {
+    regions.iter().map(|region| region.dispatch.clone()).collect()
 }
 
 fn region_name(index: usize) -> String {

@@ -36,7 +36,7 @@ pub struct Description {
 }
 
 /// The MSI capability of a device.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MsiCapability {
     /// Where it is in configuration space.
     pub offset: u16,
@@ -49,7 +49,7 @@ pub struct MsiCapability {
 }
 
 /// The MSI-X capability of a device.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MsixCapability {
     /// Where it is in configuration space.
     pub offset: u16,

@@ -1,6 +1,9 @@
 //! Who answers a guest access to a region that has come to the VMM: the region's plan says it. The VMM itself answers for
 //! the MSI-X table and pending bits, the stand-in for KVM asks where an ioregionfd was offered, and the rest becomes a
 //! vfio-user message on the vCPU's own thread.
+//!
+//! An access whose link is lost before the answer is done again by the process that serves the device next, see
+//! [`Succession`]. If there is none, it reads as all-ones, or vanishes.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,6 +13,7 @@ use outrigger_protocol::ioregionfd::Size;
 use super::ioregionfd::{Asked, Channel};
 use super::link::Link;
 use super::plan::{Ioregion, Part, Path, Plan};
+use super::succession::Succession;
 use super::warnings::Warnings;
 use crate::irq::msix::Msix;
 use crate::machine::bus::BusDevice;
@@ -21,8 +25,22 @@ pub(super) struct Dispatch {
     channels: Vec<Arc<Channel>>,
     msix: Option<Arc<Mutex<Msix>>>,
     messages: Messages,
+    served: Served,
     counters: Counters,
 }
+
+/// By whom a device is served, among those that have served it and will.
+#[derive(Clone)]
+pub(super) struct Served {
+    pub(super) succession: Arc<Succession>,
+    pub(super) generation: u64,
+    /// A process that ends may have a successor: what it was sent and did not read must be known.
+    pub(super) can_be_succeeded: bool,
+}
+
+/// The link was lost before the answer.
+#[derive(Debug)]
+struct Unanswered;
 
 /// One region, asked by message.
 pub(super) struct Messages {
@@ -43,6 +61,18 @@ pub struct AccessCounts {
     pub stand_in: u64,
     /// By message.
     pub message: u64,
+}
+
+impl AccessCounts {
+    /// Both together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            msix: self.msix + other.msix,
+            stand_in: self.stand_in + other.stand_in,
+            message: self.message + other.message,
+        }
+    }
 }
 
 #[derive(Default)]
@@ -71,8 +101,9 @@ impl Dispatch {
         channels: Vec<Arc<Channel>>,
         msix: Option<Arc<Mutex<Msix>>>,
         messages: Messages,
+        served: Served,
     ) -> Self {
-        Self { plan, channels, msix, messages, counters: Counters::default() }
+        Self { plan, channels, msix, messages, served, counters: Counters::default() }
     }
 
     /// The sub-regions that KVM is to have.
@@ -110,49 +141,62 @@ impl Dispatch {
         offset.checked_add(length as u64).is_some_and(|end| end <= self.plan.size())
     }
 
+    /// Who answers for the region when this generation does not, as soon as that is known.
+    fn successor(&self) -> Option<Arc<Dispatch>> {
+        let Served { succession, generation, .. } = &self.served;
+        succession.dispatch_after(*generation, self.messages.region)
+    }
+
     /// Asks the device process to read.
-    fn ask(&self, part: &Part, offset: u64, data: &mut [u8]) {
+    fn ask(&self, part: &Part, offset: u64, data: &mut [u8]) -> Result<(), Unanswered> {
         if !self.is_within(offset, data.len()) {
-            return data.fill(0xff);
+            data.fill(0xff);
+            return Ok(());
         }
         if let Some(Command { ioregion, channel, offset: at, size }) = self.command(part, offset, data.len()) {
             let value = match channel.read(ioregion.user_data, at, size) {
                 Asked::Answered(value) => Some(value),
-                Asked::Lost => Some(u64::MAX),
+                Asked::Lost => return Err(Unanswered),
                 Asked::PassedOnByKvm => None,
             };
             if let Some(value) = value {
                 count(&self.counters.stand_in);
-                return data.copy_from_slice(&value.to_le_bytes()[..data.len()]);
+                data.copy_from_slice(&value.to_le_bytes()[..data.len()]);
+                return Ok(());
             }
         }
         count(&self.counters.message);
-        self.messages.read(offset, data);
+        self.messages.read(offset, data)
     }
 
     /// Tells the device process what was written.
-    fn tell(&self, part: &Part, offset: u64, data: &[u8]) {
+    fn tell(&self, part: &Part, offset: u64, data: &[u8]) -> Result<(), Unanswered> {
         if !self.is_within(offset, data.len()) {
-            return;
+            return Ok(());
         }
         if let Some(Command { ioregion, channel, offset: at, size }) = self.command(part, offset, data.len()) {
             let mut value = [0; 8];
             value[..data.len()].copy_from_slice(data);
             let value = u64::from_le_bytes(value);
             match channel.write(ioregion.user_data, at, size, value, ioregion.posted) {
-                Asked::Answered(()) | Asked::Lost => return count(&self.counters.stand_in),
+                Asked::Answered(()) => {
+                    count(&self.counters.stand_in);
+                    return Ok(());
+                }
+                Asked::Lost => return Err(Unanswered),
                 Asked::PassedOnByKvm => {}
             }
         }
         count(&self.counters.message);
-        self.messages.write(offset, data);
+        self.messages.write(offset, data)
     }
-}
 
-impl BusDevice for Dispatch {
-    fn read(&self, offset: u64, data: &mut [u8]) {
+    fn read_once(&self, offset: u64, data: &mut [u8]) -> Result<(), Unanswered> {
         // A BAR may be larger than its region.
-        let Some(part) = self.plan.part(offset) else { return data.fill(0xff) };
+        let Some(part) = self.plan.part(offset) else {
+            data.fill(0xff);
+            return Ok(());
+        };
         match part.path {
             Path::MsixTable { start } => {
                 if let Some(msix) = self.msix() {
@@ -166,13 +210,14 @@ impl BusDevice for Dispatch {
             }
             // What memory or a doorbell does not take: a write to read-only memory, a read of a doorbell.
             Path::Mapped { .. } | Path::Ioeventfd { .. } | Path::Ioregionfd | Path::Message => {
-                self.ask(part, offset, data);
+                return self.ask(part, offset, data);
             }
         }
+        Ok(())
     }
 
-    fn write(&self, offset: u64, data: &[u8]) {
-        let Some(part) = self.plan.part(offset) else { return };
+    fn write_once(&self, offset: u64, data: &[u8]) -> Result<(), Unanswered> {
+        let Some(part) = self.plan.part(offset) else { return Ok(()) };
         match part.path {
             Path::MsixTable { start } => {
                 if let Some(Err(error)) = self.msix().map(|mut msix| msix.write_table(offset - start, data)) {
@@ -182,28 +227,71 @@ impl BusDevice for Dispatch {
             // It cannot be written.
             Path::MsixPba { .. } => count(&self.counters.msix),
             Path::Mapped { .. } | Path::Ioeventfd { .. } | Path::Ioregionfd | Path::Message => {
-                self.tell(part, offset, data);
+                return self.tell(part, offset, data);
             }
+        }
+        Ok(())
+    }
+}
+
+impl BusDevice for Dispatch {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        let mut result = self.read_once(offset, data);
+        let mut serves = None;
+        while result.is_err() {
+            serves = serves.as_deref().unwrap_or(self).successor();
+            let Some(dispatch) = &serves else { return data.fill(0xff) };
+            result = dispatch.read_once(offset, data);
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        let mut result = self.write_once(offset, data);
+        let mut serves = None;
+        while result.is_err() {
+            serves = serves.as_deref().unwrap_or(self).successor();
+            let Some(dispatch) = &serves else { return };
+            result = dispatch.write_once(offset, data);
         }
     }
 }
 
 impl Messages {
-    fn read(&self, offset: u64, data: &mut [u8]) {
-        if let Err(error) = self.link.call(|client| client.region_read(self.region, offset, data)) {
-            data.fill(0xff);
-            self.warnings.warn_of_refusal(&error, "read", self.region, offset);
+    fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), Unanswered> {
+        match self.link.call(|client| client.region_read(self.region, offset, data)) {
+            Err(error) if error.is_fatal() => Err(Unanswered),
+            Err(error) => {
+                data.fill(0xff);
+                self.warnings.warn_of_refusal(&error, "read", self.region, offset);
+                Ok(())
+            }
+            Ok(()) => Ok(()),
         }
     }
 
-    fn write(&self, offset: u64, data: &[u8]) {
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), Unanswered> {
         let result = match self.posted {
-            true => self.link.call(|client| client.region_write_posted(self.region, offset, data)),
+            true => self.link.post(|client| client.region_write_posted(self.region, offset, data)),
             false => self.link.call(|client| client.region_write(self.region, offset, data)),
         };
-        if let Err(error) = result {
-            self.warnings.warn_of_refusal(&error, "write", self.region, offset);
+        match result {
+            Err(error) if error.is_fatal() => Err(Unanswered),
+            Err(error) => {
+                self.warnings.warn_of_refusal(&error, "write", self.region, offset);
+                Ok(())
+            }
+            Ok(()) => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+impl Served {
+    /// By one that nobody comes after.
+    pub(super) fn unsucceeded() -> Self {
+        let succession = Arc::<Succession>::default();
+        succession.end();
+        Self { succession, generation: 1, can_be_succeeded: false }
     }
 }
 

@@ -124,6 +124,14 @@ impl Interrupts {
         Ok(())
     }
 
+    /// Another server signals from now on: it is given the eventfds of `mode`. KVM's side stays as it is, so no signal is
+    /// lost in between.
+    pub(super) fn hand_over(&mut self, link: &Link, mode: Mode) -> Result<(), InterruptError> {
+        self.connected = None;
+        self.reached = None;
+        self.follow(link, mode)
+    }
+
     /// Disconnects KVM's side, so that no signal of the device's becomes an interrupt any more. What the guest set up stays.
     pub(super) fn disconnect(&mut self) {
         self.connected = None;

@@ -25,7 +25,6 @@ use kvm_bindings::KVMIO;
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::stat::fstat;
 use nix::sys::time::{TimeVal, TimeValLike};
-use outrigger_protocol::client::Options;
 use outrigger_protocol::foreign::ForeignFd;
 use outrigger_protocol::ioregionfd::{AccessError, Requester, Size, SocketError, SocketType};
 use vmm_sys_util::ioctl::ioctl_with_ref;
@@ -188,7 +187,7 @@ impl Ioregionfds {
         if let Some((_, channel)) = self.channels.iter().find(|(other, _)| *other == number) {
             return Ok(channel.clone());
         }
-        let deadline = Options::default().deadline;
+        let deadline = self.link.deadline();
         let requester = Arc::new(Requester::new(fd.clone(), deadline)?);
         self.link.add_requester(&requester);
         let kvm = (self.asked_by == AskedBy::Kvm).then(|| self.vm.clone());

@@ -5,7 +5,9 @@
 
 use std::error::Error;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -16,9 +18,13 @@ use outrigger_protocol::ioregionfd::{AccessError, Requester};
 #[derive(Debug)]
 pub struct Link {
     client: Client,
+    /// How long the process may take to answer one message.
+    deadline: Duration,
     /// The other sockets on which the process is asked: they end with the connection.
     requesters: Mutex<Vec<Arc<Requester>>>,
-    lost: OnceLock<Cause>,
+    lost: OnceLock<(Cause, Instant)>,
+    /// The process has answered since somebody asked.
+    answered: AtomicBool,
 }
 
 /// Why a link is no more.
@@ -26,10 +32,14 @@ pub struct Link {
 pub enum Cause {
     /// This side ended it. Nothing is wrong with the device.
     Ended,
+    /// This side ended it, since another process is to serve the device.
+    Replaced,
     /// The process closed a socket, or is gone.
     HungUp,
     /// The process did not answer, or did not take what it was sent, in time.
     Silent,
+    /// The process was stopped for longer than it may take to answer.
+    Stopped,
     /// The process did what the protocol forbids, or the socket failed.
     Broken(String),
     /// The process took memory away that the guest sees.
@@ -39,22 +49,35 @@ pub enum Cause {
 }
 
 impl Link {
-    /// Takes over a negotiated connection.
+    /// Takes over a negotiated connection, on which an answer takes no longer than `deadline`.
     #[must_use]
-    pub fn new(client: Client) -> Self {
-        Self { client, requesters: Mutex::default(), lost: OnceLock::new() }
+    pub fn new(client: Client, deadline: Duration) -> Self {
+        let (requesters, lost, answered) = Default::default();
+        Self { client, deadline, requesters, lost, answered }
+    }
+
+    /// How long the process may take to answer one message.
+    #[must_use]
+    pub fn deadline(&self) -> Duration {
+        self.deadline
     }
 
     /// Why the link is no more; `None` while it holds.
     #[must_use]
     pub fn lost(&self) -> Option<&Cause> {
-        self.lost.get()
+        self.lost.get().map(|(cause, _)| cause)
+    }
+
+    /// Since when the link is no more.
+    #[must_use]
+    pub fn lost_at(&self) -> Option<Instant> {
+        self.lost.get().map(|(_, at)| *at)
     }
 
     /// Ends the link, and with it every wait for the process. Never blocks.
     pub fn fail(&self, cause: Cause) {
         // An error says that there was a cause already.
-        let _ = self.lost.set(cause);
+        let _ = self.lost.set((cause, Instant::now()));
         self.client.close();
         self.requesters.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(|requester| requester.close());
     }
@@ -80,11 +103,28 @@ impl Link {
     /// # Errors
     /// The call's.
     pub fn call<T>(&self, call: impl FnOnce(&Client) -> Result<T, ClientError>) -> Result<T, ClientError> {
+        let result = self.post(call);
+        if !result.as_ref().is_err_and(ClientError::is_fatal) {
+            self.answered.store(true, Ordering::Relaxed);
+        }
+        result
+    }
+
+    /// The same for a call that waits for no answer.
+    ///
+    /// # Errors
+    /// The call's.
+    pub fn post<T>(&self, call: impl FnOnce(&Client) -> Result<T, ClientError>) -> Result<T, ClientError> {
         call(&self.client).inspect_err(|error| {
             if error.is_fatal() {
                 self.fail(error.into());
             }
         })
+    }
+
+    /// Whether the process has answered since this was last asked.
+    pub fn take_answered(&self) -> bool {
+        self.answered.swap(false, Ordering::Relaxed)
     }
 
     /// The connection, to be polled; calls go through [`call`](Self::call).
@@ -127,8 +167,10 @@ impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Ended => f.write_str("was let go"),
+            Self::Replaced => f.write_str("was replaced"),
             Self::HungUp => f.write_str("closed the connection"),
             Self::Silent => f.write_str("stopped answering"),
+            Self::Stopped => f.write_str("was stopped"),
             Self::Broken(how) => write!(f, "broke the protocol: {how}"),
             Self::TookMemory(how) => write!(f, "took memory away that the guest sees: {how}"),
             Self::GivenUpByKvm => f.write_str("closed its ioregionfd, stopped answering on it or answered wrongly"),

@@ -15,7 +15,10 @@
 //! | `config_space` | which bytes of configuration space are the VMM's |
 //! | `interrupts` | INTx, MSI and MSI-X of one device |
 //! | [`link`] | the connection to the device process, and the one place where its end is decided |
+//! | [`identity`] | what the guest relies on, and a successor must not change |
+//! | [`succession`] | who serves the device after a link was lost, and where accesses wait for it |
 //! | [`device`] | the function on the PCI bus, made of the above |
+//! | `health` | whether the process still answers |
 //! | [`serving`] | the thread that serves one device: its own requests, its hang-up, the end of an INTx interrupt |
 
 pub mod address_map;
@@ -24,6 +27,8 @@ mod config_space;
 pub mod device;
 pub mod discovery;
 pub mod dispatch;
+mod health;
+pub mod identity;
 mod interrupts;
 mod ioeventfd;
 mod ioregionfd;
@@ -32,6 +37,7 @@ mod mapped;
 pub mod plan;
 mod region;
 pub mod serving;
+pub mod succession;
 #[cfg(test)]
 mod testing;
 mod warnings;

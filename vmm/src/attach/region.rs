@@ -1,18 +1,18 @@
 //! The regions of a device: each with its plan, what the plan needs (mapped areas, sockets), and all of it at the address
 //! where the guest put the region. Dropping a [`Placement`] takes every path away again, so moving a BAR is dropping one
-//! and making another.
+//! and making another. When another process is to serve the device, [`Placement::suspend`] takes the paths away, so that
+//! accesses come to the VMM and wait there, and [`Placement::hand_over`] puts the successor's region in the same place.
 
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use nix::errno::Errno;
 use outrigger_protocol::client::RegionInfo;
 
 use super::address_map::AddressMap;
 use super::discovery::Description;
-use super::dispatch::{Dispatch, Messages};
-use super::interrupts::Interrupts;
+use super::dispatch::{Dispatch, Messages, Served};
 use super::ioeventfd::{Address, Ioeventfd};
 use super::ioregionfd::{Ioregionfd, Ioregionfds, Window, asked_by};
 use super::link::Link;
@@ -20,6 +20,7 @@ use super::mapped::{MappedArea, Unreachable};
 use super::plan::{Area, Ioregion, Plan};
 use super::warnings::Warnings;
 use super::{AttachError, Backplane};
+use crate::irq::msix::Msix;
 use crate::machine::bus::{Bus, BusError};
 use crate::machine::memslots::{Memslot, MemslotError};
 use crate::pci::bar::Bar;
@@ -36,6 +37,12 @@ pub(super) struct Region {
 pub(super) struct Placement {
     address: u64,
     bus: Arc<Bus>,
+    /// None: every access comes to the VMM.
+    paths: Option<Paths>,
+}
+
+/// What lets accesses to a placed region get along without the VMM.
+struct Paths {
     // Before the areas that they show.
     _memslots: Vec<Memslot>,
     _areas: Vec<Option<Arc<MappedArea>>>,
@@ -47,7 +54,8 @@ pub(super) struct Placement {
 pub(super) fn regions(
     link: &Arc<Link>,
     description: &Description,
-    interrupts: &Interrupts,
+    msix: Option<&Arc<Mutex<Msix>>>,
+    served: &Served,
     backplane: &Backplane,
     warnings: &Arc<Warnings>,
 ) -> Result<Vec<Arc<Region>>, AttachError> {
@@ -72,9 +80,9 @@ pub(super) fn regions(
         let channels = plan.ioregions.iter().map(channel).collect::<Result<_, _>>()?;
         let io = description.bars.get(index).is_some_and(|bar| bar.kind.is_io());
         let (link, warnings) = (link.clone(), warnings.clone());
-        let posted = !io && one_path_in_order;
+        let posted = !io && one_path_in_order && !served.can_be_succeeded;
         let messages = Messages { link, region: region.index, posted, warnings: warnings.clone() };
-        let dispatch = Arc::new(Dispatch::new(plan, channels, interrupts.msix.clone(), messages));
+        let dispatch = Arc::new(Dispatch::new(plan, channels, msix.cloned(), messages, served.clone()));
         regions.push(Arc::new(Region { dispatch, areas, warnings }));
     }
     Ok(regions)
@@ -106,21 +114,24 @@ impl Region {
     }
 
     /// Makes the region appear at `address`. What the system refuses is noted in the plan, and falls back to the next
-    /// path.
+    /// path. While the link is lost there is no path but the VMM's.
     ///
     /// # Errors
     /// If another device has the place. The region is nowhere then.
     pub(super) fn place(&self, map: &AddressMap, bar: &Bar, address: u64) -> Result<Placement, BusError> {
         let bus = if bar.kind.is_io() { &map.io } else { &map.mmio };
         bus.insert(address, bar.size, self.dispatch.clone())?;
-        Ok(Placement {
-            address,
-            bus: bus.clone(),
+        let paths = self.link().lost().is_none().then(|| self.paths(map, bar, address));
+        Ok(Placement { address, bus: bus.clone(), paths })
+    }
+
+    fn paths(&self, map: &AddressMap, bar: &Bar, address: u64) -> Paths {
+        Paths {
             _memslots: self.map(map, address),
             _areas: self.areas.clone(),
             _ioeventfds: self.register_doorbells(map, bar, address),
             _ioregionfds: self.register_ioregions(map, bar, address),
-        })
+        }
     }
 
     /// Says that a BAR is nowhere.
@@ -180,6 +191,20 @@ impl Region {
 
     fn warn_of_refusal(&self, range: Range<u64>, how: &str, error: &io::Error) {
         self.warnings.warn(format_args!("{range:#x?} of a region cannot be {how} and goes by message: {error}"));
+    }
+}
+
+impl Placement {
+    /// Lets every access come to the VMM from now on; false: that was so already.
+    pub(super) fn suspend(&mut self) -> bool {
+        self.paths.take().is_some()
+    }
+
+    /// Puts `region`, which a successor serves, where its predecessor was. The place is never empty.
+    pub(super) fn hand_over(&mut self, region: &Region, map: &AddressMap, bar: &Bar) {
+        self.paths = None;
+        self.bus.replace(self.address, region.dispatch.clone());
+        self.paths = Some(region.paths(map, bar, self.address));
     }
 }
 

@@ -2,7 +2,7 @@
 //! guest's end of an INTx interrupt. It may wait for its device, and does so at no other device's cost.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,9 @@ use outrigger_protocol::pci::INTX_IRQ;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::device::Device;
+use super::health::Health;
 use super::link::{Cause, Link};
+use crate::control::processes::DeviceProcess;
 use crate::irq::IrqError;
 
 /// Stack of the thread that runs a [`Service`], in bytes. Pages that it does not touch cost nothing.
@@ -24,6 +26,8 @@ const ROUNDS: u32 = 16;
 
 const LEFT_OVER: u64 = 2;
 const RESAMPLE: u64 = 3;
+const PROCESS: u64 = 4;
+const ORDER: u64 = 5;
 const GONE: EpollFlags = EpollFlags::EPOLLHUP.union(EpollFlags::EPOLLRDHUP).union(EpollFlags::EPOLLERR);
 
 /// A device that cannot be served.
@@ -43,7 +47,18 @@ pub struct Service {
     device: Arc<Device>,
     link: Arc<Link>,
     resample: Option<EventFd>,
+    /// None: a process that does not answer is noticed when the guest accesses the device.
+    health: Option<Health>,
     epoll: Epoll,
+}
+
+/// Why a device's thread no longer serves a link.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Interruption<'a> {
+    /// The link is lost.
+    Lost(&'a Cause),
+    /// Somebody has an order for the thread.
+    Ordered,
 }
 
 impl Service {
@@ -54,9 +69,31 @@ impl Service {
     pub fn new(device: Arc<Device>, link: Arc<Link>) -> Result<Self, ServiceError> {
         let resample = device.resample()?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(io::Error::from)?;
-        let service = Self { device, link, resample, epoll };
+        let service = Self { device, link, resample, health: None, epoll };
         service.watch()?;
         Ok(service)
+    }
+
+    /// Asks now and then whether the process still answers, and notices when it is stopped.
+    ///
+    /// # Errors
+    /// If the system has no memory left.
+    pub fn watch_health(mut self, process: Option<Arc<DeviceProcess>>) -> Result<Self, ServiceError> {
+        if let Some(process) = &process {
+            let added = self.epoll.add(process.changed(), EpollEvent::new(EpollFlags::EPOLLIN, PROCESS));
+            added.map_err(io::Error::from)?;
+        }
+        self.health = Some(Health::new(process));
+        Ok(self)
+    }
+
+    /// Ends [`run`](Self::run) when `bell` becomes readable.
+    ///
+    /// # Errors
+    /// If the system has no memory left.
+    pub fn take_orders(self, bell: impl AsFd) -> Result<Self, ServiceError> {
+        self.epoll.add(bell, EpollEvent::new(EpollFlags::EPOLLIN, ORDER)).map_err(io::Error::from)?;
+        Ok(self)
     }
 
     fn watch(&self) -> io::Result<()> {
@@ -73,14 +110,14 @@ impl Service {
         Ok(())
     }
 
-    /// Serves the device until its link is lost; returns why it is.
-    pub fn run(&self) -> &Cause {
-        let mut events = [EpollEvent::empty(); 4];
+    /// Serves the device until its link is lost, or there is an order.
+    pub fn run(&mut self) -> Interruption<'_> {
+        let mut events = [EpollEvent::empty(); 6];
         // What came while the device was attached made its edge then.
         let mut step = Step::Again;
         loop {
             let was_full = matches!(step, Step::NoRoom(_));
-            let count = match self.epoll.wait(&mut events, timeout(step)) {
+            let count = match self.epoll.wait(&mut events, self.timeout(step)) {
                 Ok(count) => count,
                 Err(Errno::EINTR) => 0,
                 // Unheard of: a device that cannot be watched cannot be kept.
@@ -89,16 +126,19 @@ impl Service {
                     0
                 }
             };
-            let mut hung_up = false;
+            let (mut hung_up, mut ordered) = (false, false);
             for event in &events[..count] {
                 match event.data() {
                     RESAMPLE => self.end_interrupt(),
+                    ORDER => ordered = true,
+                    // Looked at below.
+                    PROCESS => {}
                     _ => hung_up |= event.events().intersects(GONE),
                 }
             }
             // A failure is the link's.
             for _ in 0..ROUNDS {
-                step = self.link.call(Client::serve_step).unwrap_or(Step::Idle);
+                step = self.link.post(Client::serve_step).unwrap_or(Step::Idle);
                 if step != Step::Again {
                     break;
                 }
@@ -106,13 +146,34 @@ impl Service {
             if hung_up {
                 self.link.fail(Cause::HungUp);
             }
-            if let Some(cause) = self.link.lost() {
-                return cause;
+            if let Some(health) = &mut self.health {
+                health.check(&self.link);
+            }
+            if self.link.lost().is_some() {
+                break;
+            }
+            if ordered {
+                return Interruption::Ordered;
             }
             if matches!(step, Step::NoRoom(_)) != was_full {
                 self.watch_for_room(!was_full);
             }
         }
+        Interruption::Lost(self.link.lost().expect("just seen, and it stays"))
+    }
+
+    /// How long there is nothing to do unless something happens.
+    fn timeout(&self, step: Step) -> EpollTimeout {
+        let step = match step {
+            Step::Idle => None,
+            Step::Again => return EpollTimeout::ZERO,
+            Step::NoRoom(until) => Some(until),
+        };
+        let next = step.into_iter().chain(self.health.as_ref().map(|health| health.next(&self.link))).min();
+        next.map_or(EpollTimeout::NONE, |next| {
+            let remaining = next.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+            EpollTimeout::try_from(remaining).unwrap_or(EpollTimeout::MAX)
+        })
     }
 
     /// Lets the next wait end when a socket becomes writable, which otherwise happens with every message that the process
@@ -142,15 +203,4 @@ fn interest(requests: bool) -> EpollFlags {
     let mut interest = EpollFlags::EPOLLET | EpollFlags::EPOLLRDHUP;
     interest.set(EpollFlags::EPOLLIN, requests);
     interest
-}
-
-fn timeout(step: Step) -> EpollTimeout {
-    match step {
-        Step::Idle => EpollTimeout::NONE,
-        Step::Again => EpollTimeout::ZERO,
-        Step::NoRoom(until) => {
-            let remaining = until.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
-            EpollTimeout::try_from(remaining).unwrap_or(EpollTimeout::MAX)
-        }
-    }
 }

@@ -32,7 +32,8 @@ pub(super) fn link(registers: impl Registers) -> Arc<Link> {
         let config = ConfigSpace::new(0x1af4, 0x10f1, 0x08_80_00).with_bar(0, 0x1000);
         server::serve(&mut Function::new(config, registers), theirs, &server::Options::default())
     });
-    Arc::new(Link::new(Client::new(ours, Arc::new(NoMemory), &Options::default()).unwrap()))
+    let options = Options::default();
+    Arc::new(Link::new(Client::new(ours, Arc::new(NoMemory), &options).unwrap(), options.deadline))
 }
 
 /// Nothing behind any register.

@@ -3,11 +3,12 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::Duration;
 
 use proptest::prelude::*;
 
 use super::*;
-use crate::config::{Dma, PathName, ServerUser, Source};
+use crate::config::{Budget, Dma, PathName, Restart, ServerUser, Source};
 
 fn parse_words(words: &str) -> Result<Request, UsageError> {
     parse(words.split_whitespace())
@@ -53,6 +54,23 @@ fn values_that_cannot_be_used_are_refused_in_one_exact_line() {
         ("--disk", "path=x,dma=copied", "dma: must be shared or messages, not 'copied'"),
         ("--net", "tap=t,dma=", "dma: is empty"),
         ("--net", "dma=shared,tap=t,dma=shared", "key 'dma' is given twice"),
+        (
+            "--disk",
+            "path=x,restart=5",
+            "restart: must be off or N/SECONDS like 5/60s, N from 1 to 10000, SECONDS from 1 to 86400, not '5'",
+        ),
+        ("--disk", "path=x,restart=", "restart: is empty"),
+        (
+            "--net",
+            "tap=t,deadline=50ms",
+            "deadline: must be a time between 100ms and 600s, like 10s or 500ms, not '50ms'",
+        ),
+        ("--device", "socket=s,deadline=1,deadline=2", "key 'deadline' is given twice"),
+        (
+            "--device",
+            "program=p,restart=on",
+            "restart: must be off or N/SECONDS like 5/60s, N from 1 to 10000, SECONDS from 1 to 86400, not 'on'",
+        ),
         ("--device", "/run/x.sock", "needs program=PATH or socket=PATH"),
         ("--device", "", "needs program=PATH or socket=PATH"),
         ("--device", "program=", "program: is empty"),
@@ -64,7 +82,7 @@ fn values_that_cannot_be_used_are_refused_in_one_exact_line() {
         ),
         ("--device", "socket=s,user=no such user", "user: there is no user 'no such user'"),
         ("--device", "socket=s,user=-1", "user: there is no user '-1'"),
-        ("--device", "socket=s,queues=1", "unknown key 'queues'; it takes socket, user and dma"),
+        ("--device", "socket=s,queues=1", "unknown key 'queues'; it takes socket, user, dma, restart and deadline"),
         ("--device", "socket=", "socket: is empty"),
         ("--device", "path=/x", "needs program=PATH or socket=PATH"),
         ("--paths", "", "is empty"),
@@ -172,6 +190,18 @@ fn every_option_is_understood() {
 }
 
 #[test]
+fn restarts_and_deadlines_are_outriggers_own_and_not_passed_on() {
+    let words = "--disk path=x,restart=3/10s,deadline=500ms --net restart=off,tap=t --device socket=/s,restart=1/2";
+    let config = config(&words.split_whitespace().collect::<Vec<_>>());
+    let within = |restarts, seconds| Restart::Within(Budget { restarts, window: Duration::from_secs(seconds) });
+    let read = config.pci_devices.iter().map(|device| (device.restart, device.deadline)).collect::<Vec<_>>();
+    let ten = Duration::from_secs(10);
+    assert_eq!(read, [(within(3, 10), Duration::from_millis(500)), (Restart::Off, ten), (within(1, 2), ten)]);
+    let Source::Program { options, .. } = &config.pci_devices[0].source else { panic!("a disk has a program") };
+    assert_eq!(options, "path=x");
+}
+
+#[test]
 fn devices_keep_the_order_of_the_command_line() {
     let words = "--net tap=a,mtu=9000 --disk path=x,serial=S --device socket=/s,dma=messages,user=0 --net dma=shared,tap=b \
                  --device program=./p,path=y,,z=1,dma=messages,color= --disk anything --device socket=/t,user=any --device program=q";
@@ -192,7 +222,13 @@ fn devices_keep_the_order_of_the_command_line() {
         ("--device socket=/t,user=any", socket("/t", ServerUser::Any), Dma::Shared),
         ("--device program=q", program("q", ""), Dma::Shared),
     ];
-    let expected = expected.map(|(label, source, dma)| DeviceConfig { label: label.into(), source, dma });
+    let expected = expected.map(|(label, source, dma)| {
+        let restart = match source {
+            Source::Program { .. } => Restart::IfUnnoticed,
+            Source::Socket { .. } => Restart::Off,
+        };
+        DeviceConfig { label: label.into(), source, dma, restart, deadline: Duration::from_secs(10) }
+    });
     assert_eq!(config.pci_devices, expected);
 }
 

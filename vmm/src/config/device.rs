@@ -3,11 +3,13 @@
 //! A device program is the authority on its options: what is not one of [`OWN_KEYS`] is for it, and passed on unread.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use nix::unistd::{Uid, User};
 use outrigger_process::options::{OptionError, Options, named};
 
-use super::Problem;
+use super::restart::{DEFAULT_DEADLINE, parse_deadline};
+use super::{Problem, Restart};
 
 /// Longest path of a Unix socket in bytes: Linux's `sockaddr_un`, less the terminating zero.
 pub const MAX_SOCKET_PATH: usize = 107;
@@ -16,10 +18,14 @@ const PROGRAM: &str = "program";
 const SOCKET: &str = "socket";
 const USER: &str = "user";
 const DMA: &str = "dma";
-/// The keys that Outrigger itself reads. Those for `restart`, `sandbox` and `deadline` will be here, too.
-const OWN_KEYS: &[&str] = &[PROGRAM, SOCKET, USER, DMA];
+const RESTART: &str = "restart";
+const DEADLINE: &str = "deadline";
+/// The keys that Outrigger itself reads. One for `sandbox` will be here, too.
+const OWN_KEYS: &[&str] = &[PROGRAM, SOCKET, USER, DMA, RESTART, DEADLINE];
 /// All keys there are where Outrigger starts no program.
-const SOCKET_KEYS: &[&str] = &[SOCKET, USER, DMA];
+const SOCKET_KEYS: &[&str] = &[SOCKET, USER, DMA, RESTART, DEADLINE];
+/// Outrigger's own keys where the flag says which program is started.
+const KIND_KEYS: &[&str] = &[DMA, RESTART, DEADLINE];
 
 /// A flag for one kind of device: `--disk X` means `--device program=outrigger-blk,X`.
 #[derive(Debug)]
@@ -59,6 +65,10 @@ pub struct DeviceConfig {
     pub source: Source,
     /// How that process reaches guest RAM.
     pub dma: Dma,
+    /// Whether another one comes when it fails.
+    pub restart: Restart,
+    /// How long it may take for any answer, and its successor to serve the device.
+    pub deadline: Duration,
 }
 
 /// Where a device process comes from.
@@ -113,14 +123,23 @@ impl DeviceConfig {
             (None, Some(_)) => Source::socket(&Options::parse(text, SOCKET_KEYS, None)?)?,
             (None, None) => return Err(Problem::NoSource),
         };
-        Ok(Self { label: named("--device", text), source, dma: Dma::parse(&own)? })
+        Self::with(named("--device", text), source, &own)
     }
 
     /// Reads the value of the flag for one kind of device.
     pub(crate) fn parse_kind(kind: &Kind, text: &str) -> Result<Self, Problem> {
-        let (own, rest) = Options::take_out(text, &[DMA])?;
+        let (own, rest) = Options::take_out(text, KIND_KEYS)?;
         let source = Source::Program { program: kind.program.into(), options: rest };
-        Ok(Self { label: named(&format!("--{}", kind.flag), text), source, dma: Dma::parse(&own)? })
+        Self::with(named(&format!("--{}", kind.flag), text), source, &own)
+    }
+
+    fn with(label: String, source: Source, own: &Options) -> Result<Self, Problem> {
+        let restart = own.parsed(RESTART, Restart::parse)?.unwrap_or(match source {
+            Source::Program { .. } => Restart::IfUnnoticed,
+            Source::Socket { .. } => Restart::Off,
+        });
+        let deadline = own.parsed(DEADLINE, parse_deadline)?.unwrap_or(DEFAULT_DEADLINE);
+        Ok(Self { label, source, dma: Dma::parse(own)?, restart, deadline })
     }
 }
 

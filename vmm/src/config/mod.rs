@@ -9,6 +9,7 @@ mod files;
 pub mod memory;
 pub mod paths;
 mod problem;
+pub mod restart;
 pub mod size;
 
 use std::collections::HashSet;
@@ -21,6 +22,7 @@ pub use device::{DeviceConfig, Dma, KINDS, ServerUser, Source};
 pub use memory::MemoryConfig;
 pub use paths::{AllowedPaths, PathName};
 pub use problem::{Problem, UsageError};
+pub use restart::{Budget, Restart};
 
 /// Most virtual CPUs a guest can have.
 pub const MAX_CPUS: u8 = 64;

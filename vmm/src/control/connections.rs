@@ -1,26 +1,29 @@
-//! Every connection to a device process, so that the end of the run can end every wait on one.
+//! Every connection to a device process, and every wait for one, so that the end of the run can end them all.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use outrigger_protocol::foreign::ForeignFd;
 
 use crate::attach::link::Link;
+use crate::attach::succession::Succession;
 
 /// The connections of a run.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Connections(Arc<Mutex<State>>);
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct State {
     ended: bool,
     opening: Vec<Weak<ForeignFd>>,
     open: Vec<Weak<Link>>,
+    successions: Vec<Weak<Succession>>,
 }
 
 impl Connections {
     /// Adds a socket on which a connection is about to be negotiated.
     pub fn add_opening(&self, stream: &Arc<ForeignFd>) {
         let mut state = self.lock();
+        state.opening.retain(|stream| stream.strong_count() > 0);
         state.opening.push(Arc::downgrade(stream));
         if state.ended {
             stream.hang_up();
@@ -30,9 +33,19 @@ impl Connections {
     /// Adds a connection.
     pub fn add(&self, link: &Arc<Link>) {
         let mut state = self.lock();
+        state.open.retain(|link| link.strong_count() > 0);
         state.open.push(Arc::downgrade(link));
         if state.ended {
             link.end();
+        }
+    }
+
+    /// Adds a place where accesses wait for the next connection of a device.
+    pub fn add_succession(&self, succession: &Arc<Succession>) {
+        let mut state = self.lock();
+        state.successions.push(Arc::downgrade(succession));
+        if state.ended {
+            succession.end();
         }
     }
 
@@ -40,6 +53,8 @@ impl Connections {
     pub fn end_all(&self) {
         let mut state = self.lock();
         state.ended = true;
+        // First: an access that meets an ended link waits for no other.
+        state.successions.iter().filter_map(Weak::upgrade).for_each(|succession| succession.end());
         state.open.iter().filter_map(Weak::upgrade).for_each(|link| link.end());
         state.opening.iter().filter_map(Weak::upgrade).for_each(|stream| stream.hang_up());
     }

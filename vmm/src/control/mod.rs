@@ -5,6 +5,7 @@
 //!
 //! | moment | what it does |
 //! |---|---|
+//! | a device process stops, goes on or ends | lets the device's own thread know |
 //! | a signal that ends the run, or Ctrl-A x | requests the end, ends every connection, SIGTERM to every device process |
 //! | [`TERM`] later | SIGKILL to every device process that is left |
 //! | [`LIMIT`] after the signal, or a second SIGTERM or SIGINT | ends this process |
@@ -13,10 +14,10 @@
 //! all of it goes faster.
 
 pub(crate) mod connections;
+pub(crate) mod launcher;
 pub mod outcome;
 pub(crate) mod processes;
 pub(crate) mod signals;
-pub(crate) mod supervisor;
 
 use std::io;
 use std::os::fd::AsFd;
@@ -32,6 +33,7 @@ use outrigger_process::output;
 
 use crate::console::terminal::Terminal;
 use crate::control::connections::Connections;
+use crate::control::launcher::Launcher;
 use crate::control::outcome::{Outcome, STATUS_FAILED, Stop};
 use crate::control::processes::Processes;
 use crate::control::signals::{Signals, SignalsError};
@@ -69,6 +71,8 @@ pub struct Control {
     pub connections: Connections,
     /// Every device process that this one has started.
     pub processes: Processes,
+    /// Starts them.
+    pub launcher: Launcher,
     terminal: Arc<OnceLock<Arc<Terminal>>>,
     guest_runs: Arc<AtomicBool>,
 }
@@ -96,6 +100,7 @@ impl Control {
             stop: Stop::new()?,
             connections: Connections::default(),
             processes: Processes::default(),
+            launcher: Launcher::default(),
             terminal: Arc::default(),
             guest_runs: Arc::default(),
         })
@@ -126,6 +131,7 @@ impl Control {
             for signal in signals.read() {
                 match signal {
                     Signal::SIGTSTP => signals.stop_process(self.terminal.get()),
+                    Signal::SIGCHLD => self.processes.notice(),
                     Signal::SIGCONT => self.terminal.get().into_iter().for_each(|terminal| terminal.set_raw()),
                     Signal::SIGTERM | Signal::SIGINT if ending.is_some() => self.end_process(),
                     signal => {
@@ -154,6 +160,7 @@ impl Control {
 
     fn begin_end(&self, now: Instant) -> Ending {
         self.connections.end_all();
+        self.processes.begin_end();
         self.processes.signal_all(Signal::SIGTERM);
         // A process that is stopped does not take it otherwise.
         self.processes.signal_all(Signal::SIGCONT);

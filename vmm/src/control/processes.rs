@@ -1,7 +1,7 @@
 //! The device processes that this one has started: each is watched by a pidfd, and all are ended at once.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ExitStatus};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::Signal;
 use outrigger_process::output::tell;
 
@@ -20,6 +21,8 @@ pub struct DeviceProcess {
     id: u32,
     /// Readable when the process has ended.
     pidfd: OwnedFd,
+    /// Readable when the process may have stopped, gone on or ended since it was last read.
+    changed: EventFd,
     child: Mutex<Child>,
 }
 
@@ -47,7 +50,9 @@ impl DeviceProcess {
         let number = i32::try_from(fd).expect("descriptors are small");
         // SAFETY: the call has just made this descriptor, and it is nobody else's.
         let pidfd = unsafe { OwnedFd::from_raw_fd(number) };
-        Ok(Self { program, id, pidfd, child: Mutex::new(child) })
+        let changed = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
+        let changed = changed.inspect_err(|_| _ = child.kill())?;
+        Ok(Self { program, id, pidfd, changed, child: Mutex::new(child) })
     }
 
     /// Its name.
@@ -69,6 +74,26 @@ impl DeviceProcess {
         unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, number, std::ptr::null::<libc::siginfo_t>(), 0) };
     }
 
+    /// Readable when the process may have stopped, gone on or ended since [`is_stopped`](Self::is_stopped) was asked.
+    pub fn changed(&self) -> BorrowedFd<'_> {
+        self.changed.as_fd()
+    }
+
+    /// Whether the process is stopped, as by SIGSTOP.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        // An error says that there was nothing to read.
+        let _ = self.changed.read();
+        // SAFETY: all zeros are a valid `siginfo_t`, in which no process is named.
+        let mut information: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        let id = libc::id_t::try_from(self.pidfd.as_raw_fd()).unwrap_or(0);
+        let options = libc::WSTOPPED | libc::WNOHANG | libc::WNOWAIT;
+        // SAFETY: `information` has room for what the call writes.
+        let result = unsafe { libc::waitid(libc::P_PIDFD, id, &raw mut information, options) };
+        // SAFETY: the call, or the zeros above, have set this field.
+        result == 0 && unsafe { information.si_pid() } != 0
+    }
+
     /// How it ended, if it has, or does within `limit`.
     pub fn wait(&self, limit: Duration) -> Option<ExitStatus> {
         wait_for_all(&[self], limit);
@@ -78,22 +103,51 @@ impl DeviceProcess {
 
 /// All processes of a run.
 #[derive(Clone, Debug, Default)]
-pub struct Processes(Arc<Mutex<Vec<Arc<DeviceProcess>>>>);
+pub struct Processes(Arc<Mutex<All>>);
+
+#[derive(Debug, Default)]
+struct All {
+    processes: Vec<Arc<DeviceProcess>>,
+    /// The run ends: those that are added later came too late.
+    ended: bool,
+}
 
 impl Processes {
-    /// Adds a process that ends with the run.
+    /// Adds a process that ends with the run; if that is ending already, at once.
     pub fn add(&self, process: &Arc<DeviceProcess>) {
-        self.lock().push(Arc::clone(process));
+        let mut all = self.lock();
+        all.processes.push(Arc::clone(process));
+        if all.ended {
+            process.signal(Signal::SIGKILL);
+        }
+    }
+
+    /// Forgets a process that has ended. One that has not stays.
+    pub fn remove(&self, process: &Arc<DeviceProcess>) {
+        if process.wait(Duration::ZERO).is_some() {
+            self.lock().processes.retain(|other| !Arc::ptr_eq(other, process));
+        }
     }
 
     /// Sends a signal to all that have not ended.
     pub fn signal_all(&self, signal: Signal) {
-        self.lock().iter().for_each(|process| process.signal(signal));
+        self.lock().processes.iter().for_each(|process| process.signal(signal));
+    }
+
+    /// From now on no process lives that is added.
+    pub fn begin_end(&self) {
+        self.lock().ended = true;
+    }
+
+    /// One of them has stopped, gone on or ended: each is told to look.
+    pub fn notice(&self) {
+        self.lock().processes.iter().for_each(|process| _ = process.changed.write(1));
     }
 
     /// Waits for the end of all, whose connections must have been ended, and helps where it does not come.
     pub fn end(&self, patience: Patience) {
         let Patience { alone, term, kill } = patience;
+        self.begin_end();
         if self.wait(alone) {
             return;
         }
@@ -123,7 +177,7 @@ impl Processes {
 
     /// Waits until all have ended, for `limit` at most; whether they have.
     fn wait(&self, limit: Duration) -> bool {
-        let all = self.lock().clone();
+        let all = self.lock().processes.clone();
         let all: Vec<&DeviceProcess> = all.iter().map(AsRef::as_ref).collect();
         wait_for_all(&all, limit);
         // Each has to be asked, or it stays a zombie.
@@ -131,11 +185,11 @@ impl Processes {
     }
 
     fn left(&self) -> Vec<Arc<DeviceProcess>> {
-        let all = self.lock().clone();
+        let all = self.lock().processes.clone();
         all.into_iter().filter(|process| process.wait(Duration::ZERO).is_none()).collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Arc<DeviceProcess>>> {
+    fn lock(&self) -> MutexGuard<'_, All> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -189,6 +243,37 @@ mod tests {
         // What has ended can be asked and signalled again.
         process.signal(Signal::SIGKILL);
         assert_eq!(process.wait(Duration::ZERO).map(ending), Some("ended with status 3".to_owned()));
+    }
+
+    #[test]
+    fn a_process_that_is_stopped_is_so_until_it_goes_on_or_ends() {
+        let process = start("sleep 60");
+        let becomes = |stopped| {
+            (0..1000).any(|_| {
+                std::thread::sleep(Duration::from_millis(5));
+                process.is_stopped() == stopped
+            })
+        };
+        assert!(!process.is_stopped());
+        for (signal, stopped) in [(Signal::SIGSTOP, true), (Signal::SIGCONT, false), (Signal::SIGSTOP, true)] {
+            process.signal(signal);
+            assert!(becomes(stopped), "{signal}");
+            assert_eq!(process.is_stopped(), stopped, "asking changes nothing");
+        }
+        process.signal(Signal::SIGKILL);
+        assert!(becomes(false));
+        assert!(process.wait(Duration::from_secs(10)).is_some());
+    }
+
+    #[test]
+    fn a_process_that_comes_after_the_end_does_not_live() {
+        let processes = Processes::default();
+        processes.begin_end();
+        let process = start("sleep 60");
+        processes.add(&process);
+        assert_eq!(process.wait(Duration::from_secs(10)).and_then(|status| status.signal()), Some(9));
+        processes.remove(&process);
+        assert!(processes.left().is_empty() && processes.lock().processes.is_empty());
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Signals as events of the [control thread](crate::control): those that end the run, and those by which a shell stops
-//! and continues it.
+//! Signals as events of the [control thread](crate::control): those that end the run, those by which a shell stops and
+//! continues it, and the one that tells of a child.
 //!
 //! They are blocked before any thread starts, so that every thread inherits the mask and only the signalfd sees them.
 
@@ -18,6 +18,9 @@ const END: [Signal; 4] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signa
 
 /// Signals of job control that the terminal's mode has to follow.
 const JOB_CONTROL: [Signal; 2] = [Signal::SIGTSTP, Signal::SIGCONT];
+
+/// A device process has stopped, gone on or ended.
+const CHILD: Signal = Signal::SIGCHLD;
 
 /// Blocked so that using the terminal from the background is an error, not a stopped guest.
 const BACKGROUND: [Signal; 2] = [Signal::SIGTTIN, Signal::SIGTTOU];
@@ -38,7 +41,8 @@ impl Signals {
     /// [`SignalsError`].
     pub fn block() -> Result<Self, SignalsError> {
         // What the caller had ignored stays so; blocked, it would come all the same.
-        let watched: SigSet = END.into_iter().filter(|&signal| !is_ignored(signal)).chain(JOB_CONTROL).collect();
+        let watched: SigSet =
+            END.into_iter().filter(|&signal| !is_ignored(signal)).chain(JOB_CONTROL).chain([CHILD]).collect();
         let blocked: SigSet = watched.iter().chain(BACKGROUND).collect();
         let take_over = |errno: nix::errno::Errno| SignalsError(errno.into());
         pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&blocked), None).map_err(take_over)?;

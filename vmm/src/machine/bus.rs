@@ -84,6 +84,17 @@ impl Bus {
         Ok(())
     }
 
+    /// Let `device` answer for the range that starts at `base` in place of the device there; whether there was one. An
+    /// access finds one of the two.
+    pub fn replace(&self, base: u64, device: Arc<dyn BusDevice>) -> bool {
+        let _edit = self.edit.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut entries = Vec::clone(&self.entries.load());
+        let Ok(index) = entries.binary_search_by_key(&base, |entry| entry.base) else { return false };
+        entries[index].device = device;
+        self.entries.store(Arc::new(entries));
+        true
+    }
+
     /// Remove the range that starts at `base`; whether there was one. An access that another vCPU started before may still be
     /// in the device when this returns.
     pub fn remove(&self, base: u64) -> bool {
@@ -203,6 +214,15 @@ mod tests {
         bus.insert(0x1100, 1, Probe::new(2)).unwrap();
         bus.insert(0xFFF, 1, Probe::new(2)).unwrap();
         bus.insert(u64::MAX, 1, Probe::new(2)).unwrap();
+    }
+
+    #[test]
+    fn a_replaced_device_answers_for_the_same_range() {
+        let bus = Bus::new();
+        bus.insert(0x1000, 0x10, Probe::new(1)).unwrap();
+        bus.insert(0x1010, 0x10, Probe::new(2)).unwrap();
+        assert!(bus.replace(0x1000, Probe::new(3)) && !bus.replace(0x1001, Probe::new(4)));
+        assert_eq!((read(&bus, 0x1004), read(&bus, 0x100f), read(&bus, 0x1010)), ([4, 3], [0xff; 2], [0, 2]));
     }
 
     #[test]

@@ -8,9 +8,9 @@ use outrigger_process::launch::{EXIT_HOST, EXIT_USAGE};
 use super::connect::ConnectError;
 use crate::attach::AttachError;
 use crate::attach::serving::ServiceError;
+use crate::control::launcher::SpawnError;
 use crate::control::outcome::{STATUS_HOST, STATUS_USAGE};
 use crate::control::processes::ending;
-use crate::control::supervisor::SpawnError;
 
 /// A device that the guest cannot have.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +35,20 @@ pub(super) enum Problem {
     /// The process has said itself what is wrong.
     #[error("its process {} before it served the device", ending(*.0))]
     Exited(ExitStatus),
+    /// The process before it cannot be got rid of.
+    #[error("process {0} was killed and is held by the kernel, in I/O perhaps")]
+    Predecessor(u32),
+    #[error("cannot make a journal: {0}")]
+    Journal(io::Error),
+    /// A process that is no successor of the one before; the text goes on after its name.
+    #[error("its process {0}")]
+    Other(String),
+}
+
+impl From<AttachError> for Problem {
+    fn from(error: AttachError) -> Self {
+        Self::Attach(error)
+    }
 }
 
 impl PeripheralError {
@@ -52,14 +66,22 @@ impl PeripheralError {
             Problem::Exited(status) if has_told(*status) => {
                 status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(STATUS_USAGE)
             }
-            Problem::Exited(_) => STATUS_USAGE,
+            Problem::Exited(_) | Problem::Other(_) => STATUS_USAGE,
+            Problem::Journal(_) | Problem::Predecessor(_) => STATUS_HOST,
         }
     }
 
     /// Whether the user has been told already, by the device process itself.
     #[must_use]
     pub fn is_told(&self) -> bool {
-        matches!(self.problem, Problem::Exited(status) if has_told(status))
+        self.problem.is_told()
+    }
+}
+
+impl Problem {
+    /// Whether the device process itself has told the user.
+    pub(super) fn is_told(&self) -> bool {
+        matches!(self, Self::Exited(status) if has_told(*status))
     }
 }
 

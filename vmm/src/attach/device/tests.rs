@@ -10,6 +10,7 @@ use outrigger_protocol::pci::{NUM_IRQS, NUM_REGIONS};
 use outrigger_protocol::server::{self, Interrupts as ServerInterrupts, Irq, Memory, Region};
 
 use super::*;
+use crate::attach::address_map::AddressMap;
 use crate::attach::discovery::discover;
 use crate::attach::testing::NoMemory;
 use crate::config::AllowedPaths;
@@ -100,8 +101,10 @@ fn attach(refuses_bars: bool) -> (Device, Arc<BusMaster>, Receiver<Told>) {
         AddressRange::new(0x1000, 0x2000),
     );
     let bus_master = Arc::new(BusMaster::default());
-    let link = Arc::new(Link::new(client));
-    let device = Device::new(link, bus_master.clone(), &description, Slot(1), &backplane, &mut windows).unwrap();
+    let link = Arc::new(Link::new(client, Options::default().deadline));
+    let (slot, succession) = (Slot(1), Arc::default());
+    let place = Place { slot, bus_master: bus_master.clone(), succession, can_be_succeeded: false };
+    let device = Device::new(place, link, &description, &backplane, &mut windows).unwrap();
     (device, bus_master, is_told)
 }
 
@@ -140,11 +143,11 @@ fn a_server_that_needs_its_own_copy_answers() {
     let (device, _, _told) = attach(false);
     device.config_write(register::COMMAND, &command::MEMORY.to_le_bytes());
     let mut data = [0; 4];
-    device.addresses.mmio.read(0xc000_0000, &mut data);
+    device.backplane.addresses.mmio.read(0xc000_0000, &mut data);
     assert_eq!(data, [0x77; 4]);
     write(&device, 0x10, 0);
     write(&device, 0x10, 0xc100_0000);
-    device.addresses.mmio.read(0xc100_0000, &mut data);
+    device.backplane.addresses.mmio.read(0xc100_0000, &mut data);
     assert_eq!(data, [0x77; 4]);
 }
 

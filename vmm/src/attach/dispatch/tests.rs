@@ -91,6 +91,7 @@ fn dispatch(link: &Arc<Link>, endpoint: &Endpoint, offered: &[(Range<u64>, u64, 
         channels,
         None,
         Messages { link: link.clone(), region: 0, posted: false, warnings: Warnings::new(Slot(1)) },
+        Served::unsucceeded(),
     )
 }
 

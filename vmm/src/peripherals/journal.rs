@@ -1,0 +1,56 @@
+//! The journal of a device: lent to the process that serves it, and shown to its successor.
+
+use std::sync::Arc;
+
+use outrigger_protocol::client::{Client, ClientError, Journal};
+use outrigger_protocol::foreign::ForeignFd;
+use outrigger_protocol::journal::JournalFormat;
+
+use super::error::Problem;
+use crate::attach::AttachError;
+
+/// What this VMM holds for a device, whoever serves it.
+#[derive(Clone)]
+pub(super) struct Kept {
+    journal: Arc<Journal>,
+    /// Descriptors that every successor inherits.
+    pub(super) descriptors: Arc<Vec<ForeignFd>>,
+}
+
+impl Kept {
+    /// Lends the device's first process a journal, if it keeps one.
+    ///
+    /// # Errors
+    /// If it then does not, or the system has no descriptors left.
+    pub(super) fn begin(client: &Client) -> Result<Option<Self>, Problem> {
+        let Some(format) = client.journal_format() else { return Ok(None) };
+        let journal = Journal::create(format).map_err(Problem::Journal)?;
+        match client.begin_journal(&journal) {
+            Ok(descriptors) => Ok(Some(Self { journal: Arc::new(journal), descriptors: Arc::new(descriptors) })),
+            // It says that it could keep one, not that it can now.
+            Err(ClientError::Refused { command, errno }) => {
+                log::warn!("a device keeps no journal: {command:?}: the server answers {}", errno.desc());
+                Ok(None)
+            }
+            Err(error) => Err(AttachError::from(error).into()),
+        }
+    }
+
+    /// Shows a successor what its predecessor has written; whether it can go on from there.
+    ///
+    /// # Errors
+    /// If it cannot.
+    pub(super) fn offer(&self, client: &Client) -> Result<(), Problem> {
+        let ours = self.journal.format();
+        match client.journal_format() {
+            None => return Err(Problem::Other("keeps no journal".to_owned())),
+            Some(theirs) if theirs != ours => {
+                let name = |format: &JournalFormat| format!("{} of {} bytes", format.format, format.size);
+                let what = format!("keeps another journal: {}, not {}", name(theirs), name(ours));
+                return Err(Problem::Other(what));
+            }
+            Some(_) => {}
+        }
+        client.offer_journal(&self.journal).map_err(|error| AttachError::from(error).into())
+    }
+}

@@ -1,0 +1,209 @@
+//! A device whose process has failed goes on with another one: when, how often, and until when accesses wait for it.
+//!
+//! This is the one place that decides whether a successor comes. It runs on the device's own thread. With a journal the
+//! successor gets ready while its predecessor is still ending, and takes over once that is gone for good. Without one
+//! it begins after that, and the device is reset.
+
+use std::collections::VecDeque;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use super::error::Problem;
+use super::peripheral::{EXIT_WAIT, Peripheral};
+use super::successor::Ready;
+use crate::attach::device::Knows;
+use crate::attach::link::Cause;
+use crate::config::Budget;
+use crate::control::processes::ending;
+
+/// Pause after a successor that failed, doubled each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_millis(640);
+
+/// What is left of a budget.
+pub(super) struct Restarts {
+    budget: Budget,
+    /// Those of the last window.
+    begun: VecDeque<Instant>,
+}
+
+impl Restarts {
+    pub(super) fn new(budget: Budget) -> Self {
+        Self { budget, begun: VecDeque::new() }
+    }
+
+    /// Begins a restart, if one is left.
+    fn take(&mut self, now: Instant) -> bool {
+        while self.begun.front().is_some_and(|first| now.saturating_duration_since(*first) >= self.budget.window) {
+            self.begun.pop_front();
+        }
+        let is_left = self.begun.len() < usize::from(self.budget.restarts);
+        if is_left {
+            self.begun.push_back(now);
+        }
+        is_left
+    }
+}
+
+/// A time in which nothing serves a device.
+pub(super) struct Outage<'a> {
+    pub(super) cause: &'a Cause,
+    pub(super) since: Instant,
+    /// When the device is withdrawn.
+    pub(super) end: Instant,
+}
+
+impl Peripheral {
+    /// The link is lost. Gets a successor, as often as the budget permits and until the deadline; false: the device is
+    /// withdrawn, or the run has ended.
+    pub(super) fn restart(&self, restarts: &mut Option<Restarts>, cause: &Cause) -> bool {
+        let Some(restarts) = restarts else {
+            self.lose(cause, None);
+            return false;
+        };
+        let since = self.now().link.lost_at().unwrap_or_else(Instant::now);
+        let outage = Outage { cause, since, end: Instant::now() + self.config.deadline };
+        self.now().state = super::status::ServiceState::Restarting;
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let budget = restarts.budget;
+            let why = match restarts.take(Instant::now()) {
+                false => format!("{budget} are used up"),
+                true => match self.try_successor(&outage) {
+                    Ok(()) => return true,
+                    Err(_) if self.succession.has_ended() => return false,
+                    Err(problem) => {
+                        if !problem.is_told() {
+                            self.tell(format_args!("no successor: {problem}"));
+                        }
+                        let remaining = outage.end.saturating_duration_since(Instant::now());
+                        if !remaining.is_zero() {
+                            thread::sleep(pause.min(remaining));
+                            pause = (pause * 2).min(LONGEST_PAUSE);
+                            continue;
+                        }
+                        format!("nothing took its place within {:?}", self.config.deadline)
+                    }
+                },
+            };
+            self.lose(cause, Some(&why));
+            return false;
+        }
+    }
+
+    fn try_successor(&self, outage: &Outage<'_>) -> Result<(), Problem> {
+        let source = self.now().source.clone();
+        let program = self.program_name();
+        if *outage.cause != Cause::HungUp
+            && let Some(process) = &self.now().process
+        {
+            process.signal(Signal::SIGKILL);
+        }
+        let (ready, what, knows) = match &self.kept {
+            Some(_) => {
+                let ready = self.get_ready(source, outage.end)?;
+                match self.see_the_end(outage) {
+                    Ok(what) => (ready, what, Knows::Everything),
+                    Err(problem) => {
+                        self.discard(&ready);
+                        return Err(problem);
+                    }
+                }
+            }
+            None => {
+                let what = self.see_the_end(outage)?;
+                (self.get_ready(source, outage.end)?, what, Knows::Nothing)
+            }
+        };
+        self.hand_over(ready, knows, outage.end)?;
+        let waited = self.note_outage(outage.since);
+        self.now().restarts += 1;
+        let (slot, label) = (self.slot, &self.config.label);
+        self.lines.warn(format_args!("{slot} ({label}): {program} {what}; another one took its place in {waited:.1?}"));
+        Ok(())
+    }
+
+    /// Waits until the process that served the device is gone for good: nothing that it had begun can come later. Says
+    /// how it went.
+    fn see_the_end(&self, outage: &Outage<'_>) -> Result<String, Problem> {
+        let Some(process) = self.now().process.clone() else { return Ok(outage.cause.to_string()) };
+        let remaining = || outage.end.saturating_duration_since(Instant::now());
+        let status = process.wait(if *outage.cause == Cause::HungUp { EXIT_WAIT } else { Duration::ZERO });
+        let own = status.filter(|_| *outage.cause == Cause::HungUp);
+        if status.is_none() {
+            process.signal(Signal::SIGKILL);
+            if process.wait(remaining()).is_none() {
+                let id = process.id();
+                return Err(Problem::Predecessor(id));
+            }
+        }
+        self.host.control.processes.remove(&process);
+        Ok(own.map_or_else(|| outage.cause.to_string(), ending))
+    }
+
+    /// Lets a successor serve the device. Its predecessor is gone.
+    pub(super) fn hand_over(&self, ready: Ready, knows: Knows, end: Instant) -> Result<(), Problem> {
+        let Ready { source, link, process, successor } = ready;
+        let take = |client: &outrigger_protocol::client::Client| match knows {
+            Knows::Everything => client.take_journal(),
+            Knows::Nothing => Ok(()),
+        };
+        let result = within(end, || link.fail(Cause::Silent), || self.device.succeed(successor, knows, take));
+        // From the first message on it may have been at work: whatever comes after it waits for its end.
+        self.is_served_by(source, &link, process.clone());
+        result.map_err(|error| {
+            link.fail((&error).into());
+            let problem = Problem::from(crate::attach::AttachError::from(error));
+            problem.or_end_of(process.as_ref(), EXIT_WAIT)
+        })
+    }
+}
+
+/// Does `work`, and calls `give_up`, upon which it ends, when it is not done by `end`.
+pub(super) fn within<T>(end: Instant, give_up: impl FnOnce() + Send, work: impl FnOnce() -> T) -> T {
+    let (working, is_done) = channel::<()>();
+    thread::scope(|scope| {
+        let watch = move || {
+            let remaining = end.saturating_duration_since(Instant::now());
+            if is_done.recv_timeout(remaining) == Err(RecvTimeoutError::Timeout) {
+                give_up();
+            }
+        };
+        let watcher = thread::Builder::new().name("deadline".into()).stack_size(64 << 10);
+        // Without a thread each message still has its own deadline.
+        if let Err(error) = watcher.spawn_scoped(scope, watch) {
+            log::debug!("no thread that watches a deadline: {error}");
+        }
+        let result = work();
+        drop(working);
+        result
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_budget_is_that_of_any_window() {
+        let window = Duration::from_secs(60);
+        let mut restarts = Restarts::new(Budget { restarts: 2, window });
+        let begin = Instant::now();
+        let at = |seconds| begin + Duration::from_secs(seconds);
+        let taken: Vec<_> = [0, 1, 2, 59, 60, 60, 61, 119, 120].map(|second| restarts.take(at(second))).into();
+        assert_eq!(taken, [true, true, false, false, true, false, true, false, true]);
+        assert!(restarts.begun.len() <= 2);
+    }
+
+    #[test]
+    fn work_that_takes_too_long_is_given_up() {
+        let (give_up, is_given_up) = channel();
+        let soon = Instant::now() + Duration::from_millis(20);
+        within(soon, move || give_up.send(()).unwrap(), || is_given_up.recv().unwrap());
+        let later = Instant::now() + Duration::from_secs(600);
+        assert_eq!(within(later, || panic!("it is done in time"), || 3), 3);
+    }
+}

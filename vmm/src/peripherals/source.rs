@@ -1,0 +1,74 @@
+//! How a device is got, at first and again: a program that is started, a socket that is connected to.
+
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use outrigger_protocol::foreign::ForeignFd;
+
+use super::connect::{ConnectError, connect};
+use super::error::Problem;
+use super::open::Host;
+use crate::attach::succession::Succession;
+use crate::config::Source;
+use crate::control::launcher::Launch;
+use crate::control::processes::DeviceProcess;
+
+/// Pause between two looks whether somebody listens.
+const RETRY: Duration = Duration::from_millis(20);
+
+/// A device process that is about to be asked what it is.
+pub(super) struct Reached {
+    pub(super) stream: UnixStream,
+    /// If this VMM has started it.
+    pub(super) process: Option<Arc<DeviceProcess>>,
+}
+
+/// Starts the program of a source; none: it is a socket, on which somebody has to listen.
+///
+/// # Errors
+/// If the program cannot be started.
+pub(super) fn start(
+    source: &Source,
+    host: &Host,
+    successor: Option<Arc<Vec<ForeignFd>>>,
+) -> Result<Option<Reached>, Problem> {
+    let Source::Program { program, options } = source else { return Ok(None) };
+    let launch = Launch { program: program.clone(), options: options.clone(), cpus: host.cpus, successor };
+    let (process, stream) = host.control.launcher.start(launch).map_err(Problem::Spawn)?;
+    let process = Arc::new(process);
+    host.control.processes.add(&process);
+    Ok(Some(Reached { stream, process: Some(process) }))
+}
+
+/// Connects to the socket of a source, whose server must listen already.
+///
+/// # Errors
+/// If it does not, does not accept within `deadline`, or is not to be trusted.
+pub(super) fn reach(source: &Source, host: &Host, deadline: Duration) -> Result<Reached, Problem> {
+    let Source::Socket { path, server } = source else { return Err(Problem::Connect(ConnectError::NobodyListens)) };
+    let stream = connect(path, *server, deadline, || host.control.connections.are_ended());
+    Ok(Reached { stream: stream.map_err(Problem::Connect)?, process: None })
+}
+
+/// The same for a server that may begin to listen later, until `end`.
+///
+/// # Errors
+/// As [`reach`].
+pub(super) fn reach_again(
+    source: &Source,
+    host: &Host,
+    succession: &Succession,
+    end: Instant,
+) -> Result<Reached, Problem> {
+    loop {
+        let remaining = end.saturating_duration_since(Instant::now());
+        match reach(source, host, remaining) {
+            Err(Problem::Connect(ConnectError::NobodyListens)) if !remaining.is_zero() && !succession.has_ended() => {
+                thread::sleep(RETRY.min(remaining));
+            }
+            reached => return reached,
+        }
+    }
+}
