@@ -45,16 +45,40 @@ struct Process {
     doorbells: Vec<File>,
 }
 
+/// How processes are started.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum By {
+    /// By a VMM, with a socket.
+    Vmm,
+    /// By hand: they listen beside the image.
+    Hand,
+}
+
 impl Process {
-    fn start(image: &Path, ram: &GuestMemoryMmap, succeeds: bool) -> Self {
-        let (ours, theirs) = UnixStream::pair().unwrap();
+    fn start(by: By, image: &Path, ram: &GuestMemoryMmap, succeeds: bool) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_outrigger-blk"));
-        command.args(["--options", &format!("path={},queues={QUEUES}", image.display()), "--fd", "0"]);
-        command.stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs))).env_remove("OUTRIGGER_SUCCESSOR");
-        if succeeds {
-            command.env("OUTRIGGER_SUCCESSOR", "1");
-        }
-        let child = command.spawn().unwrap();
+        command.args(["--options", &format!("path={},queues={QUEUES}", image.display())]);
+        command.env_remove("OUTRIGGER_SUCCESSOR");
+        let (child, ours) = if by == By::Vmm {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            command.args(["--fd", "0"]).stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)));
+            if succeeds {
+                command.env("OUTRIGGER_SUCCESSOR", "1");
+            }
+            (command.spawn().unwrap(), ours)
+        } else {
+            let socket = image.with_extension("sock");
+            let child = command.arg("--socket").arg(&socket).spawn().unwrap();
+            let deadline = Instant::now() + Duration::from_secs(10);
+            let ours = loop {
+                match UnixStream::connect(&socket) {
+                    Ok(stream) => break stream,
+                    Err(error) => assert!(Instant::now() < deadline, "{error}"),
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            };
+            (child, ours)
+        };
         let options = Options { journal: true, ..Options::default() };
         let client = Client::new(ours, Arc::new(Ram(ram.clone())), &options).unwrap();
         Self { child, client, doorbells: Vec::new() }
@@ -87,6 +111,7 @@ impl Drop for Process {
 
 /// The device as the guest has it, whatever process serves it now.
 struct Machine {
+    by: By,
     image: PathBuf,
     ram: GuestMemoryMmap,
     file: File,
@@ -98,7 +123,7 @@ struct Machine {
 }
 
 impl Machine {
-    fn new(image: &Path, seed: u64) -> Self {
+    fn new(by: By, image: &Path, seed: u64) -> Self {
         let fd = nix::sys::memfd::memfd_create(c"ram", nix::sys::memfd::MFdFlags::empty()).unwrap();
         let file = File::from(fd);
         file.set_len(RAM_SIZE).unwrap();
@@ -106,21 +131,21 @@ impl Machine {
         let range = (GuestAddress(0), usize::try_from(RAM_SIZE).unwrap(), Some(offset));
         let ram = GuestMemoryMmap::from_ranges_with_files([range]).unwrap();
         let interrupts: Vec<_> = (0..=QUEUES).map(|_| EventFd::new(libc::EFD_NONBLOCK).unwrap()).collect();
-        let mut process = Process::start(image, &ram, false);
+        let mut process = Process::start(by, image, &ram, false);
         let journal = Journal::create(process.client.journal_format().unwrap()).unwrap();
         assert!(process.client.begin_journal(&journal).unwrap().is_empty());
         process.connect(&file, &interrupts);
-        Self { image: image.into(), ram, file, interrupts, journal, process, random: Random(seed), kills: 0 }
+        Self { by, image: image.into(), ram, file, interrupts, journal, process, random: Random(seed), kills: 0 }
     }
 
     /// Kills the process. Its successor may have been started before, and may be killed as well before it is the device.
     fn kill(&mut self) {
         loop {
-            let early = self.random.below(2) == 0;
+            let early = self.by == By::Vmm && self.random.below(2) == 0;
             if !early {
                 self.process.kill();
             }
-            let mut successor = Process::start(&self.image, &self.ram, true);
+            let mut successor = Process::start(self.by, &self.image, &self.ram, true);
             successor.client.offer_journal(&self.journal).unwrap();
             if early {
                 self.process.kill();
@@ -176,6 +201,8 @@ impl Machine {
     fn bring_up(&mut self) {
         self.write(0x14, &[0]);
         while self.read::<1>(0x14) != [0] {}
+        let end = disk_driver::parts(QUEUES)[0];
+        self.ram.write_slice(&vec![0; usize::try_from(end).unwrap()], GuestAddress(0)).unwrap();
         for status in [1, 3] {
             self.write(0x14, &[status]);
         }
@@ -219,45 +246,29 @@ impl Machine {
     }
 }
 
-fn kill_under_load(directory: &Path, kills: usize, seed: u64) {
-    let image = tempfile::NamedTempFile::new_in(directory).unwrap();
+fn kill_under_load(by: By, directory: &Path, kills: usize, seed: u64) {
+    let image = tempfile::Builder::new().suffix(".img").tempfile_in(directory).unwrap();
     image.as_file().set_len(BLOCKS * BLOCK as u64).unwrap();
-    let mut machine = Machine::new(image.path(), seed);
-    machine.random = Random(seed);
+    let mut machine = Machine::new(by, image.path(), seed);
     let mut disk = Disk::new(&machine.ram, seed);
-    machine.bring_up();
     let begun = Instant::now();
     let mut requests = 0;
-    while machine.kills < kills {
-        // Between none and some hundred requests, and a random part of what one of them takes.
-        let until = machine.random.below(150);
-        let mut done = 0;
-        loop {
-            for queue in 0..QUEUES {
-                if disk.submit(queue) {
-                    machine.ring(queue);
-                }
-            }
-            if done >= until {
-                break;
-            }
-            let completed = disk.collect();
-            done += completed;
-            if completed == 0 && disk.wants_interrupts() {
+    for round in 1..=3 {
+        // The guest boots again, in the middle of requests that it has forgotten.
+        disk.forget();
+        machine.bring_up();
+        while machine.kills < round * kills / 3 {
+            requests += load(&mut machine, &mut disk);
+            machine.kill();
+        }
+        if round == 2 {
+            load(&mut machine, &mut disk);
+            continue;
+        }
+        while disk.is_busy() {
+            if disk.collect() == 0 && disk.wants_interrupts() {
                 machine.wait();
             }
-        }
-        requests += done;
-        let pause = Duration::from_nanos(machine.random.below(100_000));
-        let now = Instant::now();
-        while now.elapsed() < pause {
-            std::hint::spin_loop();
-        }
-        machine.kill();
-    }
-    while disk.is_busy() {
-        if disk.collect() == 0 && disk.wants_interrupts() {
-            machine.wait();
         }
     }
     println!("{} kills, {requests} requests in {:?}", machine.kills, begun.elapsed());
@@ -267,6 +278,34 @@ fn kill_under_load(directory: &Path, kills: usize, seed: u64) {
         image.as_file().read_exact_at(&mut block, index * BLOCK as u64).unwrap();
         disk.verify(index, &block);
     }
+    let _ = std::fs::remove_file(image.path().with_extension("sock"));
+}
+
+/// Some requests, and a random part of what one of them takes; returns how many were completed.
+fn load(machine: &mut Machine, disk: &mut Disk) -> u64 {
+    let until = machine.random.below(150);
+    let mut done = 0;
+    loop {
+        for queue in 0..QUEUES {
+            if disk.submit(queue) {
+                machine.ring(queue);
+            }
+        }
+        if done >= until {
+            break;
+        }
+        let completed = disk.collect();
+        done += completed;
+        if completed == 0 && disk.wants_interrupts() {
+            machine.wait();
+        }
+    }
+    let pause = Duration::from_nanos(machine.random.below(100_000));
+    let now = Instant::now();
+    while now.elapsed() < pause {
+        std::hint::spin_loop();
+    }
+    done
 }
 
 /// So many in each test; `KILLS` in the environment asks for more.
@@ -284,11 +323,17 @@ fn seed() -> u64 {
 /// Requests by io_uring.
 #[test]
 fn a_disk_in_a_file_system_is_killed_under_load() {
-    kill_under_load(Path::new(env!("CARGO_TARGET_TMPDIR")), kills(), seed());
+    kill_under_load(By::Vmm, Path::new(env!("CARGO_TARGET_TMPDIR")), kills(), seed());
 }
 
 /// Requests by plain system calls.
 #[test]
 fn a_disk_in_memory_is_killed_under_load() {
-    kill_under_load(Path::new("/dev/shm"), kills(), seed());
+    kill_under_load(By::Vmm, Path::new("/dev/shm"), kills(), seed());
+}
+
+/// By somebody who starts it again each time.
+#[test]
+fn a_disk_that_listens_on_a_path_is_killed_under_load() {
+    kill_under_load(By::Hand, Path::new(env!("CARGO_TARGET_TMPDIR")), kills() / 2, seed());
 }

@@ -417,5 +417,8 @@ impl<D> Drop for Control<D> {
     }
 }
 
+#[cfg(test)]
+mod killed_tests;
+
 // Device configuration must fit between the registers around it.
 const _: () = assert!(DEVICE_OFFSET + DEVICE_SIZE <= NOTIFY_OFFSET);

@@ -353,6 +353,19 @@ mod tests {
 
     proptest! {
         #[test]
+        fn any_journal_restores_what_can_be_written_and_nothing_else(words in prop::collection::vec(any::<u64>(), CONFIG_SPACE_WORDS)) {
+            let (mut space, mut written) = (space(), space());
+            space.restore(words.iter().copied());
+            for (at, &byte) in words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<_>>().iter().enumerate() {
+                written.write(at, &[byte]);
+            }
+            prop_assert_eq!(&space.bytes, &written.bytes);
+            let mut again = self::space();
+            again.restore(space.words());
+            prop_assert_eq!(&space.bytes, &again.bytes);
+        }
+
+        #[test]
         fn any_write_leaves_the_read_only_bits_alone(writes in prop::collection::vec((0usize..4100, prop::collection::vec(any::<u8>(), 0..16)), 0..64)) {
             let mut space = space();
             for (offset, data) in writes {

@@ -23,13 +23,14 @@ impl QueueRegisters {
         let [control, descriptors, driver, device] = words;
         let [flags, _, a, b, c, d, ..] = control.to_le_bytes();
         let (size, vector) = (u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d]));
-        let enabled = flags & ENABLED != 0;
-        let layout = enabled.then(|| QueueLayout::new(size, descriptors, driver, device)).transpose();
+        let (enabled, resetting) = (flags & ENABLED != 0, flags & RESETTING != 0);
+        // A reset may be over in part.
+        let layout = (enabled && !resetting).then(|| QueueLayout::new(size, descriptors, driver, device)).transpose();
         Ok(Self {
             size,
             vector: if vector < vectors { vector } else { NO_VECTOR },
             enabled,
-            resetting: flags & RESETTING != 0,
+            resetting,
             descriptors,
             driver,
             device,
@@ -83,6 +84,12 @@ impl CommonRegisters {
     pub fn restore(journal: &Journal, features: u64, queues: u16) -> Result<Self, JournalError> {
         let [control, accepted, selects] = journal.common();
         let [status, flags, a, b, c, d, ..] = control.to_le_bytes();
+        let mut registers = Self::new(features, queues);
+        if flags & RESETTING != 0 {
+            // It may be over in part, and will all be done again.
+            registers.begin_reset();
+            return Ok(registers);
+        }
         let negotiated = status & STATUS_FEATURES_OK != 0;
         if status & STATUS_NEEDS_RESET != 0
             || status & STATUS_DRIVER_OK != 0 && !negotiated
@@ -99,14 +106,12 @@ impl CommonRegisters {
         if known & !features != 0 {
             return Err(JournalError::Features { missing: known & !features });
         }
-        let mut registers = Self::new(features, queues);
         let (vector, vectors) = (u16::from_le_bytes([c, d]), registers.vectors());
         let [s0, s1, s2, s3, s4, s5, s6, s7] = selects.to_le_bytes();
         registers.accepted = accepted;
         registers.device_feature_select = u32::from_le_bytes([s0, s1, s2, s3]);
         registers.driver_feature_select = u32::from_le_bytes([s4, s5, s6, s7]);
         registers.status = status;
-        registers.resetting = flags & RESETTING != 0;
         registers.config_vector = if vector < vectors { vector } else { NO_VECTOR };
         registers.queue_select = u16::from_le_bytes([a, b]);
         for (queue, index) in registers.queues.iter_mut().zip(0..) {
