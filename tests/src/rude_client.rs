@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::thread::sleep;
@@ -15,6 +15,7 @@ use nix::libc::linger;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{setsockopt, sockopt};
 use outrigger_protocol::command::Command;
+use outrigger_protocol::pci::MSIX_IRQ;
 use outrigger_protocol::wire;
 use zerocopy::IntoBytes;
 
@@ -29,7 +30,7 @@ const A_WHILE: Duration = Duration::from_millis(200);
 const MOST: usize = 100_000;
 
 /// All of them, by name.
-pub const MANNERS: [(&str, Manner); 18] = [
+pub const MANNERS: [(&str, Manner); 23] = [
     ("honest", honest),
     ("leaves at once", leaves),
     ("half a header", half_header),
@@ -39,10 +40,15 @@ pub const MANNERS: [(&str, Manner); 18] = [
     ("a message of 4 GiB", huge),
     ("never reads replies", never_reads),
     ("full, blocking eventfd", full_eventfd),
+    ("full eventfd that blocks again", blocking_eventfd),
+    ("full eventfd that blocks the serving thread", blocking_trigger),
     ("eventfd that is a socket", lingering_eventfd),
     ("blocking doorbells", blocking_doorbells),
     ("emptied doorbells", emptied_doorbells),
+    ("full doorbells", full_doorbells),
     ("lingering descriptors", lingering_descriptors),
+    ("lingering descriptors, unread", lingering_unread),
+    ("lingering descriptors on the ioregionfd, unread", lingering_on_ioregionfd),
     ("lingering memory", lingering_memory),
     ("truncated memory", truncated_memory),
     ("memory that is a file", memory_in_a_file),
@@ -147,6 +153,40 @@ fn full_eventfd(socket: &Path) -> io::Result<()> {
     Ok(())
 }
 
+fn blocking(fd: impl AsFd) -> io::Result<()> {
+    fcntl(fd, FcntlArg::F_SETFL(OFlag::empty()))?;
+    Ok(())
+}
+
+fn blocking_eventfd(socket: &Path) -> io::Result<()> {
+    let mut driver = Driver::connect(socket)?;
+    let eventfd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?;
+    driver.map(true)?;
+    driver.connect_interrupt(eventfd.as_fd().as_raw_fd())?;
+    driver.start()?;
+    // Those who take it make it nonblocking.
+    blocking(&eventfd)?;
+    eventfd.write(u64::MAX - 1)?;
+    driver.submit()?;
+    sleep(A_WHILE);
+    std::mem::forget(eventfd);
+    Ok(())
+}
+
+fn blocking_trigger(socket: &Path) -> io::Result<()> {
+    let mut driver = Driver::connect(socket)?;
+    let eventfd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?;
+    driver.connect_interrupt(eventfd.as_fd().as_raw_fd())?;
+    blocking(&eventfd)?;
+    eventfd.write(u64::MAX - 1)?;
+    let flags = wire::IRQ_SET_DATA_NONE | wire::IRQ_SET_ACTION_TRIGGER;
+    let request = wire::IrqSet { argsz: 20, flags, index: MSIX_IRQ, start: 0, count: 1 };
+    raw::command(&driver.stream, 7, Command::DeviceSetIrqs, request.as_bytes(), &[])?;
+    sleep(A_WHILE);
+    std::mem::forget(eventfd);
+    Ok(())
+}
+
 fn lingering_eventfd(socket: &Path) -> io::Result<()> {
     let mut driver = Driver::connect(socket)?;
     let (stream, _peer) = lingering()?;
@@ -161,7 +201,7 @@ fn blocking_doorbells(socket: &Path) -> io::Result<()> {
     let mut driver = Driver::connect(socket)?;
     driver.map(true)?;
     let doorbells = driver.doorbells()?;
-    doorbells.iter().try_for_each(|doorbell| fcntl(doorbell, FcntlArg::F_SETFL(OFlag::empty())).map(drop))?;
+    doorbells.iter().try_for_each(blocking)?;
     driver.start()?;
     driver.submit()?;
     driver.completes();
@@ -176,14 +216,73 @@ fn emptied_doorbells(socket: &Path) -> io::Result<()> {
     driver.start()?;
     for _ in 0..200 {
         for doorbell in &doorbells {
-            fcntl(doorbell, FcntlArg::F_SETFL(OFlag::empty()))?;
+            blocking(doorbell)?;
             nix::unistd::write(doorbell, &1u64.to_ne_bytes())?;
             fcntl(doorbell, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
             // Often before the device has come to it, which has seen that it is readable.
             let _ = nix::unistd::read(doorbell, &mut [0; 8]);
-            fcntl(doorbell, FcntlArg::F_SETFL(OFlag::empty()))?;
+            blocking(doorbell)?;
         }
     }
+    Ok(())
+}
+
+/// Those of a queue that has stopped, and of ones that never ran: nobody empties them. They are kept, blocking, for as long as the test
+/// lasts, which must not disturb the next client.
+fn full_doorbells(socket: &Path) -> io::Result<()> {
+    let mut driver = Driver::connect(socket)?;
+    driver.map(true)?;
+    let doorbells = driver.doorbells()?;
+    driver.start()?;
+    driver.memory.set_len(0)?;
+    let _ = driver.ring();
+    sleep(A_WHILE);
+    for doorbell in &doorbells {
+        fcntl(doorbell, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        for count in [u64::MAX - 1, u64::MAX - 2] {
+            let _ = nix::unistd::write(doorbell, &count.to_ne_bytes());
+        }
+        blocking(doorbell)?;
+    }
+    std::mem::forget(doorbells);
+    Ok(())
+}
+
+fn lingering_unread(socket: &Path) -> io::Result<()> {
+    let driver = Driver::connect(socket)?;
+    // After the first, which ends the connection, nothing is read.
+    let bytes = raw::message(7, Command::Version, 0x5a, &[0x5a; 48]);
+    let mut peers = Vec::new();
+    for _ in 0..16 {
+        let (stream, peer) = lingering()?;
+        let sent = raw::send(&driver.stream, &bytes, &[stream.as_raw_fd()]);
+        // If it was not sent, closing it here would wait.
+        peers.push((peer, sent.is_err().then_some(stream)));
+        if sent.is_err() {
+            break;
+        }
+    }
+    leave_behind(peers);
+    Ok(())
+}
+
+fn lingering_on_ioregionfd(socket: &Path) -> io::Result<()> {
+    let mut driver = Driver::connect(socket)?;
+    driver.map(true)?;
+    let mut peers = Vec::new();
+    // The doorbells, and the registers' socket.
+    for fd in driver.doorbells()? {
+        let stream = UnixStream::from(fd);
+        for _ in 0..16 {
+            let (lingering, peer) = lingering()?;
+            let sent = raw::send(&stream, &[0x5a; 32], &[lingering.as_raw_fd()]);
+            peers.push((peer, sent.is_err().then_some(lingering)));
+            if sent.is_err() {
+                break;
+            }
+        }
+    }
+    leave_behind(peers);
     Ok(())
 }
 

@@ -142,7 +142,7 @@ impl Service<'_> {
             }
             (_, true) => {}
         }
-        self.enter(1)?;
+        active.interruptible(|| self.enter(1))?;
         self.complete(active)
     }
 

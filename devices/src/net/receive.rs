@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
 use nix::errno::Errno;
@@ -307,8 +307,8 @@ impl Receiver {
     /// Waits until `source` is readable, or the doorbell rings; returns whether it was `source`.
     fn wait(&self, active: &ActiveQueue, source: BorrowedFd<'_>) -> Result<bool, WorkerError> {
         let mut fds =
-            [PollFd::new(source, PollFlags::POLLIN), PollFd::new(borrow(active.doorbell()), PollFlags::POLLIN)];
-        match poll(&mut fds, PollTimeout::NONE) {
+            [PollFd::new(source, PollFlags::POLLIN), PollFd::new(active.doorbell().as_fd(), PollFlags::POLLIN)];
+        match active.interruptible(|| poll(&mut fds, PollTimeout::NONE)) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(WorkerError::host("cannot wait for the tap")(errno.into())),
         }

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use log::debug;
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use outrigger_protocol::server::{Interrupts, Memory};
-use vmm_sys_util::eventfd::EventFd;
 
 use super::device::VirtioDevice;
 use super::iommu::Iommu;
@@ -95,6 +95,8 @@ pub struct Control<D> {
     registers: CommonRegisters,
     signals: Arc<Signals>,
     doorbells: Vec<Arc<EventFd>>,
+    /// A client has had them.
+    shown_doorbells: bool,
     services: Vec<Service>,
     /// Some of `services` are stopping.
     stopping: bool,
@@ -125,8 +127,8 @@ impl<D: VirtioDevice> Control<D> {
             registers,
             transport_features,
             signals: Arc::new(Signals::new(queues, journal.clone())),
-            // Blocking, so that a worker which has nothing else to wait for waits by reading.
-            doorbells: (0..queues).map(|_| EventFd::new(libc::EFD_CLOEXEC).map(Arc::new)).collect::<io::Result<_>>()?,
+            doorbells: doorbells(queues)?,
+            shown_doorbells: false,
             services: (0..queues).map(|_| Service::Off).collect(),
             stopping: false,
             endings: Arc::default(),
@@ -149,8 +151,15 @@ impl<D: VirtioDevice> Control<D> {
         &self.endings
     }
 
-    /// A client is there.
+    /// A client is there. It gets doorbells of its own: the one before may have kept its descriptors, and could empty
+    /// or fill them.
     pub fn connected(&mut self, interrupts: &Arc<Interrupts>) {
+        if std::mem::replace(&mut self.shown_doorbells, true) {
+            match doorbells(self.device.queues()) {
+                Ok(doorbells) => self.doorbells = doorbells,
+                Err(error) => log::warn!("{}: keeps the doorbells that it has: {error}", self.device.name()),
+            }
+        }
         self.interrupts = Some(Arc::clone(interrupts));
     }
 
@@ -390,14 +399,19 @@ impl<D: VirtioDevice> Control<D> {
             }
             NOTIFY_OFFSET.. => {
                 let index = usize_from((offset - NOTIFY_OFFSET) / u64::from(NOTIFY_MULTIPLIER));
-                if let Some(doorbell) = self.doorbells.get(index) {
+                if let (Some(doorbell), Some(interrupts)) = (self.doorbells.get(index), &self.interrupts) {
                     // Fails only with the counter at its maximum, which means that it rings already.
-                    let _ = doorbell.write(1);
+                    let _ = interrupts.interruptible(|| doorbell.write(1));
                 }
             }
             _ => {}
         }
     }
+}
+
+/// Blocking, so that a worker which has nothing else to wait for waits by reading.
+fn doorbells(queues: u16) -> io::Result<Vec<Arc<EventFd>>> {
+    (0..queues).map(|_| EventFd::from_flags(EfdFlags::EFD_CLOEXEC)).map(|made| Ok(Arc::new(made?))).collect()
 }
 
 /// Offsets were checked against a region's size, which is at most 16 KiB.

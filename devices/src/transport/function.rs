@@ -4,16 +4,16 @@ mod journaled;
 
 use std::cell::OnceCell;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use log::warn;
 use nix::errno::Errno;
+use nix::sys::eventfd::EventFd;
 use outrigger_protocol::ioregionfd::Endpoint;
 use outrigger_protocol::pci::{BAR0_REGION, CONFIG_REGION, INTX_IRQ, MSIX_IRQ, NUM_IRQS, NUM_REGIONS};
 use outrigger_protocol::server::{Device, Interrupts, IoFd, IoFdKind, Irq, Journaled, Memory, Region};
 use outrigger_protocol::wire::{IRQ_AUTOMASKED, IRQ_EVENTFD, IRQ_MASKABLE};
-use vmm_sys_util::eventfd::EventFd;
 
 use super::control::{Control, usize_from};
 use super::device::VirtioDevice;
@@ -80,8 +80,7 @@ impl<D: VirtioDevice> PciFunction<D> {
     fn doorbell_fds(&self) -> impl Iterator<Item = IoFd<'_>> {
         let offsets = (NOTIFY_OFFSET..).step_by(NOTIFY_MULTIPLIER as usize);
         self.doorbells.iter().zip(offsets).map(|(doorbell, offset)| {
-            // SAFETY: the eventfd lives as long as `self`, which the result borrows.
-            let fd = unsafe { BorrowedFd::borrow_raw(doorbell.as_raw_fd()) };
+            let fd = doorbell.as_fd();
             IoFd { offset, size: 0, kind: IoFdKind::Ioeventfd { datamatch: None }, pio: false, fd }
         })
     }
@@ -140,7 +139,7 @@ impl<D: VirtioDevice> Device for PciFunction<D> {
     }
 
     fn connected(&mut self, interrupts: &Arc<Interrupts>) {
-        self.registers.connected(interrupts);
+        self.doorbells = self.registers.connected(interrupts);
     }
 
     fn memory_changed(&mut self, memory: &Memory) {

@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use nix::sys::eventfd::EventFd;
 use outrigger_protocol::server::{Interrupts, Memory};
 
 use super::control::{Control, TakeError};
@@ -59,9 +60,11 @@ impl<D: VirtioDevice> Shared<D> {
         }
     }
 
-    /// A client is there.
-    pub fn connected(&self, interrupts: &Arc<Interrupts>) {
-        self.lock().connected(interrupts);
+    /// A client is there; returns its doorbells.
+    pub fn connected(&self, interrupts: &Arc<Interrupts>) -> Vec<Arc<EventFd>> {
+        let mut control = self.lock();
+        control.connected(interrupts);
+        control.doorbells().to_vec()
     }
 
     /// From when this returns, no queue in service refers to other memory of the client than this.

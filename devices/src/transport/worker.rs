@@ -14,8 +14,9 @@ use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 use log::error;
+use nix::errno::Errno;
+use nix::sys::eventfd::EventFd;
 use outrigger_protocol::server::{Interrupts, MemoryError};
-use vmm_sys_util::eventfd::EventFd;
 
 use super::journal::Journal;
 use super::queue::{Queue, QueueError};
@@ -166,12 +167,16 @@ impl ActiveQueue {
 
     /// Waits for the doorbell, or for being told to stop.
     pub fn wait(&self) -> Result<(), WorkerError> {
-        match self.context.doorbell.read() {
-            Err(error) if error.kind() != io::ErrorKind::Interrupted => {
-                Err(WorkerError::Host { what: "cannot wait for the doorbell", source: error })
-            }
-            _ => Ok(()),
+        match self.interruptible(|| self.context.doorbell.read()) {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(errno) => Err(WorkerError::host("cannot wait for the doorbell")(errno.into())),
         }
+    }
+
+    /// Makes a system call that ends when the doorbell rings. The client can empty the doorbell in between: once it has
+    /// left, the call fails with EINTR, and the worker finds that it is to stop.
+    pub fn interruptible<T>(&self, call: impl FnOnce() -> T) -> T {
+        self.context.interrupts.interruptible(call)
     }
 
     /// Shows the driver what was pushed, with one interrupt if it wants one.
@@ -188,6 +193,7 @@ impl ActiveQueue {
 pub struct Worker {
     name: String,
     doorbell: Arc<EventFd>,
+    interrupts: Arc<Interrupts>,
     order: Arc<AtomicU8>,
     finished: Receiver<()>,
 }
@@ -207,7 +213,7 @@ impl Worker {
     /// Starts a thread that does `work` on `queue`.
     pub fn start(context: Context, queue: Queue, work: Work) -> io::Result<Self> {
         let name = format!("{}-q{}", context.name, context.index);
-        let doorbell = Arc::clone(&context.doorbell);
+        let (doorbell, interrupts) = (Arc::clone(&context.doorbell), Arc::clone(&context.interrupts));
         let order = Arc::new(AtomicU8::new(Order::Work as u8));
         let (sender, finished) = sync_channel(1);
         let ending = Ending(Arc::clone(&context.endings));
@@ -233,14 +239,16 @@ impl Worker {
             // Nobody hears of it if the device is gone.
             let _ = sender.send(());
         })?;
-        Ok(Self { name, doorbell, order, finished })
+        Ok(Self { name, doorbell, interrupts, order, finished })
     }
 
     /// Tells the worker to stop, without waiting. The strictest of several orders counts.
     pub fn tell(&self, order: Order) {
         self.order.fetch_max(order as u8, Ordering::Release);
-        if let Err(error) = self.doorbell.write(1) {
-            error!("{}: cannot ring its doorbell: {error}", self.name);
+        match self.interrupts.interruptible(|| self.doorbell.write(1)) {
+            // A client that has left may have filled it: it rings.
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => error!("{}: cannot ring its doorbell: {errno}", self.name),
         }
     }
 

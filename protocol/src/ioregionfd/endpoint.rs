@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use super::responder::{Handler, serve};
-use super::socket::{SocketType, hang_up};
+use super::socket::SocketType;
+use crate::foreign::ForeignFd;
 
 /// A socket pair, one end of which a thread serves, while the other is for the client:
 ///
@@ -32,7 +33,8 @@ use super::socket::{SocketType, hang_up};
 /// lock that its handler takes: that is a deadlock.
 #[derive(Debug)]
 pub struct Endpoint {
-    ours: Arc<OwnedFd>,
+    /// The client may have sent descriptors that are never received, and are closed with it.
+    ours: Arc<ForeignFd>,
     theirs: OwnedFd,
     thread: Option<JoinHandle<()>>,
 }
@@ -45,11 +47,11 @@ impl Endpoint {
     /// The system refuses a socket pair or a thread.
     pub fn start(name: &str, kind: SocketType, mut handler: impl Handler + Send + 'static) -> io::Result<Self> {
         let (ours, theirs) = kind.pair()?;
-        let ours = Arc::new(ours);
+        let ours = Arc::new(ForeignFd::from(ours));
         // Also when the handler panics.
         let socket = HangUp(Arc::clone(&ours));
         let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
-            if let Err(error) = serve(socket.0.as_fd(), &mut handler) {
+            if let Err(error) = serve(socket.0.lend(), &mut handler) {
                 let thread = std::thread::current();
                 let source = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
                 log::warn!("{}: ioregionfd: {error}{source}", thread.name().unwrap_or_default());
@@ -60,11 +62,11 @@ impl Endpoint {
 }
 
 /// Ends the connection when dropped.
-struct HangUp(Arc<OwnedFd>);
+struct HangUp(Arc<ForeignFd>);
 
 impl Drop for HangUp {
     fn drop(&mut self) {
-        hang_up(self.0.as_fd());
+        self.0.hang_up();
     }
 }
 
@@ -77,7 +79,7 @@ impl AsFd for Endpoint {
 
 impl Drop for Endpoint {
     fn drop(&mut self) {
-        hang_up(self.ours.as_fd());
+        self.ours.hang_up();
         if let Some(thread) = self.thread.take() {
             // It has failed if the handler panicked, which has been reported.
             let _ = thread.join();

@@ -10,7 +10,7 @@ use nix::poll::PollFlags;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::access::{Access, Operation, Size};
-use super::socket::{Inbox, SocketError, SocketType, bytes_waiting, hang_up, try_send};
+use super::socket::{Inbox, SocketError, SocketType, bytes_waiting, try_send};
 use super::wire::{MESSAGE_SIZE, Response};
 use crate::foreign::ForeignFd;
 use crate::socket::wait_for;
@@ -87,7 +87,7 @@ impl Requester {
     /// Ends the connection: an access that another thread waits for fails, as does every later one.
     pub fn close(&self) {
         self.broken.store(true, Ordering::Release);
-        hang_up(self.fd.lend());
+        self.fd.hang_up();
     }
 
     /// Whether every access fails from now on.

@@ -7,8 +7,7 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, getpeername, getsockopt, send, shutdown,
-    socketpair, sockopt,
+    AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, getpeername, getsockopt, send, socketpair, sockopt,
 };
 
 use crate::foreign::Debt;
@@ -119,12 +118,6 @@ pub(super) fn bytes_waiting(fd: BorrowedFd<'_>) -> nix::Result<usize> {
     Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &raw mut count) })?;
     // The kernel never counts below zero.
     Ok(usize::try_from(count).unwrap_or(0))
-}
-
-/// Ends the connection for both sides, also for a thread that waits on it.
-pub(super) fn hang_up(fd: BorrowedFd<'_>) {
-    // Fails only if it is not connected any more.
-    let _ = shutdown(fd.as_raw_fd(), Shutdown::Both);
 }
 
 #[cfg(test)]

@@ -171,10 +171,11 @@ impl<R: Registers> Device for Function<R> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsRawFd;
+    use std::os::fd::{AsFd, AsRawFd};
 
-    use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+    use nix::sys::eventfd::{EfdFlags, EventFd};
 
+    use super::super::interrupts::checked_eventfd;
     use super::*;
     use crate::ioregionfd::{AccessError, Requester, Size};
     use crate::server::IoFdKind;
@@ -211,8 +212,9 @@ mod tests {
             let mut function = Function::new(config, Pin(0));
             let interrupts = Arc::new(Interrupts::new(function.irqs()));
             function.connected(&interrupts);
-            let eventfd = EventFd::new(EFD_NONBLOCK).unwrap();
-            interrupts.connect(INTX_IRQ, 0, Some(eventfd.try_clone().unwrap()));
+            let eventfd = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
+            let theirs = eventfd.as_fd().try_clone_to_owned().unwrap();
+            interrupts.connect(INTX_IRQ, 0, Some(checked_eventfd(theirs.into()).unwrap()));
             Self { function, interrupts, eventfd }
         }
 

@@ -1,14 +1,14 @@
 //! The eventfds by which a device signals its client.
 
-use std::os::fd::{FromRawFd, IntoRawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwapOption;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use vmm_sys_util::eventfd::EventFd;
+use nix::sys::eventfd::EventFd;
 
+use super::presence::Presence;
 use crate::foreign::ForeignFd;
 use crate::wire;
 
@@ -28,6 +28,7 @@ pub struct Irq {
 #[derive(Debug)]
 pub struct Interrupts {
     types: Vec<InterruptType>,
+    presence: Arc<Presence>,
 }
 
 #[derive(Debug)]
@@ -51,16 +52,22 @@ impl Interrupts {
             vectors: (0..irq.count).map(|_| Vector::default()).collect(),
             connected: AtomicUsize::new(0),
         });
-        Self { types: types.collect() }
+        Self { types: types.collect(), presence: Arc::new(Presence::new()) }
     }
 
     /// Fires vector `vector` of interrupt type `irq` ([`crate::pci`]).
     ///
     /// Nothing happens while the client has not connected the vector, nor while it is masked: a device fires again
     /// from [`super::Device::unmasked`]. A vector of a type with `IRQ_AUTOMASKED` masks itself.
+    ///
+    /// A client that makes its eventfd blocking and fills it stops this call, but only for as long as it is there.
     pub fn trigger(&self, irq: u32, vector: u32) {
         let Some(kind) = self.types.get(irq as usize) else { return };
         let Some(vector) = kind.vectors.get(vector as usize) else { return };
+        self.interruptible(|| self.fire(kind, vector));
+    }
+
+    fn fire(&self, kind: &InterruptType, vector: &Vector) {
         let Some(eventfd) = &*vector.eventfd.load() else { return };
         if kind.flags & wire::IRQ_MASKABLE != 0 {
             let automasked = kind.flags & wire::IRQ_AUTOMASKED != 0;
@@ -73,8 +80,24 @@ impl Interrupts {
                 return;
             }
         }
-        // The only failure is a counter at its maximum, which already stands for a pending interrupt.
-        let _ = eventfd.write(1);
+        loop {
+            match eventfd.write(1) {
+                Err(Errno::EINTR) if !self.presence.has_left() => {}
+                // The only other failure is a counter at its maximum, which already stands for a pending interrupt.
+                _ => return,
+            }
+        }
+    }
+
+    /// Makes a system call on a descriptor that the client shares, such as a doorbell, and that this client could make
+    /// block for ever therefore: once the client has left, the call fails with EINTR.
+    #[inline]
+    pub fn interruptible<T>(&self, call: impl FnOnce() -> T) -> T {
+        self.presence.call(call)
+    }
+
+    pub(super) fn presence(&self) -> &Arc<Presence> {
+        &self.presence
     }
 
     /// Whether the client has connected any vector of this interrupt type, so that it is the one in use.
@@ -131,6 +154,6 @@ pub(super) fn checked_eventfd(fd: ForeignFd) -> Result<EventFd, Errno> {
     // From now on nothing waits for its closing.
     let fd = fd.into_owned();
     fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-    // SAFETY: ownership moves from `fd` to the new object.
-    Ok(unsafe { EventFd::from_raw_fd(fd.into_raw_fd()) })
+    // SAFETY: it is an eventfd.
+    Ok(unsafe { EventFd::from_owned_fd(fd) })
 }

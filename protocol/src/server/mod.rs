@@ -35,6 +35,7 @@ mod listener;
 mod mappings;
 mod memory;
 mod migration;
+mod presence;
 mod reply;
 mod session;
 mod sigbus;

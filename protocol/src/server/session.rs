@@ -12,11 +12,13 @@ use super::dma::DmaTable;
 use super::interrupts::Interrupts;
 use super::journal::Journal;
 use super::memory::Memory;
+use super::presence::Watch;
 use super::reply::Reply;
 use super::version::{Agreed, negotiate};
 use crate::capabilities::{Capabilities, CapabilitiesError, DEFAULT_MAX_DATA_XFER_SIZE, MAJOR};
 use crate::codec::{Message, ReceiveError};
 use crate::command::Command;
+use crate::foreign::ForeignFd;
 
 /// How to serve a client.
 #[derive(Clone, Debug)]
@@ -106,17 +108,20 @@ impl ServeError {
 /// Serves one client until it leaves: then its memory is unmapped, its interrupts are closed, and the device is ready
 /// for the next one.
 pub fn serve(device: &mut dyn Device, stream: UnixStream, options: &Options) -> Result<(), ServeError> {
+    let stream = Arc::new(ForeignFd::from(stream));
     let interrupts = Arc::new(Interrupts::new(device.irqs()));
+    let watch = Watch::start(&stream, interrupts.presence()).map_err(ServeError::Setup)?;
     device.connected(&interrupts);
     let result = run(device, stream, options, &interrupts);
     device.disconnected();
     interrupts.disconnect_all();
+    drop(watch);
     result
 }
 
 fn run(
     device: &mut dyn Device,
-    stream: UnixStream,
+    stream: Arc<ForeignFd>,
     options: &Options,
     interrupts: &Arc<Interrupts>,
 ) -> Result<(), ServeError> {

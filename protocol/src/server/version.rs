@@ -26,11 +26,10 @@ pub(super) struct Agreed {
 
 /// Takes what a client proposes. `None`: it left before it said anything.
 pub(super) fn negotiate(
-    stream: UnixStream,
+    stream: Arc<ForeignFd>,
     ours: &Capabilities,
     options: &Options,
 ) -> Result<Option<Agreed>, ServeError> {
-    let stream = Arc::new(ForeignFd::from(stream));
     let mut socket = Socket::patient(stream.clone()).map_err(ServeError::Setup)?;
     let mut receiver = Receiver::new(HEADER_SIZE + size_of::<wire::Version>() + MAX_JSON, options.deadline);
     let (client, twin) = match receiver.receive(&mut socket, Wait::Until(Instant::now() + options.deadline)) {
@@ -44,7 +43,7 @@ pub(super) fn negotiate(
     receiver.set_limit(limit);
     let main = Channel::new(stream, Reader { socket, receiver }, options.deadline, true);
     let twin = twin.map(|stream| {
-        let stream = Arc::new(ForeignFd::from(stream));
+        let stream = Arc::new(stream);
         let socket = Socket::new(stream.clone(), options.deadline).map_err(ServeError::Setup)?;
         let reader = Reader { socket, receiver: Receiver::new(limit, options.deadline) };
         Ok(Channel::new(stream, reader, options.deadline, false))
@@ -60,7 +59,7 @@ fn answer(
     ours: &Capabilities,
     stream: &ForeignFd,
     options: &Options,
-) -> Result<(Capabilities, Option<UnixStream>), ServeError> {
+) -> Result<(Capabilities, Option<ForeignFd>), ServeError> {
     let header = message.header;
     let is_version = header.command == Command::Version as u16 && header.is_command();
     let parsed = message.parse::<wire::Version>().filter(|_| is_version && message.fds.is_empty());
@@ -102,7 +101,9 @@ fn answer(
 }
 
 /// Both ends of a second socket, for a client that can use one: ours, then the client's.
-fn twin(client: &Capabilities) -> io::Result<Option<(UnixStream, UnixStream)>> {
+fn twin(client: &Capabilities) -> io::Result<Option<(ForeignFd, UnixStream)>> {
     let wanted = client.twin_socket.as_ref().is_some_and(|twin| twin.supported) && client.max_msg_fds > 0;
-    wanted.then(UnixStream::pair).transpose()
+    let twin = wanted.then(UnixStream::pair).transpose()?;
+    // Ours at once: the client may have sent something by the time that an error closes it.
+    Ok(twin.map(|(ours, theirs)| (ForeignFd::from(ours), theirs)))
 }
