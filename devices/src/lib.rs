@@ -6,6 +6,7 @@
 //! - [`process`]: what their binaries share: arguments, the socket, the way out.
 
 pub mod blk;
+mod lock;
 pub mod net;
 pub mod process;
 #[cfg(test)]

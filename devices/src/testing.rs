@@ -251,9 +251,20 @@ impl Driver {
         predecessor: Served<D>,
         successor: &Served<E>,
     ) -> Result<(), ClientError> {
+        self.go_on_with_after(predecessor, successor, || {})
+    }
+
+    /// The same; something happens when the predecessor is gone.
+    pub fn go_on_with_after<D: VirtioDevice, E: VirtioDevice>(
+        &mut self,
+        predecessor: Served<D>,
+        successor: &Served<E>,
+        between: impl FnOnce(),
+    ) -> Result<(), ClientError> {
         self.registers = None;
         self.leave();
         drop(predecessor);
+        between();
         (self.client, self.threads) = successor.connect(&self.ram);
         self.client.offer_journal(self.journal())?;
         self.map(RAM_START, RAM_SIZE);

@@ -5,22 +5,18 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, FcntlArg, fallocate, fcntl};
+use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::stat::{major, minor};
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 
 use super::format;
+use crate::lock::{self, Others};
 
-/// How long the lock of a process that has just ended may linger at start-up.
+/// How long the lock of a process that has just ended may linger.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
-/// How long a successor waits for what its predecessor had the kernel begin: less than the client waits for it.
-const FENCE_PATIENCE: Duration = Duration::from_secs(8);
-const LOCK_RETRY: Duration = Duration::from_micros(100);
-const MAX_LOCK_RETRY: Duration = Duration::from_millis(10);
 /// Bytes of a virtio sector, whatever the disk's block size (virtio 1.2, section 5.2.4).
 pub const SECTOR: u64 = 512;
 
@@ -172,11 +168,9 @@ impl Backing {
         Ok(Self { file, size, readonly, in_memory, topology, can_punch, can_zero })
     }
 
-    /// Locks the disk, which is no matter if it is locked already. It waits for the lock of a predecessor, which is that of
-    /// the open file: as long as the kernel is at a request that a process had made through it, the file is open, though the
-    /// process is gone. So once this has locked the disk, nothing of the predecessor's is written or read any more.
+    /// Locks the disk, which is no matter if it is locked already, when a predecessor is gone that had locked it.
     pub fn lock(&self) -> Result<(), OpenError> {
-        lock(&self.file, self.readonly, FENCE_PATIENCE)
+        lock(&self.file, self.readonly, LOCK_PATIENCE)
     }
 
     /// The capacity in sectors of 512 bytes.
@@ -231,30 +225,12 @@ fn block_device_zeroes(sys: &Path, device: u64) -> bool {
     limit.is_ok_and(|bytes| bytes.trim().parse::<u64>().is_ok_and(|bytes| bytes > 0))
 }
 
-/// An open-file-description lock on the whole file, released by the kernel however the process ends. That may be a moment
-/// after it was seen to end, as io_uring lets go of its files in the background: hence the patience.
 fn lock(file: &File, readonly: bool, patience: Duration) -> Result<(), OpenError> {
-    let kind = if readonly { libc::F_RDLCK } else { libc::F_WRLCK };
-    let whole = libc::flock {
-        l_type: libc::c_short::try_from(kind).unwrap_or_default(),
-        l_whence: 0,
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    };
-    let deadline = Instant::now() + patience;
-    let mut pause = LOCK_RETRY;
-    loop {
-        match fcntl(file, FcntlArg::F_OFD_SETLK(&whole)) {
-            Ok(_) => return Ok(()),
-            Err(Errno::EAGAIN | Errno::EACCES) if Instant::now() < deadline => {
-                thread::sleep(pause);
-                pause = (pause * 5 / 4).min(MAX_LOCK_RETRY);
-            }
-            Err(Errno::EAGAIN | Errno::EACCES) => return Err(OpenError::Locked),
-            Err(errno) => return Err(OpenError::Io(errno.into())),
-        }
-    }
+    let others = if readonly { Others::Share } else { Others::Wait };
+    lock::lock(file, others, patience).map_err(|errno| match errno {
+        Errno::EAGAIN => OpenError::Locked,
+        errno => OpenError::Io(errno.into()),
+    })
 }
 
 mod ioctls {

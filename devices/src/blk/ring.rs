@@ -10,7 +10,7 @@
 //! there.
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 use io_uring::{IoUring, Submitter, cqueue, opcode, squeue, types};
 use outrigger_protocol::server::MemoryError;
@@ -52,7 +52,9 @@ pub fn probe() -> io::Result<()> {
 /// Serves a request queue until told to stop.
 pub fn serve(disk: Disk, active: &mut ActiveQueue) -> Result<(), WorkerError> {
     let mut ring = build().map_err(WorkerError::host("cannot set up io_uring"))?;
+    let fence = active.fence().map(|fence| fence.as_fd().as_raw_fd());
     let files = [disk.backing.file.as_raw_fd(), active.doorbell().as_raw_fd()];
+    let files: Vec<_> = files.into_iter().chain(fence).collect();
     ring.submitter().register_files(&files).map_err(WorkerError::host("cannot register files"))?;
     let (mut submitter, submissions, completions) = ring.split();
     // Spares the kernel a look-up for each call; before Linux 5.18 it goes without.

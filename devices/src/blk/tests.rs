@@ -3,11 +3,14 @@
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use outrigger_protocol::client::IoFdKind;
 use outrigger_protocol::pci::{BAR0_REGION, CONFIG_REGION, INTX_IRQ};
 
 use super::*;
+use crate::lock::{Others, lock};
 use crate::testing::{BUFFERS, Buffer, Driver, RAM_SIZE, RAM_START, Served, Way, every_way};
 use crate::transport::pci_config::{DEVICE_OFFSET, NOTIFY_OFFSET};
 use crate::transport::registers::{FEATURE_EVENT_IDX, FEATURE_INDIRECT, FEATURE_RING_RESET, STATUS_NEEDS_RESET};
@@ -613,5 +616,31 @@ fn a_successor_goes_on_where_the_driver_is(way: Way) {
         assert_eq!((driver.get(STATUS, 1)[0], driver.get(DATA, 512)), (0, content(file.as_file(), round + 1, 512)));
         assert_eq!(driver.read::<56>(0), registers);
         driver.free(0, (head..head + 3).map(|index| index % 64));
+    }
+}
+
+/// As io_uring has the files of a dead process. Readers share the lock on the image, so it is no fence.
+#[test]
+fn a_successor_waits_until_nothing_has_the_predecessors_files_open() {
+    let Rig { file, mut served, mut driver } = rig(",readonly=on");
+    driver.begin_journal();
+    driver.start(FEATURE_INDIRECT, 1, 64);
+    let path = format!("/proc/self/fd/{}", driver.journal().fd().as_raw_fd());
+    for (held, is_over) in [(200, true), (1500, false)] {
+        let next = successor(&file, ",readonly=on");
+        let held = Duration::from_millis(held);
+        let begun = Instant::now();
+        let result = thread::scope(|threads| {
+            // Once the predecessor has let go of it.
+            threads.spawn(|| {
+                let file = File::options().read(true).write(true).open(&path).unwrap();
+                lock(&file, Others::Wait, Duration::from_secs(10)).unwrap();
+                thread::sleep(held);
+            });
+            driver.go_on_with_after(served, &next, || thread::sleep(Duration::from_millis(50)))
+        });
+        assert_eq!(result.is_ok(), is_over);
+        assert!(!is_over || begun.elapsed() >= held);
+        served = next;
     }
 }

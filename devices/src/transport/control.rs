@@ -14,7 +14,7 @@ use outrigger_protocol::server::{Interrupts, Memory};
 
 use super::device::VirtioDevice;
 use super::iommu::Iommu;
-use super::journal::{DEVICE_WORDS, Journal};
+use super::journal::{DEVICE_WORDS, Fence, Journal};
 use super::pci_config::{COMMON_OFFSET, DEVICE_OFFSET, DEVICE_SIZE, ISR_OFFSET, NOTIFY_MULTIPLIER, NOTIFY_OFFSET};
 use super::queue::Queue;
 use super::registers::{Action, CommonRegisters, NO_VECTOR, TRANSPORT_FEATURES};
@@ -110,6 +110,7 @@ pub struct Control<D> {
     /// suspended until its driver resets the device.
     orphaned: bool,
     journal: Journal,
+    fence: Option<Fence>,
 }
 
 impl<D: VirtioDevice> Control<D> {
@@ -137,6 +138,7 @@ impl<D: VirtioDevice> Control<D> {
             interrupts: None,
             orphaned: false,
             journal,
+            fence: None,
             device,
         })
     }
@@ -307,6 +309,7 @@ impl<D: VirtioDevice> Control<D> {
             interrupts: Arc::clone(interrupts),
             endings: Arc::clone(&self.endings),
             journal: self.journal.clone(),
+            fence: self.fence.clone(),
             succeeds,
         };
         let started = queue.map_err(WorkerError::from).and_then(|queue| {

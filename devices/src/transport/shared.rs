@@ -85,7 +85,7 @@ impl<D: VirtioDevice> Shared<D> {
     }
 
     /// Keeps the journal in `words` from now on.
-    pub fn move_journal(&self, words: Words) -> Result<(), JournalError> {
+    pub fn move_journal(&self, words: Words) -> Result<(), TakeError> {
         self.lock().begin_suspend();
         self.settle(None);
         let mut control = self.lock();

@@ -18,7 +18,7 @@ use nix::errno::Errno;
 use nix::sys::eventfd::EventFd;
 use outrigger_protocol::server::{Interrupts, MemoryError};
 
-use super::journal::Journal;
+use super::journal::{Fence, Journal};
 use super::queue::{Queue, QueueError};
 use super::signals::Signals;
 
@@ -123,6 +123,8 @@ pub struct Context {
     pub endings: Arc<Endings>,
     /// Where its queue's state is.
     pub journal: Journal,
+    /// What the kernel is to hold while it is at anything for this queue.
+    pub fence: Option<Fence>,
     /// The queue was a predecessor's, which was killed at any moment.
     pub succeeds: bool,
 }
@@ -152,6 +154,12 @@ impl ActiveQueue {
     /// Becomes readable when there is work, or when the worker must stop.
     pub fn doorbell(&self) -> &EventFd {
         &self.context.doorbell
+    }
+
+    /// What the kernel must hold open as long as it is at anything for this queue that outlives the process, if there is to be
+    /// a successor.
+    pub fn fence(&self) -> Option<&Fence> {
+        self.context.fence.as_ref()
     }
 
     /// Says in the log what the guest may be able to cause at will, within the limit of this device.

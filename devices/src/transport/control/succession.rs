@@ -4,11 +4,11 @@ use log::debug;
 use outrigger_protocol::server::Memory;
 
 use super::super::device::{Predecessor, VirtioDevice};
-use super::super::journal::{Journal, JournalError, Words};
+use super::super::journal::{Fence, Journal, JournalError, Words};
 use super::super::registers::CommonRegisters;
 use super::{Control, Service};
 
-/// Why a device does not take over.
+/// Why a device does not take over, or does not keep a journal.
 #[derive(Debug, thiserror::Error)]
 pub enum TakeError {
     /// What the predecessor wrote.
@@ -45,18 +45,18 @@ impl<D: VirtioDevice> Control<D> {
     }
 
     /// Keeps the journal in `words` from now on. No worker is running, but for some that are out of service.
-    pub fn move_journal(&mut self, words: Words) -> Result<(), JournalError> {
+    pub fn move_journal(&mut self, words: Words) -> Result<(), TakeError> {
+        let fence = Fence::begin(&words).map_err(TakeError::NotOver)?;
         self.journal = self.journal.copy_to(words, self.features(), self.device.config())?;
+        self.fence = fence;
         self.signals.set_journal(self.journal.clone());
         Ok(())
     }
 
     /// The client is gone, and its journal with it: a successor may have it from now on.
     pub(super) fn leave_journal(&mut self) {
-        let own = Words::own(self.journal.count());
-        let moved = own
-            .map_err(|error| error.to_string())
-            .and_then(|words| self.move_journal(words).map_err(|e| e.to_string()));
+        let own = Words::own(self.journal.count()).map_err(TakeError::NotOver);
+        let moved = own.and_then(|words| self.move_journal(words));
         if let Err(error) = moved {
             self.signals
                 .warn(format_args!("{}: keeps the journal of a client that has left: {error}", self.device.name()));
@@ -84,11 +84,12 @@ impl<D: VirtioDevice> Control<D> {
         if self.services.iter().any(Service::is_stopping) {
             return Err(TakeError::NotOver(std::io::ErrorKind::TimedOut.into()));
         }
+        let fence = Fence::succeed(&words).map_err(TakeError::NotOver)?;
         self.device.succeed().map_err(TakeError::NotOver)?;
         // Only now it cannot be written any more.
         let journal = Journal::open(words, self.device.queues())?;
         self.registers = self.restore(&journal)?;
-        self.journal = journal.clone();
+        (self.journal, self.fence) = (journal.clone(), fence);
         self.signals.take(journal);
         let (config_vector, queue_vectors) = self.registers.interrupt_vectors();
         self.signals.set_config_vector(config_vector);

@@ -21,6 +21,16 @@ impl<D: VirtioDevice> PciFunction<D> {
         }
     }
 
+    fn refuse_to_take(&self, error: &TakeError) -> Errno {
+        match error {
+            TakeError::Journal(error) => self.refuse(error),
+            TakeError::NotOver(_) => {
+                warn!("{}: cannot take over: {error}", self.name);
+                Errno::EBUSY
+            }
+        }
+    }
+
     /// Has the journal say what configuration space is.
     pub(super) fn record_config(&self) {
         self.registers.record_config(self.config.words());
@@ -38,7 +48,7 @@ impl<D: VirtioDevice> Journaled for PciFunction<D> {
             warn!("{}: nothing can be kept for a successor: {error}", self.name);
             error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
         })?;
-        self.registers.move_journal(memory.into()).map_err(|error| self.refuse(&error))?;
+        self.registers.move_journal(memory.into()).map_err(|error| self.refuse_to_take(&error))?;
         Ok(kept)
     }
 
@@ -47,13 +57,7 @@ impl<D: VirtioDevice> Journaled for PciFunction<D> {
     }
 
     fn take(&mut self, memory: JournalMemory) -> Result<(), Errno> {
-        let configuration = self.registers.take(memory.into()).map_err(|error| match error {
-            TakeError::Journal(error) => self.refuse(&error),
-            TakeError::NotOver(_) => {
-                warn!("{}: cannot take over: {error}", self.name);
-                Errno::EBUSY
-            }
-        })?;
+        let configuration = self.registers.take(memory.into()).map_err(|error| self.refuse_to_take(&error))?;
         self.config.restore(configuration);
         Ok(())
     }

@@ -28,6 +28,7 @@
 //! journal that makes no sense is refused, or ends in a device that needs a reset.
 
 mod device;
+mod fence;
 mod heads;
 mod queue;
 #[cfg(test)]
@@ -35,6 +36,7 @@ pub mod stores;
 mod words;
 
 pub use device::{COMMON_WORDS, CONFIG_SPACE_WORDS, DEVICE_WORDS, Journal, JournalError, QUEUE_REGISTER_WORDS};
+pub use fence::Fence;
 pub use heads::HeadSet;
 pub use queue::QueueJournal;
 pub use words::Words;

@@ -1,9 +1,13 @@
 //! The memory of a journal.
 
+use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use outrigger_protocol::journal::JournalMemory;
+
+use crate::lock::{Others, lock};
 
 /// Words that only ever are loaded and stored whole. Clones refer to the same memory.
 #[derive(Clone, Debug)]
@@ -16,6 +20,15 @@ impl Words {
     /// There is none left.
     pub fn own(count: usize) -> io::Result<Self> {
         JournalMemory::private(count * size_of::<u64>()).map(Self)
+    }
+
+    /// Locks a client's memory, as [`super::Fence`] says; none: this is memory of this process alone.
+    pub(super) fn lock(&self, patience: Duration) -> io::Result<Option<File>> {
+        let file = self.0.reopen()?;
+        if let Some(file) = &file {
+            lock(file, Others::Wait, patience)?;
+        }
+        Ok(file)
     }
 
     fn get(&self, index: usize) -> Option<&AtomicU64> {

@@ -1,0 +1,52 @@
+//! Locks on files that the kernel releases when the last of their users is gone.
+//!
+//! An open-file-description lock belongs to the open file. A process that is killed is gone at once, but io_uring still has
+//! its files open as long as a request of its is under way, and lets go of them in the background. So once somebody else has
+//! the lock, nothing of the kind happens any more.
+
+use std::fs::File;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+
+const RETRY: Duration = Duration::from_micros(100);
+const MAX_RETRY: Duration = Duration::from_millis(10);
+
+/// What others may do meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Others {
+    /// Lock it in the same way.
+    Share,
+    /// Nothing.
+    Wait,
+}
+
+/// Locks the whole of `file`, which is no matter if it is locked already. Waits for `patience` at most.
+///
+/// # Errors
+/// `EAGAIN`: another open file has the lock.
+pub fn lock(file: &File, others: Others, patience: Duration) -> nix::Result<()> {
+    let kind = if others == Others::Share { libc::F_RDLCK } else { libc::F_WRLCK };
+    let whole = libc::flock {
+        l_type: libc::c_short::try_from(kind).unwrap_or_default(),
+        l_whence: 0,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    let deadline = Instant::now() + patience;
+    let mut pause = RETRY;
+    loop {
+        match fcntl(file, FcntlArg::F_OFD_SETLK(&whole)) {
+            Ok(_) => return Ok(()),
+            Err(Errno::EAGAIN | Errno::EACCES) if Instant::now() < deadline => {
+                thread::sleep(pause);
+                pause = (pause * 5 / 4).min(MAX_RETRY);
+            }
+            Err(Errno::EACCES) => return Err(Errno::EAGAIN),
+            Err(errno) => return Err(errno),
+        }
+    }
+}

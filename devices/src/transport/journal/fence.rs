@@ -1,0 +1,41 @@
+//! The fence between a process and its successor.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::words::Words;
+
+/// How long a successor waits for what the kernel is at for its predecessor: less than the client waits for it.
+const PATIENCE: Duration = if cfg!(test) { Duration::from_secs(1) } else { Duration::from_secs(8) };
+
+/// A lock on the client's journal. Whatever has the kernel do something for a queue has it hold this file, too, until that
+/// is over: io_uring holds all files that are registered with it while any request is under way. So a write that a dead
+/// process has begun cannot land over a later one of its successor's, nor a read in a page that the guest uses for something
+/// else by then. A lock on the disk would not do: readers share it.
+#[derive(Clone, Debug)]
+pub struct Fence(Arc<File>);
+
+impl Fence {
+    /// Of a process that begins a journal in `words`; none in memory of its own, which has no successor.
+    pub fn begin(words: &Words) -> io::Result<Option<Self>> {
+        Self::lock(words, Duration::ZERO)
+    }
+
+    /// Of a successor: waits until everything is over that the predecessor has begun.
+    pub fn succeed(words: &Words) -> io::Result<Option<Self>> {
+        Self::lock(words, PATIENCE)
+    }
+
+    fn lock(words: &Words, patience: Duration) -> io::Result<Option<Self>> {
+        Ok(words.lock(patience)?.map(|file| Self(Arc::new(file))))
+    }
+}
+
+impl AsFd for Fence {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
