@@ -12,6 +12,7 @@ mod paths;
 mod pci;
 mod ports;
 mod rude;
+mod verified;
 
 use crate::machine::Machine;
 use crate::verdict::Verdict;
@@ -37,6 +38,8 @@ const CHECKS: &[(&[u8], Check)] = &[
     (b"rude-polled", rude::rude_polled),
     (b"quiet-when-dead", rude::quiet_when_dead),
     (b"ecam-toggle", rude::ecam_toggle),
+    (b"verified-disk", verified::disk),
+    (b"verified-card", verified::card),
     (b"ports", ports::check),
     (b"crash", end::crash),
     (b"reboot", end::reboot),

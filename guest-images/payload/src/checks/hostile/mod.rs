@@ -7,12 +7,12 @@
 //! the command line: the devices cannot reach memory but by asking. `rounds=N seed=S`: so often, in another order each time.
 
 mod arena;
-mod instructions;
-mod outcome;
-mod queue;
-mod random;
-mod target;
-mod works;
+pub(super) mod instructions;
+pub(super) mod outcome;
+pub(super) mod queue;
+pub(super) mod random;
+pub(super) mod target;
+pub(super) mod works;
 
 mod bars;
 mod card;

@@ -1,0 +1,113 @@
+//! Device processes that are killed, again and again, under a guest that verifies what they do.
+
+use std::fs;
+use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::leftovers::{Seen, children};
+use crate::process::Process;
+use crate::random::Random;
+
+/// As many restarts as the options know.
+pub const UNLIMITED: &str = "restart=10000/1s";
+/// No process may be missing for longer. More than any restart may take.
+const MISSING: Duration = Duration::from_secs(20);
+/// When a successor serves, on a machine that is busy.
+const SERVING: Duration = Duration::from_millis(700);
+/// Words of which each block of the payload's `verified-disk` has one, over and over: the block's number and its generation.
+const SECTOR: usize = 512;
+const BLOCKS: usize = 256;
+
+/// Kills the device processes of one VMM at random moments.
+pub struct Killer {
+    vmm: Pid,
+    random: Random,
+    /// The longest time between two kills.
+    pause: Duration,
+    /// How many were killed.
+    pub kills: usize,
+}
+
+impl Killer {
+    /// For the VMM `vmm`; says by which seed.
+    pub fn new(vmm: &Process, pause: Duration) -> Self {
+        let (random, seed) = Random::fresh();
+        println!("seed {seed}");
+        Self { vmm: vmm.pid(), random, pause, kills: 0 }
+    }
+
+    /// Waits for a while, and kills one of the processes that are there. A successor that has only begun is as good as any.
+    ///
+    /// # Panics
+    /// When there is none any more, or the VMM has ended.
+    pub fn kill_one(&mut self, vmm: &Process) {
+        sleep(self.random.time(self.pause));
+        let victim = self.victim(vmm);
+        // It may have ended by itself when it saw that it was of no use.
+        if kill(victim.pid, Signal::SIGKILL).is_ok() {
+            self.kills += 1;
+        }
+    }
+
+    /// Stops one of the processes, with SIGSTOP, once it has had the time to take its place: one that is stopped before uses up the
+    /// deadline of the restart.
+    ///
+    /// # Panics
+    /// As [`Killer::kill_one`].
+    pub fn stop_one(&mut self, vmm: &Process) {
+        sleep(SERVING + self.random.time(self.pause));
+        let victim = self.victim(vmm);
+        if kill(victim.pid, Signal::SIGSTOP).is_ok() {
+            self.kills += 1;
+        }
+        let start = Instant::now();
+        while victim.alive() {
+            assert!(start.elapsed() < MISSING, "a process that is stopped is left; the VMM said:\n{}", vmm.stderr());
+            sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn victim(&mut self, vmm: &Process) -> Seen {
+        let start = Instant::now();
+        loop {
+            let mut devices = children(self.vmm);
+            devices.retain(|device| device.name.starts_with("outrigger-"));
+            self.random.shuffle(&mut devices);
+            match devices.pop() {
+                Some(victim) => return victim,
+                None => {
+                    assert!(start.elapsed() < MISSING, "no process takes the place; the VMM said:\n{}", vmm.stderr())
+                }
+            }
+            sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+/// What a process holds: descriptors, threads, mappings.
+pub fn held(pid: Pid) -> [usize; 3] {
+    let entries = |what: &str| fs::read_dir(format!("/proc/{pid}/{what}")).map_or(0, Iterator::count);
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+    [entries("fd"), entries("task"), maps.lines().count()]
+}
+
+/// What the payload's `verified-disk` has left in an image: each block is of one generation, and where it belongs.
+///
+/// # Panics
+/// When one is not.
+pub fn expect_whole_blocks(image: &Path) {
+    let content = fs::read(image).expect("the test made it");
+    let mut written = 0;
+    for (number, block) in content.chunks_exact(SECTOR).take(BLOCKS).enumerate() {
+        let words: Vec<_> = block.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().expect("8"))).collect();
+        assert!(words.iter().all(|word| *word == words[0]), "block {number} is torn: {words:x?}");
+        assert!(words[0] == 0 || words[0] >> 32 == number as u64, "block {number} holds another: {:x}", words[0]);
+        written += usize::from(words[0] != 0);
+    }
+    assert!(written > 0, "nothing was written");
+    assert!(content[SECTOR * BLOCKS..].iter().all(|&byte| byte == 0), "a block that nobody wrote has changed");
+}
