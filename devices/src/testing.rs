@@ -14,6 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use outrigger_protocol::client::{Client, ClientError, ClientMemory, IoFd, IoFdKind, Journal, Options};
 use outrigger_protocol::foreign::ForeignFd;
 use outrigger_protocol::ioregionfd::{Requester, Size};
+use outrigger_protocol::migration::DeviceState;
 use outrigger_protocol::pci::{BAR0_REGION, INTX_IRQ, MSIX_IRQ};
 use outrigger_protocol::server::{Device, Interrupts, Irq, Memory, Region, serve};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
@@ -273,6 +274,25 @@ impl Driver {
         self.client.take_journal()
     }
 
+    /// Has the device migrate to another server, by the protocol alone.
+    pub fn migrate<D: VirtioDevice, E: VirtioDevice>(&mut self, source: Served<D>, target: &Served<E>) {
+        self.registers = None;
+        self.client.set_device_state(DeviceState::StopCopy).unwrap();
+        let mut data = vec![0; 1 << 20];
+        let length = self.client.read_migration_data(&mut data).unwrap();
+        let (client, threads) = target.connect(&self.ram);
+        client.set_device_state(DeviceState::Resuming).unwrap();
+        client.write_migration_data(&data[..length]).unwrap();
+        client.set_device_state(DeviceState::Stop).unwrap();
+        self.leave();
+        drop(source);
+        (self.client, self.threads) = (client, threads);
+        self.map(RAM_START, RAM_SIZE);
+        self.registers = (self.way == Way::Ioregionfd).then(|| self.requester());
+        self.connect_interrupts();
+        self.client.set_device_state(DeviceState::Running).unwrap();
+    }
+
     /// Lets the device reach the start of our memory at `address`.
     pub fn map(&self, address: u64, size: u64) {
         let file = (self.way == Way::Mapped).then(|| (self.file.as_fd(), 0));
@@ -463,6 +483,15 @@ impl Driver {
         queue.used = queue.used.wrapping_add(1);
         let head: u32 = self.ram.read_obj(GuestAddress(entry)).unwrap();
         (u16::try_from(head).unwrap(), self.ram.read_obj(GuestAddress(entry + 4)).unwrap())
+    }
+
+    /// The used index, and that of what was waited for.
+    pub fn used_index(&self, queue: usize) -> u16 {
+        self.ram.load(GuestAddress(self.queues[queue].device() + 2), Ordering::SeqCst).unwrap()
+    }
+
+    pub fn used_so_far(&self, queue: usize) -> u16 {
+        self.queues[queue].used
     }
 
     /// Waits for an interrupt; returns how many times it fired.

@@ -1,4 +1,5 @@
-//! `outrigger-blk`, killed with SIGKILL at random moments under verified load, and succeeded by another process each time.
+//! `outrigger-blk`, killed with SIGKILL at random moments under verified load, and succeeded by another process each time; now
+//! and then it migrates to one.
 //!
 //! The driver here knows nothing of it: it makes requests, sleeps until an interrupt comes, and compares what it reads.
 
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use outrigger_protocol::client::{Client, ClientMemory, IoFdKind, Journal, Options};
+use outrigger_protocol::migration::DeviceState;
 use outrigger_protocol::pci::{BAR0_REGION, MSIX_IRQ};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
@@ -120,6 +122,7 @@ struct Machine {
     process: Process,
     random: Random,
     kills: usize,
+    migrations: usize,
 }
 
 impl Machine {
@@ -135,7 +138,18 @@ impl Machine {
         let journal = Journal::create(process.client.journal_format().unwrap()).unwrap();
         assert!(process.client.begin_journal(&journal).unwrap().is_empty());
         process.connect(&file, &interrupts);
-        Self { by, image: image.into(), ram, file, interrupts, journal, process, random: Random(seed), kills: 0 }
+        Self {
+            by,
+            image: image.into(),
+            ram,
+            file,
+            interrupts,
+            journal,
+            process,
+            random: Random(seed),
+            kills: 0,
+            migrations: 0,
+        }
     }
 
     /// Kills the process. Its successor may have been started before, and may be killed as well before it is the device.
@@ -169,6 +183,26 @@ impl Machine {
             self.process = successor;
             return;
         }
+    }
+
+    /// Has another process go on by the protocol's migration alone: the first one is stopped, not killed. The journal is
+    /// another one from then on.
+    fn migrate(&mut self) {
+        let mut data = vec![0; 1 << 20];
+        self.process.client.set_device_state(DeviceState::StopCopy).unwrap();
+        let length = self.process.client.read_migration_data(&mut data).unwrap();
+        let mut target = Process::start(self.by, &self.image, &self.ram, true);
+        self.journal = Journal::create(target.client.journal_format().unwrap()).unwrap();
+        target.client.begin_journal(&self.journal).unwrap();
+        target.client.set_device_state(DeviceState::Resuming).unwrap();
+        target.client.write_migration_data(&data[..length]).unwrap();
+        target.client.set_device_state(DeviceState::Stop).unwrap();
+        target.connect(&self.file, &self.interrupts);
+        self.process.client.close();
+        assert!(self.process.child.wait().unwrap().success());
+        target.client.set_device_state(DeviceState::Running).unwrap();
+        self.process = target;
+        self.migrations += 1;
     }
 
     /// An access of the guest's, during which the process may be killed; it is done again by a successor then.
@@ -259,7 +293,11 @@ fn kill_under_load(by: By, directory: &Path, kills: usize, seed: u64) {
         machine.bring_up();
         while machine.kills < round * kills / 3 {
             requests += load(&mut machine, &mut disk);
-            machine.kill();
+            if by == By::Vmm && machine.random.below(5) == 0 {
+                machine.migrate();
+            } else {
+                machine.kill();
+            }
         }
         if round == 2 {
             load(&mut machine, &mut disk);
@@ -271,7 +309,8 @@ fn kill_under_load(by: By, directory: &Path, kills: usize, seed: u64) {
             }
         }
     }
-    println!("{} kills, {requests} requests in {:?}", machine.kills, begun.elapsed());
+    let Machine { kills, migrations, .. } = machine;
+    println!("{kills} kills, {migrations} migrations, {requests} requests in {:?}", begun.elapsed());
     assert_eq!(machine.read::<1>(0x14), [0xf]);
     let mut block = vec![0; BLOCK];
     for index in 0..BLOCKS {

@@ -111,6 +111,10 @@ pub struct Control<D> {
     orphaned: bool,
     journal: Journal,
     fence: Option<Fence>,
+    /// The device is stopped, for its state to be read or written.
+    stopped: bool,
+    /// It has another's state, whose driver has seen this configuration, and has not gone on yet.
+    loaded: Option<Vec<u8>>,
 }
 
 impl<D: VirtioDevice> Control<D> {
@@ -139,6 +143,8 @@ impl<D: VirtioDevice> Control<D> {
             orphaned: false,
             journal,
             fence: None,
+            stopped: false,
+            loaded: None,
             device,
         })
     }
@@ -284,7 +290,8 @@ impl<D: VirtioDevice> Control<D> {
 
     /// Starts the workers of all suspended queues whose memory is there.
     fn resume(&mut self) {
-        if self.frozen || self.orphaned || self.registers.is_resetting() || !self.registers.is_running() {
+        if self.frozen || self.stopped || self.orphaned || self.registers.is_resetting() || !self.registers.is_running()
+        {
             return;
         }
         for index in self.indices() {

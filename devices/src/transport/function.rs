@@ -1,6 +1,7 @@
 //! A virtio device as a PCI function: the [`Device`] that a vfio-user client attaches.
 
 mod journaled;
+mod migration;
 
 use std::cell::OnceCell;
 use std::io;
@@ -12,7 +13,7 @@ use nix::errno::Errno;
 use nix::sys::eventfd::EventFd;
 use outrigger_protocol::ioregionfd::Endpoint;
 use outrigger_protocol::pci::{BAR0_REGION, CONFIG_REGION, INTX_IRQ, MSIX_IRQ, NUM_IRQS, NUM_REGIONS};
-use outrigger_protocol::server::{Device, Interrupts, IoFd, IoFdKind, Irq, Journaled, Memory, Region};
+use outrigger_protocol::server::{Device, Interrupts, IoFd, IoFdKind, Irq, Journaled, Memory, Migration, Region};
 use outrigger_protocol::wire::{IRQ_AUTOMASKED, IRQ_EVENTFD, IRQ_MASKABLE};
 
 use super::control::{Control, usize_from};
@@ -24,6 +25,7 @@ use super::pci_config::{
 };
 use super::shared::Shared;
 use super::{MAX_QUEUES, register_fd};
+use migration::Progress;
 
 const MSIX_REGION: u32 = MSIX_BAR as u32;
 
@@ -40,6 +42,7 @@ pub struct PciFunction<D> {
     msix: Vec<u8>,
     regions: [Region; NUM_REGIONS as usize],
     irqs: [Irq; NUM_IRQS as usize],
+    migration: Progress,
 }
 
 impl<D: VirtioDevice> PciFunction<D> {
@@ -70,6 +73,7 @@ impl<D: VirtioDevice> PciFunction<D> {
             msix: vec![0; usize_from(MSIX_BAR_SIZE)],
             regions,
             irqs,
+            migration: Progress::default(),
         };
         function.record_config();
         Ok(function)
@@ -174,6 +178,10 @@ impl<D: VirtioDevice> Device for PciFunction<D> {
         }
     }
 
+    fn migration(&mut self) -> Option<&mut dyn Migration> {
+        Some(self)
+    }
+
     fn journal(&mut self) -> Option<&mut dyn Journaled> {
         Some(self)
     }
@@ -185,6 +193,7 @@ impl<D: VirtioDevice> Device for PciFunction<D> {
     }
 
     fn reset(&mut self) {
+        self.migration = Progress::default();
         self.registers.reset();
         self.config.reset();
         self.record_config();

@@ -113,6 +113,36 @@ impl<D: VirtioDevice> Shared<D> {
         Ok(control.journal().config_space())
     }
 
+    /// Stops the device; returns whether it does nothing any more. Else it goes on, but for queues that do not end.
+    pub fn stop(&self) -> bool {
+        self.lock().begin_suspend();
+        let has_stopped = self.settle(None);
+        let mut control = self.lock();
+        if has_stopped {
+            control.stop();
+        }
+        let memory = control.memory().clone();
+        control.end_suspend(&memory);
+        has_stopped
+    }
+
+    /// What is to be saved of a device that is stopped.
+    pub fn save(&self) -> Result<Vec<u64>, TakeError> {
+        self.lock().save()
+    }
+
+    /// Takes what another one has saved; returns its configuration space.
+    pub fn load(&self, saved: &[u64]) -> Result<[u64; CONFIG_SPACE_WORDS], TakeError> {
+        let mut control = self.lock();
+        control.load(saved)?;
+        Ok(control.journal().config_space())
+    }
+
+    /// The device does its work again.
+    pub fn go(&self) -> Result<(), TakeError> {
+        self.lock().go()
+    }
+
     /// The client unmasked INTx.
     pub fn intx_unmasked(&self) {
         self.lock().intx_unmasked();
@@ -127,7 +157,10 @@ impl<D: VirtioDevice> Shared<D> {
 
     /// Resets the device, or begins to: what cannot be taken back is waited for by [`Shared::reset_is_over`].
     pub fn reset(&self) {
-        self.lock().begin_reset();
+        let mut control = self.lock();
+        control.end_migration();
+        control.begin_reset();
+        drop(control);
         self.settle(Some(MOMENT));
     }
 

@@ -81,14 +81,25 @@ impl<D: VirtioDevice> Control<D> {
     /// # Errors
     /// Nothing has changed.
     pub fn take(&mut self, words: Words) -> Result<(), TakeError> {
-        if self.services.iter().any(Service::is_stopping) {
-            return Err(TakeError::NotOver(std::io::ErrorKind::TimedOut.into()));
-        }
+        self.has_no_workers()?;
         let fence = Fence::succeed(&words).map_err(TakeError::NotOver)?;
         self.device.succeed().map_err(TakeError::NotOver)?;
         // Only now it cannot be written any more.
         let journal = Journal::open(words, self.device.queues())?;
-        self.registers = self.restore(&journal)?;
+        let registers = self.restore(&journal)?;
+        let config = journal.config();
+        self.adopt(journal, fence, registers);
+        self.finish(&config);
+        Ok(())
+    }
+
+    fn has_no_workers(&self) -> Result<(), TakeError> {
+        let stopping = self.services.iter().any(Service::is_stopping);
+        if stopping { Err(TakeError::NotOver(std::io::ErrorKind::TimedOut.into())) } else { Ok(()) }
+    }
+
+    fn adopt(&mut self, journal: Journal, fence: Option<Fence>, registers: CommonRegisters) {
+        self.registers = registers;
         (self.journal, self.fence) = (journal.clone(), fence);
         self.signals.take(journal);
         let (config_vector, queue_vectors) = self.registers.interrupt_vectors();
@@ -99,6 +110,10 @@ impl<D: VirtioDevice> Control<D> {
         // Resets that have begun are over, as there are no workers.
         self.stopping = true;
         self.settle();
+    }
+
+    /// What another process has begun goes on; `config` is what its driver has seen of the configuration.
+    fn finish(&mut self, config: &[u8]) {
         if self.registers.is_running() {
             self.go_on();
         }
@@ -106,9 +121,12 @@ impl<D: VirtioDevice> Control<D> {
         if let Some(interrupts) = &self.interrupts {
             let in_service = |index: &u16| !matches!(self.services[usize::from(*index)], Service::Off);
             self.signals.catch_up(interrupts, self.indices().filter(in_service));
+            if config != self.device.config() {
+                self.signals.config_changed(interrupts);
+            }
         }
-        self.tell_config();
-        Ok(())
+        // Last: until then, the driver may not have been told of another configuration.
+        self.journal.set_config(self.device.config());
     }
 
     fn go_on(&mut self) {
@@ -123,15 +141,56 @@ impl<D: VirtioDevice> Control<D> {
         self.resume();
     }
 
-    /// The driver may have seen another configuration, which the device has found to be compatible.
-    fn tell_config(&mut self) {
-        if self.journal.config() == self.device.config() {
-            return;
+    /// The device's whole state, for another server to load. No worker is running.
+    pub fn save(&self) -> Result<Vec<u64>, TakeError> {
+        self.has_no_workers()?;
+        let words = Words::own(self.journal.count()).map_err(TakeError::NotOver)?;
+        self.journal.copy_to(words.clone(), self.features(), self.device.config())?;
+        Ok((0..words.count()).map(|word| words.load(word)).collect())
+    }
+
+    /// Takes what another server has saved. It may still be there, so nothing starts before [`Control::go`].
+    pub fn load(&mut self, saved: &[u64]) -> Result<(), TakeError> {
+        self.has_no_workers()?;
+        let words = Words::own(saved.len().max(1)).map_err(TakeError::NotOver)?;
+        saved.iter().enumerate().for_each(|(word, &value)| words.store(word, value));
+        let journal = Journal::open(words, self.device.queues())?;
+        let registers = self.restore(&journal)?;
+        let config = journal.config();
+        let fence = self.fence.clone();
+        // A client's journal stays where it is.
+        let journal = match fence {
+            Some(_) => journal.copy_to(self.journal.words(), self.features(), self.device.config())?,
+            None => journal,
+        };
+        self.adopt(journal, fence, registers);
+        self.loaded = Some(config);
+        Ok(())
+    }
+
+    /// Whatever was stopped or loaded: the device is reset next.
+    pub fn end_migration(&mut self) {
+        (self.stopped, self.loaded) = (false, None);
+    }
+
+    /// From now on, no queue is in service, whatever comes, until [`Control::go`] or a reset. No worker is running.
+    pub fn stop(&mut self) {
+        self.stopped = true;
+    }
+
+    /// The device does its work again, or that of the one which it has loaded, which is gone.
+    ///
+    /// # Errors
+    /// It is not gone.
+    pub fn go(&mut self) -> Result<(), TakeError> {
+        if self.loaded.is_some() {
+            self.device.succeed().map_err(TakeError::NotOver)?;
         }
-        if let Some(interrupts) = &self.interrupts {
-            self.signals.config_changed(interrupts);
+        self.stopped = false;
+        match self.loaded.take() {
+            Some(config) => self.finish(&config),
+            None => self.resume(),
         }
-        // Last: until then, the driver may not have been told.
-        self.journal.set_config(self.device.config());
+        Ok(())
     }
 }

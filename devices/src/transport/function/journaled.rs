@@ -21,7 +21,7 @@ impl<D: VirtioDevice> PciFunction<D> {
         }
     }
 
-    fn refuse_to_take(&self, error: &TakeError) -> Errno {
+    pub(super) fn refuse_to_take(&self, error: &TakeError) -> Errno {
         match error {
             TakeError::Journal(error) => self.refuse(error),
             TakeError::NotOver(_) => {

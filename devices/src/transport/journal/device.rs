@@ -111,12 +111,17 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Bytes of the journal of a device with so many queues.
-    pub const fn size(queues: u16) -> u64 {
-        (Self::words(queues) * size_of::<u64>()) as u64
+    /// The memory.
+    pub fn words(&self) -> Words {
+        self.words.clone()
     }
 
-    const fn words(queues: u16) -> usize {
+    /// Bytes of the journal of a device with so many queues.
+    pub const fn size(queues: u16) -> u64 {
+        (Self::word_count(queues) * size_of::<u64>()) as u64
+    }
+
+    const fn word_count(queues: u16) -> usize {
         QUEUES + QUEUE_WORDS * queues as usize
     }
 
@@ -125,7 +130,7 @@ impl Journal {
     /// # Errors
     /// There is none left.
     pub fn own(queues: u16) -> io::Result<Self> {
-        Ok(Self { words: Words::own(Self::words(queues))?, queues })
+        Ok(Self { words: Words::own(Self::word_count(queues))?, queues })
     }
 
     /// How many words of memory it has.
@@ -141,7 +146,7 @@ impl Journal {
     }
 
     fn has_room(words: &Words, queues: u16) -> Result<(), JournalError> {
-        let (words, needed) = (words.count(), Self::words(queues));
+        let (words, needed) = (words.count(), Self::word_count(queues));
         if words < needed { Err(JournalError::Size { words, needed }) } else { Ok(()) }
     }
 
@@ -150,7 +155,7 @@ impl Journal {
         Self::has_room(&words, self.queues)?;
         let copy = Self { words, queues: self.queues };
         copy.words.store(0, 0);
-        for index in COMMON..Self::words(self.queues) {
+        for index in COMMON..Self::word_count(self.queues) {
             copy.words.store(index, self.words.load(index));
         }
         copy.set_config(config);
