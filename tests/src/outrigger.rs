@@ -36,5 +36,10 @@ pub fn with_payload(checks: &str) -> Command {
 
 /// Adds `--disk` with the file at `path`.
 pub fn with_disk<'a>(command: &'a mut Command, path: &Path) -> &'a mut Command {
-    command.arg("--disk").arg(format!("path={}", path.display()))
+    with_disk_and(command, path, "")
+}
+
+/// Adds `--disk` with the file at `path` and `options`, each with a comma before it.
+pub fn with_disk_and<'a>(command: &'a mut Command, path: &Path, options: &str) -> &'a mut Command {
+    command.arg("--disk").arg(format!("path={}{options}", path.display()))
 }

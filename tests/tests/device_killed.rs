@@ -1,9 +1,10 @@
-//! A device process dies under a running guest: the VMM says which, the guest reads all ones instead of hanging.
+//! A device process dies under a running guest and has no successor (`restart=off`): the VMM says which, the guest reads all ones
+//! instead of hanging.
 
 use nix::sys::signal::{Signal, kill};
 use outrigger_tests::disk;
 use outrigger_tests::leftovers::{children, expect_ended};
-use outrigger_tests::outrigger::{LIMIT, with_disk, with_payload};
+use outrigger_tests::outrigger::{LIMIT, with_disk_and, with_payload};
 use outrigger_tests::process::{Process, eventually};
 use outrigger_tests::qemu::Server;
 use tempfile::TempDir;
@@ -12,7 +13,7 @@ use tempfile::TempDir;
 fn a_killed_disk_process_is_named_and_reads_as_all_ones() {
     let directory = TempDir::new().expect("there is room for temporary files");
     let image = disk::for_payload(directory.path());
-    let mut vmm = Process::start(with_disk(&mut with_payload("allones"), &image), LIMIT);
+    let mut vmm = Process::start(with_disk_and(&mut with_payload("allones"), &image, ",restart=off"), LIMIT);
     vmm.wait_for("ready\n");
     let devices = children(vmm.pid());
     assert_eq!(devices.len(), 1, "one disk is one process: {devices:?}");
@@ -34,8 +35,8 @@ fn only_the_dead_one_of_two_disks_is_named() {
     let other = directory.path().join("other.img");
     disk::empty(&other, disk::PAYLOAD_DISK);
     let mut command = with_payload("allones");
-    with_disk(&mut command, &image);
-    let mut vmm = Process::start(with_disk(&mut command, &other), LIMIT);
+    with_disk_and(&mut command, &image, ",restart=off");
+    let mut vmm = Process::start(with_disk_and(&mut command, &other, ",restart=off"), LIMIT);
     vmm.wait_for("ready\n");
     let devices = children(vmm.pid());
     let uses = |device: &&outrigger_tests::leftovers::Seen| {
@@ -68,7 +69,7 @@ fn a_killed_server_that_the_user_started_is_named_by_its_socket() {
 fn a_stopped_disk_process_does_not_hang_the_vmm() {
     let directory = TempDir::new().expect("there is room for temporary files");
     let image = disk::for_payload(directory.path());
-    let mut vmm = Process::start(with_disk(&mut with_payload("allones"), &image), LIMIT);
+    let mut vmm = Process::start(with_disk_and(&mut with_payload("allones"), &image, ",restart=off"), LIMIT);
     vmm.wait_for("ready\n");
     let devices = children(vmm.pid());
     kill(devices[0].pid, Signal::SIGSTOP).expect("it runs");

@@ -1,4 +1,4 @@
-//! The disk's process is killed while a Linux guest reads from it: the guest goes on, sees all ones, and can end.
+//! The disk's process is killed while a Linux guest reads from it, and has no successor (`restart=off`): the guest goes on, sees all ones, and can end.
 
 use outrigger_tests::testbed::Testbed;
 
@@ -23,7 +23,7 @@ echo b > /proc/sysrq-trigger
         r#"
 truncate -s 64M /tmp/precious.img
 timeout -s KILL 300 outrigger run --kernel /guest/vmlinuz --initrd /guest/io --cpus 2 --memory 256M --cmdline 'console=ttyS0 quiet panic=-1' \
-  --disk path=/tmp/precious.img --net tap=orkill0 \
+  --disk path=/tmp/precious.img,restart=off --net tap=orkill0 \
   < /dev/null > /tmp/killed.out 2> /tmp/killed.err &
 vmm=$!
 for second in $(seq 200); do grep -q IO-RUNS /tmp/killed.out && break; sleep 1; done

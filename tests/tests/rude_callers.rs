@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use outrigger_tests::leftovers::{children, expect_ended, open_files};
-use outrigger_tests::outrigger::{LIMIT, with_disk, with_payload};
+use outrigger_tests::outrigger::{LIMIT, with_disk, with_disk_and, with_payload};
 use outrigger_tests::process::{Ended, Process, eventually, run};
 use outrigger_tests::qemu::Server;
 use outrigger_tests::rude::{END, Rude, Run, by_name, go_first};
@@ -124,7 +124,9 @@ fn signals_are_blocked() {
 fn signals_reach_device_processes() {
     for blocked in [false, true] {
         let directory = temporary();
-        let command = guest("allones", directory.path());
+        let image = disk::for_payload(directory.path());
+        let mut command = with_payload("allones");
+        with_disk_and(&mut command, &image, ",restart=off");
         let mut vmm = Process::start(&mut if blocked { with_blocked_signals(&command) } else { command }, LIMIT);
         vmm.wait_for("ready\n");
         let devices = children(vmm.pid());

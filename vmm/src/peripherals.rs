@@ -9,6 +9,7 @@
 //! | `journal` | what a device writes down for its successors, and who holds it |
 //! | `peripheral` | one device and its thread |
 //! | `successor` | a process gets ready to serve a device in place of another |
+//! | `patience` | how long it is waited for |
 //! | `restart` | when a process fails: whether, when and how often another one takes its place |
 //! | [`replace`] | the same by the user's wish |
 //! | [`status`] | what people and programs may know |
@@ -18,6 +19,7 @@ mod connect;
 mod error;
 mod journal;
 mod open;
+mod patience;
 mod peripheral;
 pub mod replace;
 mod restart;

@@ -46,8 +46,9 @@ pub(super) struct Peripheral {
     budget: Option<Budget>,
     now: Mutex<Now>,
     pub(super) orders: Orders,
-    /// Of the lines that restarts cause.
+    /// Of the lines that restarts cause, and those that fail.
     pub(super) lines: RateLimit,
+    pub(super) failures: RateLimit,
 }
 
 /// What serves a device now.
@@ -108,8 +109,9 @@ impl Peripheral {
             last_outage: None,
             longest_outage: None,
         };
-        let (now, orders, lines) = (Mutex::new(now), Orders::new()?, RateLimit::new());
-        Ok(Self { slot, config, host, device, bus_master, succession, kept, budget, now, orders, lines })
+        let (now, orders) = (Mutex::new(now), Orders::new()?);
+        let (lines, failures) = (RateLimit::new(), RateLimit::new());
+        Ok(Self { slot, config, host, device, bus_master, succession, kept, budget, now, orders, lines, failures })
     }
 
     pub(super) fn now(&self) -> MutexGuard<'_, Now> {

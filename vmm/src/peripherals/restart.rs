@@ -5,13 +5,13 @@
 //! it begins after that, and the device is reset.
 
 use std::collections::VecDeque;
-use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
 use super::error::Problem;
+use super::patience::{PROBES, Patience};
 use super::peripheral::{EXIT_WAIT, Peripheral};
 use super::successor::Ready;
 use crate::attach::device::Knows;
@@ -21,7 +21,7 @@ use crate::control::processes::ending;
 
 /// Pause after a successor that failed, doubled each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
-const LONGEST_PAUSE: Duration = Duration::from_millis(640);
+const LONGEST_PAUSE: Duration = Duration::from_millis(80);
 
 /// What is left of a budget.
 pub(super) struct Restarts {
@@ -77,7 +77,8 @@ impl Peripheral {
                     Err(_) if self.succession.has_ended() => return false,
                     Err(problem) => {
                         if !problem.is_told() {
-                            self.tell(format_args!("no successor: {problem}"));
+                            let (slot, label) = (self.slot, &self.config.label);
+                            self.failures.warn(format_args!("{slot} ({label}): no successor: {problem}"));
                         }
                         let remaining = outage.end.saturating_duration_since(Instant::now());
                         if !remaining.is_zero() {
@@ -151,7 +152,8 @@ impl Peripheral {
             Knows::Everything => client.take_journal(),
             Knows::Nothing => Ok(()),
         };
-        let result = within(end, || link.fail(Cause::Silent), || self.device.succeed(successor, knows, take));
+        let patience = Patience { end, process: process.as_deref(), probe: self.config.deadline / PROBES };
+        let (result, _) = patience.watch(|| link.fail(Cause::Silent), || self.device.succeed(successor, knows, take));
         // From the first message on it may have been at work: whatever comes after it waits for its end.
         self.is_served_by(source, &link, process.clone());
         result.map_err(|error| {
@@ -160,27 +162,6 @@ impl Peripheral {
             problem.or_end_of(process.as_ref(), EXIT_WAIT)
         })
     }
-}
-
-/// Does `work`, and calls `give_up`, upon which it ends, when it is not done by `end`.
-pub(super) fn within<T>(end: Instant, give_up: impl FnOnce() + Send, work: impl FnOnce() -> T) -> T {
-    let (working, is_done) = channel::<()>();
-    thread::scope(|scope| {
-        let watch = move || {
-            let remaining = end.saturating_duration_since(Instant::now());
-            if is_done.recv_timeout(remaining) == Err(RecvTimeoutError::Timeout) {
-                give_up();
-            }
-        };
-        let watcher = thread::Builder::new().name("deadline".into()).stack_size(64 << 10);
-        // Without a thread each message still has its own deadline.
-        if let Err(error) = watcher.spawn_scoped(scope, watch) {
-            log::debug!("no thread that watches a deadline: {error}");
-        }
-        let result = work();
-        drop(working);
-        result
-    })
 }
 
 #[cfg(test)]
@@ -196,14 +177,5 @@ mod tests {
         let taken: Vec<_> = [0, 1, 2, 59, 60, 60, 61, 119, 120].map(|second| restarts.take(at(second))).into();
         assert_eq!(taken, [true, true, false, false, true, false, true, false, true]);
         assert!(restarts.begun.len() <= 2);
-    }
-
-    #[test]
-    fn work_that_takes_too_long_is_given_up() {
-        let (give_up, is_given_up) = channel();
-        let soon = Instant::now() + Duration::from_millis(20);
-        within(soon, move || give_up.send(()).unwrap(), || is_given_up.recv().unwrap());
-        let later = Instant::now() + Duration::from_secs(600);
-        assert_eq!(within(later, || panic!("it is done in time"), || 3), 3);
     }
 }

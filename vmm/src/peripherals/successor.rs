@@ -8,8 +8,8 @@ use outrigger_protocol::client::Client;
 
 use super::error::Problem;
 use super::open::{Opened, Opening};
+use super::patience::{PROBES, Patience};
 use super::peripheral::{EXIT_WAIT, KILL_WAIT, Peripheral, socket};
-use super::restart::within;
 use super::source::{Reached, reach_again, start};
 use crate::attach::device::Successor;
 use crate::attach::discovery::Description;
@@ -48,12 +48,16 @@ impl Peripheral {
             let successor = self.device.prepare(link.clone(), &description)?;
             Ok((link, successor))
         };
-        match within(end, || stream.hang_up(), prepare) {
-            Ok((link, successor)) => Ok(Ready { source, link, process, successor }),
-            Err(problem) => {
+        let patience = Patience { end, process: process.as_deref(), probe: self.config.deadline / PROBES };
+        match patience.watch(|| stream.hang_up(), prepare) {
+            (Ok((link, successor)), _) => Ok(Ready { source, link, process, successor }),
+            (Err(problem), given_up) => {
                 let problem: Problem = problem;
                 stream.hang_up();
-                let problem = problem.or_end_of(process.as_ref(), EXIT_WAIT);
+                let problem = match given_up {
+                    true => Problem::Other("was not ready in time".to_owned()),
+                    false => problem.or_end_of(process.as_ref(), EXIT_WAIT),
+                };
                 process.iter().for_each(|process| self.end_process(process));
                 Err(problem)
             }

@@ -4,6 +4,7 @@ use crate::interrupts::{fired, wait};
 use crate::machine::Machine;
 use crate::memory::{read32, write32};
 use crate::msix::Msix;
+use crate::serial::{decimal, line, received, text};
 use crate::verdict::Verdict;
 use crate::virtio::{BLOCK, VENDOR};
 use crate::virtio_blk::VirtioBlk;
@@ -17,26 +18,99 @@ const WRITE: u32 = 1;
 /// Sector 0 is words of this, each plus its number; sector 1 gets their complement.
 const PATTERN: u32 = 0x5eed_0000;
 const WORDS: u32 = SECTOR / 4;
+/// What `steady` waits for a request, some ten seconds.
+const LONG_PATIENCE: u32 = 60_000_000;
+/// The sectors that `steady` writes and reads, from 1 on.
+const STEADY: u32 = 63;
+/// It starts the device anew after so many rounds.
+const ROUNDS_PER_START: u32 = 40;
 
-pub fn check(machine: &Machine, verdict: &mut Verdict) {
+fn start(machine: &Machine, verdict: &mut Verdict) -> Option<(Msix, VirtioBlk)> {
     let Some(function) = machine.function(VENDOR, BLOCK) else {
         verdict.holds("blk-device-found", false);
-        return;
+        return None;
     };
     let Some(msix) = Msix::of(function) else {
         verdict.holds("blk-msix-capability", false);
-        return;
+        return None;
     };
     msix.control(true, false);
     msix.route(ENTRY, VECTOR);
     msix.mask(ENTRY, false);
-    let blk = match VirtioBlk::start(function, ENTRY) {
-        Ok(blk) => blk,
+    match VirtioBlk::start(function, ENTRY) {
+        Ok(blk) => Some((msix, blk)),
         Err(refused) => {
             verdict.equal(refused.0, refused.1, 0);
-            return;
+            None
         }
-    };
+    }
+}
+
+/// Writes sectors with their number and generation and reads them back, in another order, until a `q` comes by the console. The
+/// device is reset and started again all the while, so that whatever happens to its process meets every step of that, too.
+pub fn steady(machine: &Machine, verdict: &mut Verdict) {
+    let mut generations = [0u32; STEADY as usize];
+    let (mut round, mut starts) = (0u32, 0u32);
+    let word = |sector: u32, generation: u32, at: u32| sector << 24 ^ generation << 7 ^ at;
+    line("ready");
+    while received() != Some(b'q') {
+        let Some((msix, blk)) = start(machine, verdict) else { return };
+        starts += 1;
+        for _ in 0..ROUNDS_PER_START {
+            round += 1;
+            let written = round * 7 % STEADY;
+            generations[written as usize] = round;
+            fill(|at| word(written, round, at));
+            if !is_done(&blk, WRITE, written) {
+                return failed("write", round, verdict);
+            }
+            let read = round * 11 % STEADY;
+            fill(|_| !0);
+            if !is_done(&blk, READ, read) {
+                return failed("read", round, verdict);
+            }
+            let generation = generations[read as usize];
+            // What was never written is zeros.
+            if mismatches(|at| if generation == 0 { 0 } else { word(read, generation, at) }) != 0 {
+                return failed("data", round, verdict);
+            }
+        }
+        if !blk.reset() {
+            return failed("reset", round, verdict);
+        }
+        msix.mask(ENTRY, true);
+        msix.control(false, false);
+    }
+    text("rounds ");
+    decimal(u64::from(round));
+    text(", starts ");
+    decimal(u64::from(starts));
+    line("");
+    verdict.holds("blk-steady", true);
+}
+
+/// Does one request of sector 1 + `sector`, and sees its interrupt.
+fn is_done(blk: &VirtioBlk, kind: u32, sector: u32) -> bool {
+    let before = fired(VECTOR);
+    blk.request(kind, u64::from(1 + sector));
+    wait(LONG_PATIENCE, || virtqueue::idle() && fired(VECTOR) != before) && virtqueue::status() == 0
+}
+
+fn failed(what: &str, round: u32, verdict: &mut Verdict) {
+    text("blk-steady: round ");
+    decimal(u64::from(round));
+    text(", status ");
+    decimal(u64::from(virtqueue::status()));
+    text(", idle ");
+    decimal(u64::from(virtqueue::idle()));
+    text(", interrupts ");
+    decimal(u64::from(fired(VECTOR)));
+    line("");
+    verdict.equal_parts(&["blk-steady-", what], 0, 1);
+}
+
+pub fn check(machine: &Machine, verdict: &mut Verdict) {
+    let Some((msix, blk)) = start(machine, verdict) else { return };
     verdict.holds("blk-capacity", blk.capacity() >= 2);
     fill(|_| 0);
     done_by_interrupt(&blk, READ, 0, "blk-read", verdict);

@@ -24,6 +24,7 @@ const CHECKS: &[(&[u8], Check)] = &[
     (b"bar", bar::check),
     (b"msix", msix::check),
     (b"blk", blk::check),
+    (b"blk-steady", blk::steady),
     (b"copier", copier::check),
     (b"shared-pin", copier::shared_pin),
     (b"paths", paths::check),
