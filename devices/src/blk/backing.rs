@@ -168,7 +168,8 @@ impl Backing {
         Ok(Self { file, size, readonly, in_memory, topology, can_punch, can_zero })
     }
 
-    /// Locks the disk, which is no matter if it is locked already, when a predecessor is gone that had locked it.
+    /// Locks the disk, which is no matter if it is locked already, when a predecessor is gone that had locked it: process and
+    /// all requests that the kernel was at, as each of them has the file open.
     pub fn lock(&self) -> Result<(), OpenError> {
         lock(&self.file, self.readonly, LOCK_PATIENCE)
     }

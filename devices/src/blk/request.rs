@@ -1,6 +1,7 @@
 //! From a descriptor chain to an I/O operation (virtio 1.2, section 5.2.6, "Device Operation").
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use io_uring::{opcode, squeue, types};
@@ -13,9 +14,6 @@ use super::{MAX_ZERO_SECTORS, SERIAL_SIZE};
 use crate::byte;
 use crate::transport::chain::{gather, part, scatter};
 use crate::transport::{Chain, Segment, WorkerError};
-
-/// Where the disk is among the ring's registered files.
-pub const DISK_FILE: types::Fixed = types::Fixed(0);
 
 /// Bytes of a request's header, and of a range to discard.
 const HEADER_SIZE: u32 = 16;
@@ -277,26 +275,27 @@ impl Request {
     pub fn submission(&self, disk: &Disk, buffers: &[libc::iovec]) -> squeue::Entry {
         let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         let zero = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+        // Not registered with the ring: a request has it open as long as it takes, and no longer, see `Backing::lock`.
+        let file = types::Fd(disk.backing.file.as_raw_fd());
         let buffers = self.left(buffers);
         let sync = if disk.write_through { libc::RWF_DSYNC } else { 0 };
-        let allocate =
-            |mode| opcode::Fallocate::new(DISK_FILE, self.length.into()).offset(self.offset).mode(mode).build();
+        let allocate = |mode| opcode::Fallocate::new(file, self.length.into()).offset(self.offset).mode(mode).build();
         match (self.operation, buffers) {
             (Operation::Read, &[buffer]) => {
-                opcode::Read::new(DISK_FILE, buffer.iov_base.cast(), length(buffer)).offset(self.offset).build()
+                opcode::Read::new(file, buffer.iov_base.cast(), length(buffer)).offset(self.offset).build()
             }
             (Operation::Read, _) => {
-                opcode::Readv::new(DISK_FILE, buffers.as_ptr(), count(buffers)).offset(self.offset).build()
+                opcode::Readv::new(file, buffers.as_ptr(), count(buffers)).offset(self.offset).build()
             }
             (Operation::Write, &[buffer]) => {
-                let write = opcode::Write::new(DISK_FILE, buffer.iov_base.cast(), length(buffer)).offset(self.offset);
+                let write = opcode::Write::new(file, buffer.iov_base.cast(), length(buffer)).offset(self.offset);
                 write.rw_flags(sync).build()
             }
             (Operation::Write, _) => {
-                let write = opcode::Writev::new(DISK_FILE, buffers.as_ptr(), count(buffers)).offset(self.offset);
+                let write = opcode::Writev::new(file, buffers.as_ptr(), count(buffers)).offset(self.offset);
                 write.rw_flags(sync).build()
             }
-            (Operation::Flush, _) => opcode::Fsync::new(DISK_FILE).flags(types::FsyncFlags::DATASYNC).build(),
+            (Operation::Flush, _) => opcode::Fsync::new(file).flags(types::FsyncFlags::DATASYNC).build(),
             (Operation::Zero, _) => allocate(zero),
             (Operation::Discard | Operation::ZeroUnmap, _) => allocate(punch),
         }

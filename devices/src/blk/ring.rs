@@ -25,7 +25,7 @@ use crate::transport::{ActiveQueue, Chain, WorkerError};
 /// Every request of the largest queue, and the doorbell. The completion queue has twice as many.
 const ENTRIES: u32 = 2 * MAX_QUEUE_SIZE as u32;
 /// The doorbell among the registered files.
-const DOORBELL_FILE: types::Fixed = types::Fixed(1);
+const DOORBELL_FILE: types::Fixed = types::Fixed(0);
 /// Completions carry the head of their chain; this is no head.
 const DOORBELL_TOKEN: u64 = u64::MAX;
 /// Nor is this: the poll for the doorbell was taken out of the ring.
@@ -52,9 +52,10 @@ pub fn probe() -> io::Result<()> {
 /// Serves a request queue until told to stop.
 pub fn serve(disk: Disk, active: &mut ActiveQueue) -> Result<(), WorkerError> {
     let mut ring = build().map_err(WorkerError::host("cannot set up io_uring"))?;
-    let fence = active.fence().map(|fence| fence.as_fd().as_raw_fd());
-    let files = [disk.backing.file.as_raw_fd(), active.doorbell().as_raw_fd()];
-    let files: Vec<_> = files.into_iter().chain(fence).collect();
+    // Readers share the lock on the disk, which is no fence then. The ring holds what is registered until the kernel has done
+    // with all of it, some 30 ms after the process has ended (Linux 6.18): too long for other disks.
+    let fence = active.fence().filter(|_| disk.backing.readonly).map(|fence| fence.as_fd().as_raw_fd());
+    let files: Vec<_> = [active.doorbell().as_raw_fd()].into_iter().chain(fence).collect();
     ring.submitter().register_files(&files).map_err(WorkerError::host("cannot register files"))?;
     let (mut submitter, submissions, completions) = ring.split();
     // Spares the kernel a look-up for each call; before Linux 5.18 it goes without.

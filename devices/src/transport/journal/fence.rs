@@ -11,10 +11,10 @@ use super::words::Words;
 /// How long a successor waits for what the kernel is at for its predecessor: less than the client waits for it.
 const PATIENCE: Duration = if cfg!(test) { Duration::from_secs(1) } else { Duration::from_secs(8) };
 
-/// A lock on the client's journal. Whatever has the kernel do something for a queue has it hold this file, too, until that
-/// is over: io_uring holds all files that are registered with it while any request is under way. So a write that a dead
-/// process has begun cannot land over a later one of its successor's, nor a read in a page that the guest uses for something
-/// else by then. A lock on the disk would not do: readers share it.
+/// A lock on the client's journal, for a device that has no better fence: what it has the kernel do must hold this file open
+/// until it is over. io_uring holds all files that are registered with it while any request is under way. So a write that a
+/// dead process has begun cannot land over a later one of its successor's, nor a read in a page that the guest uses for
+/// something else by then.
 #[derive(Clone, Debug)]
 pub struct Fence(Arc<File>);
 
