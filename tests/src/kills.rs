@@ -53,6 +53,16 @@ impl Killer {
         }
     }
 
+    /// The same while a VMM starts or ends, where there may be none.
+    pub fn kill_any(&mut self) {
+        sleep(self.random.time(self.pause));
+        if let Some(victim) = self.devices().pop()
+            && kill(victim.pid, Signal::SIGKILL).is_ok()
+        {
+            self.kills += 1;
+        }
+    }
+
     /// Stops one of the processes, with SIGSTOP, once it has had the time to take its place: one that is stopped before uses up the
     /// deadline of the restart.
     ///
@@ -71,13 +81,18 @@ impl Killer {
         }
     }
 
+    /// Those that are there, in any order.
+    fn devices(&mut self) -> Vec<Seen> {
+        let mut devices = children(self.vmm);
+        devices.retain(|device| device.name.starts_with("outrigger-"));
+        self.random.shuffle(&mut devices);
+        devices
+    }
+
     fn victim(&mut self, vmm: &Process) -> Seen {
         let start = Instant::now();
         loop {
-            let mut devices = children(self.vmm);
-            devices.retain(|device| device.name.starts_with("outrigger-"));
-            self.random.shuffle(&mut devices);
-            match devices.pop() {
+            match self.devices().pop() {
                 Some(victim) => return victim,
                 None => {
                     assert!(start.elapsed() < MISSING, "no process takes the place; the VMM said:\n{}", vmm.stderr())

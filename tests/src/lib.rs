@@ -13,6 +13,7 @@ pub mod guest;
 pub mod hostile;
 pub mod kills;
 pub mod leftovers;
+pub mod load;
 pub mod lock;
 pub mod outrigger;
 pub mod payload;
