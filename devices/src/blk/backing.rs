@@ -13,9 +13,9 @@ use nix::sys::stat::{major, minor};
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 
 use super::format;
-use crate::lock::{self, Others};
+use crate::lock::{self, FENCE_PATIENCE, Others};
 
-/// How long the lock of a process that has just ended may linger.
+/// How long the lock of a process that has just ended may linger at start-up.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 /// Bytes of a virtio sector, whatever the disk's block size (virtio 1.2, section 5.2.4).
 pub const SECTOR: u64 = 512;
@@ -171,7 +171,7 @@ impl Backing {
     /// Locks the disk, which is no matter if it is locked already, when a predecessor is gone that had locked it: process and
     /// all requests that the kernel was at, as each of them has the file open.
     pub fn lock(&self) -> Result<(), OpenError> {
-        lock(&self.file, self.readonly, LOCK_PATIENCE)
+        lock(&self.file, self.readonly, FENCE_PATIENCE)
     }
 
     /// The capacity in sectors of 512 bytes.

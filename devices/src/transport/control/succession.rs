@@ -55,6 +55,9 @@ impl<D: VirtioDevice> Control<D> {
 
     /// The client is gone, and its journal with it: a successor may have it from now on.
     pub(super) fn leave_journal(&mut self) {
+        if self.fence.is_none() {
+            return;
+        }
         let own = Words::own(self.journal.count()).map_err(TakeError::NotOver);
         let moved = own.and_then(|words| self.move_journal(words));
         if let Err(error) = moved {

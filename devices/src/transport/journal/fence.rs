@@ -7,9 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::words::Words;
-
-/// How long a successor waits for what the kernel is at for its predecessor: less than the client waits for it.
-const PATIENCE: Duration = if cfg!(test) { Duration::from_secs(1) } else { Duration::from_secs(8) };
+use crate::lock::FENCE_PATIENCE;
 
 /// A lock on the client's journal, for a device that has no better fence: what it has the kernel do must hold this file open
 /// until it is over. io_uring holds all files that are registered with it while any request is under way. So a write that a
@@ -26,7 +24,7 @@ impl Fence {
 
     /// Of a successor: waits until everything is over that the predecessor has begun.
     pub fn succeed(words: &Words) -> io::Result<Option<Self>> {
-        Self::lock(words, PATIENCE)
+        Self::lock(words, FENCE_PATIENCE)
     }
 
     fn lock(words: &Words, patience: Duration) -> io::Result<Option<Self>> {
