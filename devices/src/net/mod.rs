@@ -29,7 +29,7 @@ pub use tap::{Tap, TapError};
 /// What `--help` adds.
 pub const HELP: &str = "\
 Keys of --net:
-  tap=NAME   a tap; created, and gone with this process, if there is none of that name
+  tap=NAME   a tap; created if there is none of that name, and gone then with this process, or with outrigger
   mac=MAC    the guest's address, as 02:00:00:00:00:01 (default: derived from the tap's name)
   queues=N   queue pairs, 1 to 64 (default 1; one per virtual CPU is best)
   mtu=N      MTU of tap and guest, 68 to 65535 (default: the tap's)
