@@ -2,22 +2,26 @@
 //!
 //! Everything that is wrong with them is told in one line ([`UsageError`]), clap's own complaints included.
 
+mod ctl;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Arg, ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Arg, ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use outrigger_process::options::named;
 
+use self::ctl::CtlArgs;
 use crate::config::device::Kind;
 use crate::config::{
     self, AllowedPaths, Config, ConsoleConfig, DEFAULT_CMDLINE, DeviceConfig, KINDS, MemoryConfig, Problem, UsageError,
 };
+use crate::ctl::Call;
 
 /// Exit statuses, in the help and nowhere else in words.
 const EXIT_STATUS: &str = "\
 Exit status:
-    0  the guest powered off
+    0  the guest powered off, or was stopped by 'outrigger ctl'
     1  Outrigger itself failed
     2  the command line, or a file it names, cannot be used
     3  the host lacks something: KVM, a permission, memory
@@ -36,6 +40,7 @@ Examples:
   outrigger run --kernel bzImage --initrd initramfs.img --device socket=/run/nvme.sock --show-devices
   outrigger run --kernel bzImage --disk path=root.img,queues=4,dma=messages --paths message --show-devices
   outrigger run --kernel bzImage --device program=./my-device,color=red
+  outrigger run --kernel bzImage --disk path=root.img --control vm.sock
 
 PCI devices get the slots 00:01.0, 00:02.0 and so on in the order given, 31 at most.
 A comma inside a value is written twice: --disk path=a,,b.img opens 'a,b.img'.
@@ -61,6 +66,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(RunArgs),
+    Ctl(CtlArgs),
 }
 
 /// Boot a guest and stay until it ends
@@ -110,6 +116,12 @@ struct RunArgs {
     /// none       nowhere
     #[arg(long, value_name = "stdio|file=PATH|none", default_value = "stdio", verbatim_doc_comment)]
     console: String,
+
+    /// Serve a control socket here, for 'outrigger ctl PATH' and for curl (docs/CONTROL.md)
+    ///
+    /// Only root and the user who runs Outrigger can use it. A socket that an earlier run left there is replaced
+    #[arg(long, value_name = "PATH")]
+    control: Option<PathBuf>,
 
     /// Print how each device is reached and why, register range by register range, before the guest starts
     #[arg(long)]
@@ -178,6 +190,8 @@ fn help_end() -> String {
 pub enum Request {
     /// Run a guest.
     Run(Box<Config>),
+    /// Ask something of one that runs.
+    Ctl(Call),
     /// Print this text (help or version) to standard output, and succeed.
     Print(String),
 }
@@ -191,15 +205,26 @@ where
     I: IntoIterator,
     I::Item: Into<OsString> + Clone,
 {
+    let arguments: Vec<OsString> = arguments.into_iter().map(Into::into).collect();
+    let subcommand = if arguments.get(1).is_some_and(|word| word == "ctl") { "ctl" } else { "run" };
     let matches = match command().try_get_matches_from(arguments) {
         Ok(matches) => matches,
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
             return Ok(Request::Print(error.render().to_string()));
         }
-        Err(error) => return Err(one_line(&error)),
+        Err(error) => return Err(one_line(&error, subcommand)),
     };
-    let Cli { command: Command::Run(args) } = Cli::from_arg_matches(&matches).map_err(|error| one_line(&error))?;
-    let run = matches.subcommand_matches("run").expect("it is the only subcommand, and was just parsed");
+    match Cli::from_arg_matches(&matches).map_err(|error| one_line(&error, subcommand))?.command {
+        Command::Ctl(args) => Ok(Request::Ctl(args.call()?)),
+        Command::Run(args) => {
+            let run = matches.subcommand_matches("run").expect("it was just parsed");
+            Ok(Request::Run(Box::new(config(args, run)?)))
+        }
+    }
+}
+
+/// What `outrigger run` was given.
+fn config(args: RunArgs, run: &ArgMatches) -> Result<Config, UsageError> {
     let given = |flag| {
         let texts = run.get_many::<String>(flag).into_iter().flatten().map(String::as_str);
         run.indices_of(flag).into_iter().flatten().zip(texts)
@@ -219,7 +244,7 @@ where
     let pci_devices: Vec<DeviceConfig> = devices.into_iter().map(|(_, device)| device).collect();
     Config::check_devices(&pci_devices)?;
 
-    Ok(Request::Run(Box::new(Config {
+    Ok(Config {
         cmdline: option("--cmdline", &args.cmdline, config::parse_cmdline)?,
         cpus: option("--cpus", &args.cpus, config::parse_cpus)?,
         memory: match &args.memory {
@@ -231,48 +256,60 @@ where
             None => AllowedPaths::default(),
         },
         console: option("--console", &args.console, ConsoleConfig::parse)?,
+        control: match &args.control {
+            Some(path) => option("--control", &path.to_string_lossy(), |_| config::parse_control(path))?.into(),
+            None => None,
+        },
         kernel: args.kernel,
         initrd: args.initrd,
         pci_devices,
         show_devices: args.show_devices,
         stats: args.stats,
-    })))
+    })
 }
 
 fn option<T>(flag: &str, text: &str, parse: impl FnOnce(&str) -> Result<T, Problem>) -> Result<T, UsageError> {
     parse(text).map_err(|problem| UsageError::new(named(flag, text), problem))
 }
 
-/// clap's complaint in our words.
-fn one_line(error: &clap::Error) -> UsageError {
+/// clap's complaint about `outrigger SUBCOMMAND …` in our words.
+fn one_line(error: &clap::Error, subcommand: &str) -> UsageError {
     let text = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.clone()),
         Some(ContextValue::Strings(texts)) => texts.first().cloned(),
         _ => None,
     };
-    // clap names an argument as "--cpus <N>"; the flag says enough.
-    let flag = |kind| text(kind).map(|name| name.split(' ').next().unwrap_or_default().to_owned());
+    // clap names an argument as "--cpus <N>" or "<PATH>"; the flag, or the bare name, says enough.
+    let bare = |name: &str| name.split(' ').next().unwrap_or_default().trim_matches(['<', '>']).to_owned();
+    let flag = |kind| text(kind).map(|name| bare(&name));
     let argument = flag(ContextKind::InvalidArg).unwrap_or_else(|| "the command line".to_owned());
     let usage = |option: String, words: String| UsageError::new(option, Problem::Syntax(words));
+    let see = format!("see 'outrigger {subcommand} --help'");
     match error.kind() {
         ErrorKind::UnknownArgument => {
             let given = text(ContextKind::InvalidArg).unwrap_or_default();
             let hint = match flag(ContextKind::SuggestedArg) {
                 Some(meant) => format!("did you mean {meant}?"),
-                None => "see 'outrigger run --help'".to_owned(),
+                None => see,
             };
             let what = if given.starts_with('-') { "unknown option" } else { "unexpected argument" };
             usage(given, format!("{what}; {hint}"))
         }
         ErrorKind::InvalidSubcommand => {
             let given = text(ContextKind::InvalidSubcommand).unwrap_or_default();
-            usage(given, "unknown command; the command is 'outrigger run', see 'outrigger run --help'".to_owned())
+            let words = match subcommand {
+                "ctl" => format!("unknown command; {see}"),
+                _ => {
+                    "unknown command; there are 'outrigger run' and 'outrigger ctl', see 'outrigger --help'".to_owned()
+                }
+            };
+            usage(given, words)
         }
         ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            usage("no command given".to_owned(), "try 'outrigger run --help'".to_owned())
+            usage("no command given".to_owned(), format!("try 'outrigger {subcommand} --help'"))
         }
-        ErrorKind::MissingRequiredArgument => usage(argument, "is missing; see 'outrigger run --help'".to_owned()),
-        ErrorKind::InvalidValue => usage(argument, "needs a value; see 'outrigger run --help'".to_owned()),
+        ErrorKind::MissingRequiredArgument => usage(argument, format!("is missing; {see}")),
+        ErrorKind::InvalidValue => usage(argument, format!("needs a value; {see}")),
         ErrorKind::TooManyValues => usage(argument, "takes no value".to_owned()),
         ErrorKind::ArgumentConflict => usage(argument, "is given twice".to_owned()),
         ErrorKind::InvalidUtf8 => usage(argument, "is not UTF-8 text".to_owned()),

@@ -3,7 +3,8 @@
 //! | folder | what it is |
 //! |---|---|
 //! | [`cli`], [`config`] | the command line, and what it comes to |
-//! | [`run`], [`control`] | a run from start to end; signals, device processes, the end |
+//! | [`run`], [`control`] | a run from start to end; signals, device processes, the control socket, the end |
+//! | [`ctl`] | a control socket's client for people |
 //! | `machine`, `vcpu`, `irq`, `boot`, `acpi`, `console` | what the guest runs on |
 //! | `pci`, `attach`, `peripherals` | PCI devices: bus and BARs, how each is reached, where each comes from |
 
@@ -14,6 +15,7 @@ pub mod cli;
 pub mod config;
 mod console;
 pub mod control;
+pub mod ctl;
 mod irq;
 mod machine;
 mod pci;

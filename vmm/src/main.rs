@@ -10,6 +10,7 @@ use outrigger::cli::{self, Request};
 use outrigger::config::Config;
 use outrigger::control::Control;
 use outrigger::control::outcome::{STATUS_HOST, STATUS_POWER_OFF, STATUS_USAGE};
+use outrigger::ctl;
 use outrigger_process::output::{self, tell};
 
 /// How long standard error may take to accept the last lines.
@@ -25,22 +26,17 @@ fn main() -> ExitCode {
         output::finish(LAST_LINES);
         return ExitCode::from(STATUS_HOST);
     }
-    let control = match Control::start() {
-        Ok(control) => control,
-        Err(error) => {
-            tell(error);
-            output::finish(LAST_LINES);
-            return ExitCode::from(STATUS_HOST);
-        }
-    };
     let mut patience = LAST_LINES;
     let status = match cli::parse(std::env::args_os()) {
-        Ok(Request::Run(config)) => run(&config, &control, &mut patience),
-        Ok(Request::Print(text)) => {
-            // Nobody is left to tell when standard output is closed.
-            let _ = std::io::stdout().write_all(text.as_bytes());
-            STATUS_POWER_OFF
-        }
+        Ok(Request::Run(config)) => start(&config, &mut patience),
+        Ok(Request::Ctl(call)) => match ctl::run(&call) {
+            Ok(text) => print(&text),
+            Err(error) => {
+                tell(error.line());
+                error.status()
+            }
+        },
+        Ok(Request::Print(text)) => print(&text),
         Err(error) => {
             tell(error);
             STATUS_USAGE
@@ -48,6 +44,23 @@ fn main() -> ExitCode {
     };
     output::finish(patience);
     ExitCode::from(status)
+}
+
+fn print(text: &str) -> u8 {
+    // Nobody is left to tell when standard output is closed.
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    STATUS_POWER_OFF
+}
+
+fn start(config: &Config, patience: &mut Duration) -> u8 {
+    // There is no other thread yet.
+    match Control::start() {
+        Ok(control) => run(config, &control, patience),
+        Err(error) => {
+            tell(error);
+            STATUS_HOST
+        }
+    }
 }
 
 fn run(config: &Config, control: &Control, patience: &mut Duration) -> u8 {

@@ -69,7 +69,6 @@ pub struct Peripherals {
 #[derive(Clone, Default)]
 pub struct Devices(Arc<[Arc<Peripheral>]>);
 
-#[allow(dead_code, reason = "the control socket uses it")]
 impl Devices {
     /// What is known of each, in the order of their slots.
     #[must_use]
@@ -135,7 +134,6 @@ impl Peripherals {
     }
 
     /// The devices, for those who ask about them or wish something from outside.
-    #[allow(dead_code, reason = "the control socket uses it")]
     #[must_use]
     pub fn devices(&self) -> Devices {
         self.all.clone()

@@ -8,6 +8,7 @@ use outrigger_process::output;
 
 use crate::config::{Config, UsageError};
 use crate::console::{Console, ConsoleError};
+use crate::control::api::{ControlSocket, ControlSocketError};
 use crate::control::outcome::{Outcome, STATUS_HOST, STATUS_USAGE};
 use crate::control::processes::Patience;
 use crate::control::{Control, TERM};
@@ -34,6 +35,9 @@ pub enum RunError {
     /// A file named on the command line cannot be used.
     #[error(transparent)]
     Usage(#[from] UsageError),
+    /// There can be no control socket.
+    #[error(transparent)]
+    ControlSocket(#[from] ControlSocketError),
     /// The console cannot be connected.
     #[error(transparent)]
     Console(#[from] ConsoleError),
@@ -46,9 +50,13 @@ impl RunError {
     /// The exit status that says whose fault it is.
     pub fn status(&self) -> u8 {
         match self {
-            RunError::Usage(_) | RunError::Console(ConsoleError::Create { .. }) => STATUS_USAGE,
+            RunError::Usage(_)
+            | RunError::ControlSocket(ControlSocketError::Listen(_))
+            | RunError::Console(ConsoleError::Create { .. }) => STATUS_USAGE,
             // Descriptors, threads, memory: each is the host's to give.
-            RunError::Console(ConsoleError::Connect(_)) => STATUS_HOST,
+            RunError::ControlSocket(ControlSocketError::Thread(_)) | RunError::Console(ConsoleError::Connect(_)) => {
+                STATUS_HOST
+            }
             RunError::Build(error) => error.status(),
         }
     }
@@ -78,7 +86,9 @@ impl RunError {
 /// # Errors
 /// [`RunError`], whose [`status`](RunError::status) tells a user's mistake from a host's lack.
 pub fn run(config: &Config, control: &Control) -> Result<Outcome, RunError> {
-    let result = boot_and_wait(config, control);
+    // Removed last: whoever finds no socket finds no run.
+    let mut socket = None;
+    let result = boot_and_wait(config, control, &mut socket);
     control.connections.end_all();
     let by_user = control.stop.outcome().filter(Outcome::is_users);
     control.processes.end(match &result {
@@ -95,14 +105,20 @@ pub fn run(config: &Config, control: &Control) -> Result<Outcome, RunError> {
     }
 }
 
-fn boot_and_wait(config: &Config, control: &Control) -> Result<Outcome, RunError> {
+fn boot_and_wait(config: &Config, control: &Control, socket: &mut Option<ControlSocket>) -> Result<Outcome, RunError> {
     config.check_files()?;
+    if let Some(path) = &config.control {
+        *socket = Some(ControlSocket::serve(path, config, control)?);
+    }
     let stop = &control.stop;
     let mut console = Console::open(&config.console)?;
     if let Some(terminal) = console.terminal() {
         control.set_terminal(terminal.clone());
     }
     let mut machine = Machine::build(config, console.serial(), control)?;
+    if let Some(socket) = socket {
+        socket.set_devices(machine.peripherals.devices());
+    }
     if config.show_devices {
         output::print(format_args!("{}", machine.peripherals.describe()));
     }

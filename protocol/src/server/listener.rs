@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -10,9 +10,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{AT_FDCWD, Flock, FlockArg};
 use nix::libc;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket};
+use nix::sys::stat::{FchmodatFlags, Mode, fchmod, fchmodat};
 
 use crate::foreign::ForeignFd;
 use crate::socket::is_local;
@@ -24,8 +25,6 @@ const SHORTAGE: Duration = Duration::from_millis(50);
 
 /// A socket path on which clients are accepted, one at a time. When dropped, the socket is removed if it is still the
 /// one that was bound here.
-///
-/// Who may connect is for the caller to decide, by its umask and by the directory.
 #[derive(Debug)]
 pub struct Listener {
     listener: UnixListener,
@@ -66,9 +65,24 @@ impl Listener {
     /// turns, so that none removes what another has just bound. Never waits for another server's attention: one that is
     /// busy with its clients is as alive as one that accepts.
     ///
+    /// Who may connect is for the caller to decide, by its umask and by the directory.
+    ///
     /// # Errors
     /// [`ListenError`].
     pub fn bind(path: &Path) -> Result<Self, ListenError> {
+        Self::bind_by(path, |path| UnixListener::bind(path))
+    }
+
+    /// The same for clients of this user only, and of root: the socket's mode is 0600, whatever the umask, and has never
+    /// been wider.
+    ///
+    /// # Errors
+    /// [`ListenError`].
+    pub fn bind_private(path: &Path) -> Result<Self, ListenError> {
+        Self::bind_by(path, listen_privately)
+    }
+
+    fn bind_by(path: &Path, bind: impl FnOnce(&Path) -> io::Result<UnixListener>) -> Result<Self, ListenError> {
         let failed = |source| ListenError::Io { path: path.into(), source };
         let _turn = lock_directory(path, TURN);
         match fs::symlink_metadata(path) {
@@ -78,7 +92,7 @@ impl Listener {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(failed(error)),
         }
-        let listener = UnixListener::bind(path).map_err(|error| match error.kind() {
+        let listener = bind(path).map_err(|error| match error.kind() {
             // By somebody who takes no turns.
             io::ErrorKind::AddrInUse => ListenError::InUse(path.into()),
             _ => failed(error),
@@ -113,6 +127,13 @@ impl Listener {
     }
 }
 
+/// Readable when a client is there.
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+}
+
 impl SocketPath {
     fn remove(&self) {
         if self.removed.swap(true, Ordering::SeqCst) {
@@ -135,6 +156,19 @@ impl Drop for Listener {
             drop(ForeignFd::from(OwnedFd::from(listener)));
         }
     }
+}
+
+/// Makes a socket for this user alone. The kernel gives the file in the directory the mode that the socket itself has, less
+/// the umask (Linux, `net/unix/af_unix.c`, `unix_bind_bsd`), so nobody else finds it open for a moment.
+fn listen_privately(path: &Path) -> io::Result<UnixListener> {
+    let owner = Mode::S_IRUSR | Mode::S_IWUSR;
+    let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    fchmod(&socket, owner)?;
+    bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    // A umask may have taken from the owner, too.
+    let usable = fchmodat(AT_FDCWD, path, owner, FchmodatFlags::NoFollowSymlink);
+    usable.and_then(|()| listen(&socket, Backlog::MAXCONN)).inspect_err(|_| _ = fs::remove_file(path))?;
+    Ok(UnixListener::from(socket))
 }
 
 /// Whether a server listens on a socket. One whose backlog is full does.
@@ -188,6 +222,33 @@ mod tests {
         UnixStream::connect(&path).unwrap();
         drop(listener);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_private_socket_is_its_owners_whatever_the_umask() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        // The umask is one of the process, and other tests make files: so each is tried in a process of its own.
+        for umask in ["0", "0077", "0177", "0777"] {
+            let command = format!("umask {umask}; exec \"$0\" --exact --ignored --nocapture {PRIVATELY}");
+            let mut shell = std::process::Command::new("/bin/sh");
+            shell.args(["-c", &command]).arg(std::env::current_exe().unwrap()).env("SOCKET", &path);
+            let output = shell.output().unwrap();
+            assert!(output.status.success(), "umask {umask}: {}", String::from_utf8_lossy(&output.stdout));
+            assert!(!path.exists());
+        }
+    }
+
+    const PRIVATELY: &str = "server::listener::tests::a_private_socket_of_this_process";
+
+    #[test]
+    #[ignore = "run by the test above, under several umasks"]
+    fn a_private_socket_of_this_process() {
+        let path = PathBuf::from(std::env::var_os("SOCKET").unwrap());
+        let _listener = Listener::bind_private(&path).unwrap();
+        assert_eq!(fs::symlink_metadata(&path).unwrap().mode() & 0o7777, 0o600);
+        UnixStream::connect(&path).unwrap();
+        assert!(matches!(Listener::bind_private(&path), Err(ListenError::InUse(_))));
     }
 
     #[test]

@@ -519,7 +519,8 @@ fn dispatches(regions: &[Arc<Region>]) -> Vec<Arc<Dispatch>> {
     regions.iter().map(|region| region.dispatch.clone()).collect()
 }
 
-fn region_name(index: usize) -> String {
+/// A region's name for people, by its index.
+pub(crate) fn region_name(index: usize) -> String {
     if index == ROM { "ROM".into() } else { format!("BAR{index}") }
 }
 

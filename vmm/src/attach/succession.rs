@@ -6,6 +6,7 @@
 //!
 //! The lock here is the innermost of a device: nothing is asked and no other lock taken while it is held.
 
+use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::dispatch::Dispatch;
@@ -51,6 +52,12 @@ impl Succession {
         drop(now);
         self.changed.notify_all();
         drop(serving);
+    }
+
+    /// The path that each part of each region takes now, as [`Plan::lines`](super::plan::Plan::lines) says it, by region.
+    pub fn paths(&self) -> Vec<Vec<(Range<u64>, String)>> {
+        let serving = self.lock().serving.clone();
+        serving.iter().map(|dispatch| dispatch.plan.lines()).collect()
     }
 
     /// Whether there will be no other generation.

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::config::{Budget, Dma, PathName, Restart, ServerUser, Source};
+use crate::ctl;
 
 fn parse_words(words: &str) -> Result<Request, UsageError> {
     parse(words.split_whitespace())
@@ -102,7 +103,10 @@ fn values_that_cannot_be_used_are_refused_in_one_exact_line() {
 fn mistakes_of_form_are_refused_in_one_exact_line() {
     let table = [
         ("outrigger", "no command given: try 'outrigger run --help'"),
-        ("outrigger boot", "boot: unknown command; the command is 'outrigger run', see 'outrigger run --help'"),
+        (
+            "outrigger boot",
+            "boot: unknown command; there are 'outrigger run' and 'outrigger ctl', see 'outrigger --help'",
+        ),
         ("outrigger --kernel k", "--kernel: unknown option; see 'outrigger run --help'"),
         ("outrigger run", "--kernel: is missing; see 'outrigger run --help'"),
         ("outrigger run --kernel", "--kernel: needs a value; see 'outrigger run --help'"),
@@ -114,6 +118,18 @@ fn mistakes_of_form_are_refused_in_one_exact_line() {
         ("outrigger run --kernel k --memry 1G", "--memry: unknown option; did you mean --memory?"),
         ("outrigger run --kernel k -m 1G", "-m: unknown option; see 'outrigger run --help'"),
         ("outrigger run --kernel k bzImage", "bzImage: unexpected argument; see 'outrigger run --help'"),
+        ("outrigger run --kernel k --control", "--control: needs a value; see 'outrigger run --help'"),
+        ("outrigger ctl", "no command given: try 'outrigger ctl --help'"),
+        ("outrigger ctl s", "no command given: try 'outrigger ctl --help'"),
+        ("outrigger ctl s pause", "pause: unknown command; see 'outrigger ctl --help'"),
+        ("outrigger ctl s stop now", "now: unexpected argument; see 'outrigger ctl --help'"),
+        ("outrigger ctl s restart", "SLOT: is missing; see 'outrigger ctl --help'"),
+        (
+            "outrigger ctl s restart 1",
+            "1: is no slot; the places of devices are written 00:01.0 to 00:1f.0, see 'outrigger ctl PATH status'",
+        ),
+        ("outrigger ctl s replace 00:01.0 --program", "--program: needs a value; see 'outrigger ctl --help'"),
+        ("outrigger ctl s status --json", "--json: unknown option; see 'outrigger ctl --help'"),
     ];
     for (words, line) in table {
         assert_eq!(parse_words(words).unwrap_err().to_string(), line, "{words}");
@@ -162,6 +178,21 @@ fn a_socket_path_fits_sockaddr_un() {
 }
 
 #[test]
+fn a_control_socket_has_such_a_path_too() {
+    let path = "x".repeat(108);
+    let problem = "is 108 bytes long, at most 107 are possible";
+    assert_eq!(line(&["--control", &path]), format!("--control {path}: {problem}"));
+    let of_ctl = |path: &str| parse(["outrigger", "ctl", path, "status"]).map_err(|error| error.to_string());
+    assert_eq!(of_ctl(&path), Err(format!("{path}: {problem}")));
+    assert_eq!(config(&["--control", "vm.sock"]).control, Some("vm.sock".into()));
+    let call = |command| Request::Ctl(Call { path: "vm.sock".into(), command });
+    assert_eq!(of_ctl("vm.sock"), Ok(call(ctl::Command::Status)));
+    let (slot, program) = (crate::pci::Slot(31), Some("./blk".into()));
+    let replace = parse_words("outrigger ctl vm.sock replace 0000:00:1F.0 --program ./blk").unwrap();
+    assert_eq!(replace, call(ctl::Command::Replace(slot, program)));
+}
+
+#[test]
 fn only_the_kernel_is_needed() {
     let expected = Config {
         kernel: "k".into(),
@@ -172,6 +203,7 @@ fn only_the_kernel_is_needed() {
         pci_devices: Vec::new(),
         paths: AllowedPaths::default(),
         console: ConsoleConfig::Stdio,
+        control: None,
         show_devices: false,
         stats: false,
     };
@@ -277,6 +309,11 @@ fn help_and_version_are_printed_not_refused() {
     }
     assert!(help.lines().all(|line| line.len() <= 120), "{help}");
     assert!(text("outrigger --help").contains("outrigger run --kernel"));
+    let help = text("outrigger ctl --help");
+    for word in ["Examples:", "Exit status:", "status", "stop", "restart", "replace", "--program", "curl"] {
+        assert!(help.contains(word), "{word} is not in:\n{help}");
+    }
+    assert!(help.lines().all(|line| line.len() <= 120), "{help}");
 }
 
 proptest! {

@@ -13,12 +13,12 @@ pub mod restart;
 pub mod size;
 
 use std::collections::HashSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use outrigger_process::options;
+use outrigger_process::options::{self, OptionError};
 
 pub use console::ConsoleConfig;
-pub use device::{DeviceConfig, Dma, KINDS, ServerUser, Source};
+pub use device::{DeviceConfig, Dma, KINDS, MAX_SOCKET_PATH, ServerUser, Source};
 pub use memory::MemoryConfig;
 pub use paths::{AllowedPaths, PathName};
 pub use problem::{Problem, UsageError};
@@ -57,6 +57,8 @@ pub struct Config {
     pub paths: AllowedPaths,
     /// Where the serial port leads.
     pub console: ConsoleConfig,
+    /// Where the control socket is to be, at most [`MAX_SOCKET_PATH`](device::MAX_SOCKET_PATH) bytes.
+    pub control: Option<PathBuf>,
     /// Print how each device is attached before the guest starts.
     pub show_devices: bool,
     /// Print who answered the guest's accesses to devices after it has ended.
@@ -66,6 +68,15 @@ pub struct Config {
 /// Reads `--cpus`.
 pub(crate) fn parse_cpus(text: &str) -> Result<u8, Problem> {
     Ok(options::number(text, 1, MAX_CPUS.into()).map(|cpus| u8::try_from(cpus).unwrap_or(MAX_CPUS))?)
+}
+
+/// Reads `--control`.
+pub(crate) fn parse_control(path: &Path) -> Result<PathBuf, Problem> {
+    match path.as_os_str().len() {
+        0 => Err(OptionError::Empty.into()),
+        length if length > MAX_SOCKET_PATH => Err(Problem::TooLong { length, limit: MAX_SOCKET_PATH }),
+        _ => Ok(path.to_owned()),
+    }
 }
 
 /// Reads `--cmdline`.

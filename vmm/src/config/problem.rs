@@ -94,6 +94,9 @@ pub enum Problem {
         /// Bytes allowed.
         limit: usize,
     },
+    /// Not the place of a device.
+    #[error("is no slot; the places of devices are written 00:01.0 to 00:1f.0, see 'outrigger ctl PATH status'")]
+    NotSlot,
     /// None of the places a console can lead to.
     #[error("must be stdio, file=PATH or none")]
     NotConsole,

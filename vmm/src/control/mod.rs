@@ -6,13 +6,14 @@
 //! | moment | what it does |
 //! |---|---|
 //! | a device process stops, goes on or ends | lets the device's own thread know |
-//! | a signal that ends the run, or Ctrl-A x | requests the end, ends every connection, SIGTERM to every device process |
+//! | a signal that ends the run, Ctrl-A x, or a stop by the control socket | requests the end, ends every connection, SIGTERM to every device process |
 //! | [`TERM`] later | SIGKILL to every device process that is left |
 //! | [`LIMIT`] after the signal, or a second SIGTERM or SIGINT | ends this process |
 //!
 //! In the good case the main thread has ended the process before. Before the guest runs there is nothing to finish, so
 //! all of it goes faster.
 
+pub mod api;
 pub(crate) mod connections;
 pub(crate) mod launcher;
 pub mod outcome;
@@ -22,6 +23,7 @@ pub(crate) mod signals;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -30,6 +32,7 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use outrigger_process::output;
+use outrigger_protocol::server::Listener;
 
 use crate::console::terminal::Terminal;
 use crate::control::connections::Connections;
@@ -75,6 +78,7 @@ pub struct Control {
     pub launcher: Launcher,
     terminal: Arc<OnceLock<Arc<Terminal>>>,
     guest_runs: Arc<AtomicBool>,
+    socket: Arc<OnceLock<Arc<Listener>>>,
 }
 
 impl Control {
@@ -103,6 +107,7 @@ impl Control {
             launcher: Launcher::default(),
             terminal: Arc::default(),
             guest_runs: Arc::default(),
+            socket: Arc::default(),
         })
     }
 
@@ -115,6 +120,17 @@ impl Control {
     /// From now on there is a guest, whose devices may have something to finish.
     pub fn guest_runs(&self) {
         self.guest_runs.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether [`guest_runs`](Self::guest_runs) was called.
+    pub(crate) fn does_guest_run(&self) -> bool {
+        self.guest_runs.load(Ordering::SeqCst)
+    }
+
+    /// The control socket, to be removed however the run ends.
+    pub(crate) fn set_socket(&self, listener: Arc<Listener>) {
+        // There is one in a run.
+        let _ = self.socket.set(listener);
     }
 
     fn run(&self, signals: &Signals) {
@@ -164,7 +180,7 @@ impl Control {
         self.processes.signal_all(Signal::SIGTERM);
         // A process that is stopped does not take it otherwise.
         self.processes.signal_all(Signal::SIGCONT);
-        let (term, limit) = match self.guest_runs.load(Ordering::SeqCst) {
+        let (term, limit) = match self.does_guest_run() {
             true => (TERM, LIMIT),
             false => (LIMIT_AT_START / 3, LIMIT_AT_START),
         };
@@ -187,10 +203,27 @@ impl Control {
         if let Some(terminal) = self.terminal.get() {
             terminal.restore();
         }
+        self.remove_socket();
         output::finish(LAST_LINES);
         let status = self.stop.outcome().map_or(STATUS_FAILED, |outcome| outcome.status());
         // SAFETY: ends the process; nothing of it is used afterwards.
         unsafe { libc::_exit(status.into()) }
+    }
+}
+
+impl Control {
+    /// Removes the control socket on a thread of its own: the file system may be one that does not answer.
+    fn remove_socket(&self) {
+        let Some(listener) = self.socket.get().cloned() else { return };
+        let (removing, removed) = channel::<()>();
+        let body = move || {
+            let _removing = removing;
+            listener.remove();
+        };
+        if thread::Builder::new().name("remove".into()).stack_size(STACK).spawn(body).is_ok() {
+            // Nothing is ever sent: it is the sender that goes.
+            let _ = removed.recv_timeout(LAST_LINES);
+        }
     }
 }
 

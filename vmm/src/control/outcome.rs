@@ -1,6 +1,6 @@
 //! How a run ends, and the exit status that reports it to the caller.
 //!
-//! Anything that can end the guest (a vCPU, the ACPI sleep register, a signal, the console's Ctrl-A x) holds a
+//! Anything that can end the guest (a vCPU, the ACPI sleep register, a signal, Ctrl-A x, the control socket) holds a
 //! [`Stop`] and requests an [`Outcome`]; the first request wins, but the user's wish also cuts short an end that the guest
 //! asked for.
 
@@ -13,7 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::Signal;
 
-/// Exit status: the guest powered off.
+/// Exit status: the guest powered off, or was stopped through the control socket.
 pub const STATUS_POWER_OFF: u8 = 0;
 /// Exit status: Outrigger itself failed.
 pub const STATUS_FAILED: u8 = 1;
@@ -46,6 +46,9 @@ pub enum Outcome {
     Interrupted(Signal),
     /// The user typed Ctrl-A x at the console.
     UserQuit,
+    /// The user stopped the run through the control socket. That is how such a run is meant to end, so the status is that
+    /// of a guest that powered off; SIGTERM may come from anybody, and has a status of its own.
+    Stopped,
     /// A part of Outrigger failed while the guest was running.
     Failed {
         /// What failed and why, in one line.
@@ -57,7 +60,7 @@ impl Outcome {
     /// The exit status of the `outrigger` process, as `outrigger run --help` documents it.
     pub fn status(&self) -> u8 {
         match self {
-            Outcome::PowerOff => STATUS_POWER_OFF,
+            Outcome::PowerOff | Outcome::Stopped => STATUS_POWER_OFF,
             Outcome::Failed { .. } => STATUS_FAILED,
             Outcome::Reboot => STATUS_REBOOT,
             Outcome::Crash { .. } => STATUS_CRASH,
@@ -76,7 +79,7 @@ impl Outcome {
     /// Whether it was the user's wish.
     #[must_use]
     pub fn is_users(&self) -> bool {
-        matches!(self, Outcome::Interrupted(_) | Outcome::UserQuit)
+        matches!(self, Outcome::Interrupted(_) | Outcome::UserQuit | Outcome::Stopped)
     }
 
     /// Whether the outcome is worth a message to the user; a clean power-off, a reboot and the user's own wish are not.
@@ -94,6 +97,7 @@ impl fmt::Display for Outcome {
             Outcome::DeviceDied => f.write_str("the guest ended after a device process had died"),
             Outcome::Interrupted(signal) => write!(f, "ended by {signal}"),
             Outcome::UserQuit => f.write_str("ended by Ctrl-A x"),
+            Outcome::Stopped => f.write_str("stopped through the control socket"),
             Outcome::Failed { report } => f.write_str(report),
         }
     }
@@ -190,6 +194,7 @@ mod tests {
             (Outcome::Interrupted(Signal::SIGINT), 130),
             (Outcome::Interrupted(Signal::SIGTERM), 143),
             (Outcome::UserQuit, 130),
+            (Outcome::Stopped, 0),
         ];
         for (outcome, status) in table {
             assert_eq!(outcome.status(), status, "{outcome:?}");

@@ -51,9 +51,23 @@ pub mod command {
     pub const WRITABLE: u16 = 0x0547;
 }
 
+/// Slots of a bus.
+const SLOTS: u8 = 32;
+
 /// The address of a function on bus 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Slot(pub u8);
+
+impl Slot {
+    /// Reads `00:01.0` or `0000:00:01.0`, as a device on this bus is written.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits = text.strip_prefix("0000:").unwrap_or(text).strip_prefix("00:")?.strip_suffix(".0")?;
+        let is_number = digits.len() == 2 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let number = u8::from_str_radix(digits, 16).ok().filter(|number| is_number && *number < SLOTS)?;
+        Some(Self(number))
+    }
+}
 
 impl fmt::Display for Slot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,5 +1,6 @@
 //! One device of a run: what the guest sees of it, what serves it now, and the thread that sees to both.
 
+use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,7 +19,7 @@ use super::restart::Restarts;
 use super::status::{DeviceStatus, ServiceState, places};
 use crate::attach::Backplane;
 use crate::attach::bus_master::BusMaster;
-use crate::attach::device::{Device, Place};
+use crate::attach::device::{Device, Place, region_name};
 use crate::attach::link::{Cause, Link};
 use crate::attach::serving::{Interruption, STACK, Service, ServiceError};
 use crate::attach::succession::Succession;
@@ -241,8 +242,13 @@ impl Peripheral {
         outage
     }
 
-    #[allow(dead_code, reason = "the control socket uses it")]
+    /// Waits for no device process, nor for a vCPU that does.
     pub(super) fn status(&self) -> DeviceStatus {
+        let regions = self.succession.paths().into_iter().enumerate();
+        let named = |(index, lines): (usize, Vec<(Range<u64>, String)>)| {
+            lines.into_iter().map(move |(range, line)| (region_name(index), range, line))
+        };
+        let paths = regions.flat_map(named).collect();
         let now = self.now();
         let (program, socket) = places(&now.source);
         DeviceStatus {
@@ -250,13 +256,15 @@ impl Peripheral {
             label: self.config.label.clone(),
             program,
             socket,
-            pid: now.process.as_ref().map(|process| process.id()),
+            pid: now.process.as_ref().map(|process| process.id()).filter(|_| now.state == ServiceState::Serving),
+            dma: self.config.dma,
             state: now.state,
             journal: self.kept.is_some(),
             restarts: now.restarts,
             replacements: now.replacements,
             last_outage: now.last_outage,
             longest_outage: now.longest_outage,
+            paths,
         }
     }
 }

@@ -3,8 +3,6 @@
 //! The successor gets ready on the thread of whoever wishes it, while the predecessor serves the guest. Everything that
 //! can be refused is refused there. The device's own thread then changes from one to the other.
 
-#![allow(dead_code, reason = "the control socket uses it")]
-
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::mpsc::{Sender, channel};

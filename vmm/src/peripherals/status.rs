@@ -1,11 +1,10 @@
 //! What people and programs may know about the devices of a run.
 
-#![allow(dead_code, reason = "the control socket uses it")]
-
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::config::Source;
+use crate::config::{Dma, Source};
 use crate::pci::Slot;
 
 /// Whether a device is served.
@@ -32,6 +31,8 @@ pub struct DeviceStatus {
     pub socket: Option<PathBuf>,
     /// The process that serves it now, if this VMM has started it.
     pub pid: Option<u32>,
+    /// How that process reaches guest RAM.
+    pub dma: Dma,
     /// Whether it is served.
     pub state: ServiceState,
     /// Whether the process keeps a journal, so that a restart goes unnoticed.
@@ -44,6 +45,8 @@ pub struct DeviceStatus {
     pub last_outage: Option<Duration>,
     /// The longest of all such times.
     pub longest_outage: Option<Duration>,
+    /// How the guest reaches each range of its registers now: the name of the region, its bytes, and the line of its plan.
+    pub paths: Vec<(String, Range<u64>, String)>,
 }
 
 impl ServiceState {

@@ -35,6 +35,7 @@ fn config(kernel: &Path, cpus: u8) -> Config {
         pci_devices: Vec::new(),
         paths: AllowedPaths::default(),
         console: ConsoleConfig::None,
+        control: None,
         show_devices: false,
         stats: false,
     }
