@@ -1,0 +1,161 @@
+//! A disk and a card that are replaced by another build of their programs, again and again, under a guest that verifies every block and
+//! packet (the payload's `verified-disk` and `verified-card`), on this machine's own KVM: it sees no error, and nothing is lost.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread::sleep;
+use std::time::Duration;
+
+use outrigger_tests::control::{ctl, expect_removed};
+use outrigger_tests::kills::{expect_whole_blocks, held};
+use outrigger_tests::leftovers::{children, expect_ended};
+use outrigger_tests::outrigger::with_payload;
+use outrigger_tests::process::{Ended, Process};
+use outrigger_tests::random::Random;
+use outrigger_tests::{binaries, disk, hostile};
+use tempfile::TempDir;
+
+/// The longest pause between two replacements.
+const PAUSE: Duration = Duration::from_millis(50);
+const REPLACEMENTS: usize = 25;
+const LONG: usize = 500;
+const SLOT: &str = "00:01.0";
+
+/// `program`, and another build of it: without what a debugger needs.
+fn builds(program: &str, directory: &Path) -> [PathBuf; 2] {
+    let other = directory.join(program);
+    binaries::strip(&binaries::path(program), &other);
+    [other, binaries::path(program)]
+}
+
+/// Runs `command` until its device was replaced `count` times, by one build and the other in turn. Returns what the run printed.
+#[track_caller]
+fn replaced(mut command: Command, program: &str, directory: &Path, count: usize) -> Ended {
+    let socket = directory.join("vm.sock");
+    let limit = Duration::from_secs(120) + Duration::from_secs(4) * u32::try_from(count).expect("it is small");
+    let mut vmm = Process::start_with_input(&mut command, limit);
+    vmm.wait_for("ready\n");
+    let (mut random, seed) = Random::fresh();
+    println!("seed {seed}");
+    let mut pauses = Vec::new();
+    let mut before = None;
+    for build in builds(program, directory).iter().cycle().take(count) {
+        let build = build.to_str().expect("a plain path");
+        let done = ctl(&socket, &["replace", SLOT, "--program", build]);
+        assert_eq!(done.code(), 0, "{done}\nthe VMM said:\n{}", vmm.stderr());
+        pauses.push(pause(&done));
+        // With what comes only when something is replaced.
+        before.get_or_insert_with(|| held(vmm.pid()));
+        sleep(random.time(PAUSE));
+    }
+    let status = ctl(&socket, &["status"]);
+    status.expect_code(0).expect_stdout("serving").expect_stdout(&format!("  {count}  "));
+    sleep(Duration::from_secs(1));
+    let (before, after, devices) = (before.expect("there was one"), held(vmm.pid()), children(vmm.pid()));
+    vmm.send("x");
+    let ended = vmm.finish();
+    pauses.sort_by(f64::total_cmp);
+    println!("{count} replacements; accesses waited {} ms, the longest {} ms", pauses[count / 2], pauses[count - 1]);
+    ended.expect_code(0).expect_stdout("ok verified\n").expect_stdout("payload: passed");
+    assert_eq!(ended.stderr, "", "a replacement that works is worth no line");
+    // Threads that close things come and go; nothing grows.
+    assert!(after.iter().zip(before).all(|(after, before)| *after <= before + 8), "{after:?}, {before:?} at first");
+    assert_eq!(devices.len(), 1, "one device is one process: {devices:?}");
+    expect_ended(&devices);
+    expect_removed(&socket);
+    ended
+}
+
+/// How long accesses waited, in milliseconds, as `outrigger ctl` tells it.
+fn pause(done: &Ended) -> f64 {
+    let number = done.stdout.split("waited ").nth(1).and_then(|rest| rest.split(' ').next());
+    number.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("it does not tell the pause: {done}"))
+}
+
+fn controlled(check: &str, directory: &Path) -> Command {
+    let mut command = with_payload(check);
+    command.arg("--control").arg(directory.join("vm.sock"));
+    command
+}
+
+fn a_disk_with(options: &str, count: usize) {
+    let directory = TempDir::new().expect("there is room for temporary files");
+    let image = directory.path().join("disk.img");
+    disk::empty(&image, disk::PAYLOAD_DISK);
+    let mut command = controlled("verified-disk", directory.path());
+    command.arg("--disk").arg(format!("path={}{options}", image.display()));
+    replaced(command, "outrigger-blk", directory.path(), count);
+    expect_whole_blocks(&image);
+}
+
+fn a_card_with(options: &str, count: usize) {
+    let directory = TempDir::new().expect("there is room for temporary files");
+    let mut command = controlled("verified-card", directory.path());
+    command.args(["--net", &format!("tap=orctl0{options}")]);
+    replaced(hostile::in_own_network(&command), "outrigger-net", directory.path(), count);
+}
+
+#[test]
+fn a_disk() {
+    a_disk_with("", REPLACEMENTS);
+}
+
+#[test]
+fn a_disk_with_memory_by_messages() {
+    a_disk_with(",dma=messages", REPLACEMENTS);
+}
+
+#[test]
+fn a_card() {
+    a_card_with("", REPLACEMENTS);
+}
+
+#[test]
+fn a_card_with_memory_by_messages() {
+    a_card_with(",dma=messages", REPLACEMENTS);
+}
+
+#[test]
+#[ignore = "takes long: scripts/test --long replacements"]
+fn hundreds_of_replacements() {
+    for options in ["", ",dma=messages"] {
+        a_disk_with(options, LONG);
+        a_card_with(options, LONG);
+    }
+}
+
+/// What cannot take over is refused in one line, and the guest's device goes on.
+#[test]
+fn what_cannot_take_over_is_refused() {
+    let directory = TempDir::new().expect("there is room for temporary files");
+    let image = directory.path().join("disk.img");
+    disk::empty(&image, disk::PAYLOAD_DISK);
+    let mut command = controlled("verified-disk", directory.path());
+    command.arg("--disk").arg(format!("path={}", image.display()));
+    let mut vmm = Process::start_with_input(&mut command, Duration::from_secs(300));
+    vmm.wait_for("ready\n");
+    let devices = children(vmm.pid());
+    let net = binaries::path("outrigger-net");
+    let rude = binaries::of_tests("rude-device");
+    for (words, why) in [
+        (vec!["replace", SLOT, "--program", "/nowhere/outrigger-blk"], "No such file or directory"),
+        (vec!["replace", SLOT, "--program", "/bin/true"], "goes on with the process that it has"),
+        (
+            vec!["replace", SLOT, "--program", net.to_str().expect("a plain path")],
+            "goes on with the process that it has",
+        ),
+        (
+            vec!["replace", SLOT, "--program", rude.to_str().expect("a plain path")],
+            "goes on with the process that it has",
+        ),
+        (vec!["restart", "00:02.0"], "there is no device in this slot"),
+    ] {
+        let refused = ctl(&directory.path().join("vm.sock"), &words);
+        refused.expect_code(1).expect_stderr(why);
+        assert_eq!(refused.stderr.lines().count(), 1, "{refused}");
+    }
+    assert_eq!(children(vmm.pid()), devices, "the process has changed");
+    vmm.send("x");
+    vmm.finish().expect_code(0).expect_stdout("payload: passed");
+    expect_ended(&devices);
+}
