@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use outrigger_tests::disk;
-use outrigger_tests::outrigger::{with_disk, with_payload};
+use outrigger_tests::outrigger::{with_disk, with_disk_and, with_payload};
 use outrigger_tests::process::eventually;
 use outrigger_tests::rude::{End, Rude, Run, by_name, command, requests, turn};
 use tempfile::TempDir;
@@ -207,13 +207,13 @@ fn a_reboot_does_not_wait_for_a_reset() {
     run.vmm.finish().expect_code(4);
 }
 
-/// One that the VMM has started and then cut off, since it has stopped.
+/// One that the VMM has started and then cut off, since it has stopped. Nothing takes its place (`restart=off`).
 #[test]
 fn a_child_that_is_cut_off_is_killed() {
     let directory = temporary();
     let image = disk::for_payload(directory.path());
     let mut command = with_payload("allones,spin");
-    with_disk(&mut command, &image);
+    with_disk_and(&mut command, &image, ",restart=off");
     let mut run = Run::start(command);
     run.vmm.wait_for("ready\n");
     let devices = run.devices();

@@ -12,12 +12,14 @@
 //! | `patience` | how long it is waited for |
 //! | `restart` | when a process fails: whether, when and how often another one takes its place |
 //! | [`replace`] | the same by the user's wish |
+//! | `migration` | what the device is, copied from one server to another |
 //! | [`status`] | what people and programs may know |
 //! | `error` | why the guest cannot have a device |
 
 mod connect;
 mod error;
 mod journal;
+mod migration;
 mod open;
 mod patience;
 mod peripheral;

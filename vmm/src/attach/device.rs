@@ -222,6 +222,13 @@ impl Device {
         Ok(Successor { link, regions, generation })
     }
 
+    /// Lets every access of the guest's come to the VMM from now on, where it waits if the link is lost.
+    pub fn suspend(&self) {
+        if let Life::Attached(attachment) = &self.lock().life {
+            attachment.claims.iter().flatten().for_each(Claim::suspend);
+        }
+    }
+
     /// Lets a successor serve the device, whose last link is lost and whose process is gone: accesses that wait are done by
     /// it. `take` is called when the guest can reach the predecessor by no path any more; what it asks of the server, the
     /// server does before anything else.

@@ -230,6 +230,7 @@ impl Channel {
         if let Some(vm) = &self.kvm {
             return self.passed_on(vm);
         }
+        let Some(_entered) = self.link.enter() else { return Asked::Lost };
         match command(&self.requester) {
             Ok(answer) => Asked::Answered(answer),
             Err(error) => {

@@ -5,19 +5,26 @@
 
 use std::error::Error;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use outrigger_protocol::client::{Client, ClientError};
+use outrigger_protocol::command::Command;
 use outrigger_protocol::ioregionfd::{AccessError, Requester};
+
+/// Between two looks whether calls are over.
+const RETIRE_PAUSE: Duration = Duration::from_micros(50);
 
 /// A connection to a device process.
 #[derive(Debug)]
 pub struct Link {
-    client: Client,
+    client: Arc<Client>,
+    /// Calls under way.
+    calls: AtomicUsize,
     /// How long the process may take to answer one message.
     deadline: Duration,
     /// The other sockets on which the process is asked: they end with the connection.
@@ -52,8 +59,14 @@ impl Link {
     /// Takes over a negotiated connection, on which an answer takes no longer than `deadline`.
     #[must_use]
     pub fn new(client: Client, deadline: Duration) -> Self {
-        let (requesters, lost, answered) = Default::default();
-        Self { client, deadline, requesters, lost, answered }
+        Self::on(Arc::new(client), deadline)
+    }
+
+    /// Takes over a connection whose last link was [retired](Self::retire).
+    #[must_use]
+    pub fn on(client: Arc<Client>, deadline: Duration) -> Self {
+        let (calls, requesters, lost, answered) = Default::default();
+        Self { client, calls, deadline, requesters, lost, answered }
     }
 
     /// How long the process may take to answer one message.
@@ -80,6 +93,23 @@ impl Link {
         let _ = self.lost.set((cause, Instant::now()));
         self.client.close();
         self.requesters.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(|requester| requester.close());
+    }
+
+    /// Ends the link, since another process is to serve the device, and keeps the connection for what remains to be said.
+    /// Waits until no access is under way any more.
+    pub fn retire(&self) {
+        let _ = self.lost.set((Cause::Replaced, Instant::now()));
+        // Ordered after the above: a call that is not seen here sees that the link is lost.
+        while self.calls.load(Ordering::SeqCst) > 0 && !self.client.is_closed() {
+            thread::sleep(RETIRE_PAUSE);
+        }
+    }
+
+    /// Takes part in the link; none: it is lost.
+    pub(super) fn enter(&self) -> Option<Entered<'_>> {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        let entered = Entered(self);
+        self.lost().is_none().then_some(entered)
     }
 
     /// Ends the link without blame.
@@ -115,6 +145,7 @@ impl Link {
     /// # Errors
     /// The call's.
     pub fn post<T>(&self, call: impl FnOnce(&Client) -> Result<T, ClientError>) -> Result<T, ClientError> {
+        let Some(_entered) = self.enter() else { return Err(ClientError::Disconnected(Command::RegionRead)) };
         call(&self.client).inspect_err(|error| {
             if error.is_fatal() {
                 self.fail(error.into());
@@ -129,7 +160,7 @@ impl Link {
 
     /// The connection, to be polled; calls go through [`call`](Self::call).
     #[must_use]
-    pub fn client(&self) -> &Client {
+    pub fn client(&self) -> &Arc<Client> {
         &self.client
     }
 
@@ -139,6 +170,15 @@ impl Link {
         if self.lost().is_some() {
             requester.close();
         }
+    }
+}
+
+/// A call under way, until this is dropped.
+pub(super) struct Entered<'a>(&'a Link);
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        self.0.calls.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -218,6 +258,16 @@ mod tests {
         for requester in [before, later] {
             assert!(matches!(requester.read(0, 0, Size::of(4).unwrap()), Err(AccessError::Broken)));
         }
+    }
+
+    #[test]
+    fn a_retired_link_takes_no_calls_and_its_connection_goes_on() {
+        let link = testing::link(Nothing);
+        link.retire();
+        assert_eq!(link.lost(), Some(&Cause::Replaced));
+        assert!(link.call(Client::device_info).is_err_and(|error| error.is_fatal()));
+        let next = Link::on(link.client().clone(), link.deadline());
+        next.call(Client::device_info).unwrap();
     }
 
     #[test]

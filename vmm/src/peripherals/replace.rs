@@ -13,10 +13,11 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::Signal;
 
 use super::error::Problem;
+use super::migration::{copy, migrates};
 use super::peripheral::Peripheral;
+use super::restart::Takeover;
 use super::status::ServiceState;
 use super::successor::Ready;
-use crate::attach::device::Knows;
 use crate::attach::link::Cause;
 use crate::config::Source;
 
@@ -30,8 +31,8 @@ pub enum ReplaceError {
     #[error("its server was not started by outrigger, so outrigger cannot start another; restart it by hand")]
     NotOurs,
     /// Its state cannot be handed over.
-    #[error("{0} keeps no journal, so its state cannot be handed over")]
-    NoJournal(String),
+    #[error("{0} keeps no journal and does not migrate, so its state cannot be handed over")]
+    NoWay(String),
     /// Another one is under way, or the device is not served.
     #[error("the device is {0} now")]
     Busy(&'static str),
@@ -123,12 +124,18 @@ impl Peripheral {
             return Err(ReplaceError::Busy(state.name()));
         }
         let Source::Program { program: present, options } = source else { return Err(ReplaceError::NotOurs) };
-        if self.kept.is_none() {
-            return Err(ReplaceError::NoJournal(self.program_name()));
+        let takeover = if self.kept.is_some() { Takeover::Journal } else { Takeover::Migration };
+        let link = self.now().link.clone();
+        if takeover == Takeover::Migration && !link.call(migrates).unwrap_or(false) {
+            return Err(ReplaceError::NoWay(self.program_name()));
         }
         let source = Source::Program { program: program.unwrap_or(present), options };
         let refused = |problem: Problem| ReplaceError::Refused(problem.to_string());
         let ready = self.get_ready(source, Instant::now() + self.config.deadline).map_err(refused)?;
+        if takeover == Takeover::Migration && !ready.link.call(migrates).unwrap_or(false) {
+            self.discard(&ready);
+            return Err(refused(Problem::Other("does not migrate".to_owned())));
+        }
         let (answer, answered) = channel();
         if let Err(Order { ready, .. }) = self.orders.give(Order { ready, answer }) {
             self.discard(&ready);
@@ -152,6 +159,19 @@ impl Peripheral {
             (now.link.clone(), now.process.clone())
         };
         // From here on accesses wait.
+        link.retire();
+        let takeover = if self.kept.is_some() { Takeover::Journal } else { Takeover::Migration };
+        if takeover == Takeover::Migration {
+            self.device.suspend();
+            if let Err(problem) = copy(link.client(), ready.link.client(), end) {
+                self.discard(&ready);
+                let why = problem.to_string();
+                let is_served = self.go_on_with(link.client(), end).is_ok();
+                let error = if is_served { ReplaceError::Refused(why) } else { ReplaceError::Failed(why) };
+                let _ = answer.send(Err(error));
+                return Some(is_served);
+            }
+        }
         link.fail(Cause::Replaced);
         if let Some(process) = &process {
             // It finishes what it has begun, which may take as long as its storage does.
@@ -165,7 +185,7 @@ impl Peripheral {
             }
             self.host.control.processes.remove(process);
         }
-        let result = self.hand_over(ready, Knows::Everything, end);
+        let result = self.hand_over(ready, takeover, end);
         let outcome = match &result {
             Ok(()) => {
                 self.now().replacements += 1;

@@ -9,6 +9,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use outrigger_protocol::client::Client;
+use outrigger_protocol::migration::DeviceState;
 
 use super::error::Problem;
 use super::patience::{PROBES, Patience};
@@ -46,6 +48,17 @@ impl Restarts {
         }
         is_left
     }
+}
+
+/// From what a successor knows the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Takeover {
+    /// Its predecessor has written it down.
+    Journal,
+    /// It has been copied, and the device is stopped.
+    Migration,
+    /// From nothing: the device begins anew.
+    Reset,
 }
 
 /// A time in which nothing serves a device.
@@ -103,11 +116,11 @@ impl Peripheral {
         {
             process.signal(Signal::SIGKILL);
         }
-        let (ready, what, knows) = match &self.kept {
+        let (ready, what, takeover) = match &self.kept {
             Some(_) => {
                 let ready = self.get_ready(source, outage.end)?;
                 match self.see_the_end(outage) {
-                    Ok(what) => (ready, what, Knows::Everything),
+                    Ok(what) => (ready, what, Takeover::Journal),
                     Err(problem) => {
                         self.discard(&ready);
                         return Err(problem);
@@ -116,10 +129,10 @@ impl Peripheral {
             }
             None => {
                 let what = self.see_the_end(outage)?;
-                (self.get_ready(source, outage.end)?, what, Knows::Nothing)
+                (self.get_ready(source, outage.end)?, what, Takeover::Reset)
             }
         };
-        self.hand_over(ready, knows, outage.end)?;
+        self.hand_over(ready, takeover, outage.end)?;
         let waited = self.note_outage(outage.since);
         self.now().restarts += 1;
         let (slot, label) = (self.slot, &self.config.label);
@@ -146,12 +159,14 @@ impl Peripheral {
     }
 
     /// Lets a successor serve the device. Its predecessor is gone.
-    pub(super) fn hand_over(&self, ready: Ready, knows: Knows, end: Instant) -> Result<(), Problem> {
+    pub(super) fn hand_over(&self, ready: Ready, takeover: Takeover, end: Instant) -> Result<(), Problem> {
         let Ready { source, link, process, successor } = ready;
-        let take = |client: &outrigger_protocol::client::Client| match knows {
-            Knows::Everything => client.take_journal(),
-            Knows::Nothing => Ok(()),
+        let take = |client: &Client| match takeover {
+            Takeover::Journal => client.take_journal(),
+            Takeover::Migration => client.set_device_state(DeviceState::Running),
+            Takeover::Reset => Ok(()),
         };
+        let knows = if takeover == Takeover::Reset { Knows::Nothing } else { Knows::Everything };
         let patience = Patience { end, process: process.as_deref(), probe: self.config.deadline / PROBES };
         let (result, _) = patience.watch(|| link.fail(Cause::Silent), || self.device.succeed(successor, knows, take));
         // From the first message on it may have been at work: whatever comes after it waits for its end.

@@ -12,6 +12,7 @@ use outrigger_protocol::server::{self, Interrupts as ServerInterrupts, Irq, Memo
 use super::*;
 use crate::attach::address_map::AddressMap;
 use crate::attach::discovery::discover;
+use crate::attach::link::Cause;
 use crate::attach::testing::NoMemory;
 use crate::config::AllowedPaths;
 use crate::irq::Routes;
@@ -75,7 +76,8 @@ impl server::Device for Server {
     fn disconnected(&mut self) {}
 }
 
-fn attach(refuses_bars: bool) -> (Device, Arc<BusMaster>, Receiver<Told>) {
+/// Connects to a new one, and asks what it is.
+fn serve(refuses_bars: bool) -> (Arc<Link>, Description, Receiver<Told>) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let (told, is_told) = channel();
     thread::spawn(move || {
@@ -89,6 +91,11 @@ fn attach(refuses_bars: bool) -> (Device, Arc<BusMaster>, Receiver<Told>) {
     });
     let client = Client::new(ours, Arc::new(NoMemory), &Options::default()).unwrap();
     let description = discover(&client).unwrap();
+    (Arc::new(Link::new(client, Options::default().deadline)), description, is_told)
+}
+
+fn attach(refuses_bars: bool) -> (Device, Arc<BusMaster>, Receiver<Told>) {
+    let (link, description, is_told) = serve(refuses_bars);
     let vm = Vm::new(1).unwrap();
     let backplane = Backplane {
         addresses: AddressMap::new(vm.clone(), Memslots::new(vm.clone()), Arc::default(), Arc::default()),
@@ -101,7 +108,6 @@ fn attach(refuses_bars: bool) -> (Device, Arc<BusMaster>, Receiver<Told>) {
         AddressRange::new(0x1000, 0x2000),
     );
     let bus_master = Arc::new(BusMaster::default());
-    let link = Arc::new(Link::new(client, Options::default().deadline));
     let (slot, succession) = (Slot(1), Arc::default());
     let place = Place { slot, bus_master: bus_master.clone(), succession, can_be_succeeded: false };
     let device = Device::new(place, link, &description, &backplane, &mut windows).unwrap();
@@ -169,4 +175,82 @@ fn bus_mastering_follows_the_command_register() {
     assert!(bus_master.is_on());
     device.reset();
     assert!(!bus_master.is_on());
+}
+
+/// Two accesses, one by message and one to configuration space, that a guest makes while nothing serves the device.
+fn access_while_lost(device: &Arc<Device>) -> [thread::JoinHandle<u32>; 2] {
+    let (bus, function) = (device.clone(), device.clone());
+    let by_message = thread::spawn(move || {
+        let mut data = [0; 4];
+        bus.backplane.addresses.mmio.read(0xc000_0000, &mut data);
+        u32::from_le_bytes(data)
+    });
+    let by_config = thread::spawn(move || read(&function, 0));
+    let accesses = [by_message, by_config];
+    thread::sleep(std::time::Duration::from_millis(50));
+    assert!(accesses.iter().all(|access| !access.is_finished()), "an access is answered by nobody");
+    accesses
+}
+
+fn lose_link(device: &Device) {
+    device.lock().link().unwrap().fail(Cause::HungUp);
+}
+
+#[test]
+fn accesses_wait_for_the_successor_and_are_done_there() {
+    let (device, _, _told) = attach(false);
+    let device = Arc::new(device);
+    device.config_write(register::COMMAND, &command::MEMORY.to_le_bytes());
+    write(&device, 0x44, 0x1234_5678);
+    lose_link(&device);
+    let accesses = access_while_lost(&device);
+    let (link, description, told) = serve(false);
+    assert_eq!(device.difference(&description), None);
+    let successor = device.prepare(link, &description).unwrap();
+    assert!(successor.is_next(&device.succession));
+    device.succeed(successor, Knows::Nothing, |_| Ok(())).unwrap();
+    assert_eq!(accesses.map(|access| access.join().unwrap()), [0x7777_7777, 0x1042_1af4]);
+    let mut expected = vec![Told::Reset, Told::Write(0x44, 0x1234_5678), Told::Write(4, command::MEMORY.into())];
+    expected.extend(PLACED);
+    assert_eq!(told.try_iter().collect::<Vec<_>>(), expected, "a server that knows nothing");
+}
+
+/// One that knows everything is not told what its predecessor was, but where its BARs are.
+#[test]
+fn a_successor_that_fails_leaves_the_place_to_the_next() {
+    let (device, _, _told) = attach(false);
+    let device = Arc::new(device);
+    device.config_write(register::COMMAND, &command::MEMORY.to_le_bytes());
+    write(&device, 0x44, 1);
+    lose_link(&device);
+    let accesses = access_while_lost(&device);
+    for take_fails in [true, false] {
+        let (link, description, told) = serve(false);
+        let successor = device.prepare(link.clone(), &description).unwrap();
+        let taken = device.succeed(successor, Knows::Everything, |client| {
+            if take_fails {
+                client.close();
+            }
+            client.device_info().map(drop)
+        });
+        assert_eq!((taken.is_err(), link.lost().is_some()), (take_fails, take_fails));
+        let expected = if take_fails { [].as_slice() } else { &PLACED };
+        assert_eq!(told.try_iter().collect::<Vec<_>>(), expected);
+    }
+    assert_eq!(accesses.map(|access| access.join().unwrap()), [0x7777_7777, 0x1042_1af4]);
+}
+
+#[test]
+fn accesses_that_wait_read_all_ones_once_the_device_is_withdrawn() {
+    let (device, _, _told) = attach(false);
+    let device = Arc::new(device);
+    device.config_write(register::COMMAND, &command::MEMORY.to_le_bytes());
+    lose_link(&device);
+    let accesses = access_while_lost(&device);
+    assert!(device.withdraw() && !device.withdraw());
+    assert_eq!(accesses.map(|access| access.join().unwrap()), [u32::MAX; 2]);
+    let (link, description, told) = serve(false);
+    let late = device.prepare(link, &description).unwrap();
+    device.succeed(late, Knows::Nothing, |_| Ok(())).unwrap();
+    assert_eq!((told.try_iter().count(), read(&device, 0)), (0, u32::MAX), "it stays withdrawn");
 }

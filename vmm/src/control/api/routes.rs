@@ -117,9 +117,7 @@ impl From<ReplaceError> for Refusal {
     fn from(error: ReplaceError) -> Self {
         let status = match error {
             ReplaceError::NoDevice => 404,
-            ReplaceError::NotOurs | ReplaceError::NoJournal(_) | ReplaceError::Busy(_) | ReplaceError::Refused(_) => {
-                409
-            }
+            ReplaceError::NotOurs | ReplaceError::NoWay(_) | ReplaceError::Busy(_) | ReplaceError::Refused(_) => 409,
             ReplaceError::Failed(_) => 500,
         };
         Self::new(status, one_line(&error.to_string()))
