@@ -57,6 +57,9 @@ fn every_mistake_has_its_status() {
         let error = answer.contains("\r\n\r\n{\n  \"error\": \"");
         assert_eq!(error, *status != 200, "what is wrong is said as JSON: {answer}");
     }
+    // None of these was a stop, not even after a while.
+    thread::sleep(Duration::from_millis(500));
+    assert!(run.status().contains("\"state\": \"running\""));
     let answer = run.exchange(b"PUT /v1/stop HTTP/1.1\r\nHost: x\r\n\r\n");
     assert!(answer.contains("\r\nAllow: POST\r\n"), "{answer}");
     run.ctl(&["stop"]).expect_code(0);

@@ -29,7 +29,7 @@ pub trait Operations {
     /// It cannot be done.
     fn perform(&self, operation: &Self::Operation, body: &[u8]) -> Result<Answer, Refusal>;
 
-    /// Does what has to wait until the answer is on its way.
+    /// Does what has to wait until the answer is on its way. Not called for what could not be done.
     fn conclude(&self, operation: &Self::Operation);
 }
 
@@ -101,9 +101,12 @@ impl Connection {
             }
         };
         let body = self.read_body(&head, deadline)?;
-        let answer = operations.perform(&operation, &body).unwrap_or_else(Answer::from);
-        let sent = self.send(&answer, !head.keep_alive, with_body);
-        operations.conclude(&operation);
+        let performed = operations.perform(&operation, &body);
+        let is_done = performed.is_ok();
+        let sent = self.send(&performed.unwrap_or_else(Answer::from), !head.keep_alive, with_body);
+        if is_done {
+            operations.conclude(&operation);
+        }
         sent?;
         Ok(head.keep_alive)
     }

@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::Shutdown as How;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -10,8 +11,9 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// `POST /echo` answers with the body, `GET /void` with nothing.
-struct Echo;
+/// `POST /echo` answers with the body, unless that is `no`; `GET /void` with nothing. Counts what it has concluded.
+#[derive(Default)]
+struct Echo(AtomicUsize);
 
 impl Operations for Echo {
     type Operation = ();
@@ -24,16 +26,27 @@ impl Operations for Echo {
     }
 
     fn perform(&self, (): &(), body: &[u8]) -> Result<Answer, Refusal> {
+        if body == b"no" {
+            return Err(Refusal::new(400, "no"));
+        }
         Ok(Answer::json(200, &String::from_utf8_lossy(body)))
     }
 
-    fn conclude(&self, (): &()) {}
+    fn conclude(&self, (): &()) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
 }
 
-fn start() -> (UnixStream, JoinHandle<()>) {
+/// A client's end, and the server, which says at its end how many requests it has concluded.
+fn start() -> (UnixStream, JoinHandle<usize>) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let connection = Connection::new(Arc::new(theirs.into())).unwrap();
-    (ours, thread::spawn(move || connection.serve(&Echo)))
+    let serve = move || {
+        let echo = Echo::default();
+        connection.serve(&echo);
+        echo.0.into_inner()
+    };
+    (ours, thread::spawn(serve))
 }
 
 /// Everything that is answered to `requests`, sent in pieces of these sizes.
@@ -76,6 +89,20 @@ fn requests_that_come_together_are_answered_in_order() {
     assert_eq!(statuses(&answers), ["200", "404", "200", "200"], "{answers}");
     assert!(answers.contains("\"a\"\n") && answers.contains("\"\"\n") && answers.ends_with("\"bc\"\n"), "{answers}");
     assert_eq!(answers.matches("Connection: close").count(), 1, "{answers}");
+}
+
+/// A stop with a body that nobody understands is no stop.
+#[test]
+fn what_is_refused_is_not_concluded() {
+    for (body, concluded) in [("no", 0), ("ok", 1)] {
+        let (mut ours, server) = start();
+        let head = "POST /echo HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 2\r\n\r\n";
+        ours.write_all(format!("{head}{body}").as_bytes()).unwrap();
+        let mut text = String::new();
+        ours.read_to_string(&mut text).unwrap();
+        drop(ours);
+        assert_eq!(server.join().unwrap(), concluded, "{text}");
+    }
 }
 
 #[test]
