@@ -12,6 +12,7 @@ mod paths;
 mod pci;
 mod ports;
 mod rude;
+mod word;
 mod verified;
 
 use crate::machine::Machine;
@@ -42,6 +43,7 @@ const CHECKS: &[(&[u8], Check)] = &[
     (b"verified-disk", verified::disk),
     (b"verified-card", verified::card),
     (b"ports", ports::check),
+    (b"word", word::steady),
     (b"crash", end::crash),
     (b"reboot", end::reboot),
     (b"spin", end::spin),
