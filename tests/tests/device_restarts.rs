@@ -4,6 +4,7 @@
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -244,4 +245,26 @@ fn a_server_started_by_hand_is_killed_and_started_again() {
     }
     thread::sleep(Duration::from_millis(100));
     ends_well(vmm).expect_stderr("its device process closed the connection; another one took its place in ");
+}
+
+/// The example device keeps no journal: it is reset, told again where it is and how it interrupts, and its driver uses it as before.
+#[test]
+fn a_server_without_a_journal_begins_anew() {
+    let directory = TempDir::new().expect("there is room for temporary files");
+    let socket = directory.path().join("copier.sock");
+    let start = || Server::spawn(Command::new(binaries::example("copier")).arg(&socket), &socket);
+    let server = start();
+    let mut command = with_payload("copier,input,copier");
+    command.arg("--device").arg(format!("socket={},restart=5/60s", socket.display()));
+    let mut vmm = Process::start_with_input(&mut command, LIMIT);
+    vmm.wait_for("ready\n");
+    server.process().signal(Signal::SIGKILL);
+    drop(server);
+    thread::sleep(Duration::from_millis(100));
+    let _server = start();
+    vmm.wait_for_stderr("its device process closed the connection; another one took its place in ");
+    vmm.send("go");
+    let ended = vmm.finish();
+    ended.expect_code(0).expect_stdout("payload: passed");
+    assert_eq!(ended.stdout.matches("ok copier-interrupt\n").count(), 2, "{ended}");
 }
