@@ -12,6 +12,7 @@ use outrigger_tests::leftovers::{children, expect_ended};
 use outrigger_tests::outrigger::with_payload;
 use outrigger_tests::process::{Ended, Process};
 use outrigger_tests::random::Random;
+use outrigger_tests::rude::{Rude, by_name};
 use outrigger_tests::{binaries, disk, hostile};
 use tempfile::TempDir;
 
@@ -122,6 +123,31 @@ fn hundreds_of_replacements() {
         a_disk_with(options, LONG);
         a_card_with(options, LONG);
     }
+}
+
+/// A program without journal or migration, and a server that somebody else runs.
+#[test]
+fn what_cannot_hand_over_is_refused() {
+    let directory = TempDir::new().expect("there is room for temporary files");
+    let server = Rude::start(by_name("honest"), directory.path());
+    let mut command = controlled("spin", directory.path());
+    command.arg("--device").arg(by_name("honest").program()).arg("--device").arg(server.option());
+    let mut vmm = Process::start(&mut command, Duration::from_secs(300));
+    vmm.wait_for("ready\n");
+    let devices = children(vmm.pid());
+    let socket = directory.path().join("vm.sock");
+    for (slot, why) in
+        [("00:01.0", "keeps no journal and does not migrate"), ("00:02.0", "was not started by outrigger")]
+    {
+        for verb in ["restart", "replace"] {
+            let refused = ctl(&socket, &[verb, slot]);
+            refused.expect_code(1).expect_stderr(why);
+            assert_eq!(refused.stderr.lines().count(), 1, "{refused}");
+        }
+    }
+    assert_eq!(children(vmm.pid()), devices, "the process has changed");
+    ctl(&socket, &["stop"]).expect_code(0);
+    vmm.finish().expect_code(0);
 }
 
 /// What cannot take over is refused in one line, and the guest's device goes on.
