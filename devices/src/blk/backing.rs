@@ -16,7 +16,7 @@ use super::format;
 use crate::lock::{self, FENCE_PATIENCE, Others};
 
 /// How long the lock of a process that has just ended may linger at start-up.
-const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+const LOCK_PATIENCE: Duration = Duration::from_millis(300);
 /// Bytes of a virtio sector, whatever the disk's block size (virtio 1.2, section 5.2.4).
 pub const SECTOR: u64 = 512;
 
