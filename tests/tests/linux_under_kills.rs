@@ -43,8 +43,6 @@ echo LOAD-ENDS
 enum Manner {
     /// SIGKILL while the loads run.
     Kill,
-    /// SIGSTOP while the loads run.
-    Stop,
     /// SIGKILL from the kernel's first line to its power-off.
     Throughout,
 }
@@ -73,10 +71,7 @@ fn under_kills(options: &str, manner: Manner, kills: usize) {
         let received = scope.spawn(|| stream::receive(&stream, From::Guest));
         let start = Instant::now();
         while killer.kills < kills && !received.is_finished() {
-            match manner {
-                Manner::Stop => killer.stop_one(&vmm),
-                _ => killer.kill_one(&vmm),
-            }
+            killer.kill_one(&vmm);
         }
         let time = start.elapsed();
         sleep(Duration::from_secs(2));
@@ -169,11 +164,6 @@ fn a_guest_verifies_while_its_devices_without_shared_memory_are_killed() {
 }
 
 #[test]
-fn a_guest_verifies_while_its_devices_are_stopped() {
-    in_bed("stopped", 15, 15);
-}
-
-#[test]
 fn a_guest_boots_and_ends_while_its_devices_are_killed() {
     in_bed("throughout", 60, 20);
 }
@@ -191,12 +181,6 @@ fn five_thousand_kills_without_shared_memory() {
 }
 
 #[test]
-#[ignore = "takes long: scripts/test --long kills"]
-fn two_hundred_stops() {
-    in_bed("stopped", 200, 60);
-}
-
-#[test]
 #[ignore = "is what runs in the bed"]
 fn shared_memory() {
     under_kills("", Manner::Kill, kills());
@@ -206,12 +190,6 @@ fn shared_memory() {
 #[ignore = "is what runs in the bed"]
 fn memory_by_messages() {
     under_kills(",dma=messages", Manner::Kill, kills());
-}
-
-#[test]
-#[ignore = "is what runs in the bed"]
-fn stopped() {
-    under_kills(",deadline=1s", Manner::Stop, kills());
 }
 
 #[test]
