@@ -54,6 +54,11 @@ fn with_four_processors_and_queues() {
 }
 
 #[test]
+fn with_device_processes_that_are_killed() {
+    demo(Testbed::new().cpus(2), &["KILL=1 PARTS=1"]).expect_stdout(" kills: disk ");
+}
+
+#[test]
 #[ignore = "builds a kernel: scripts/test --kernel"]
 fn with_ioregionfd_in_kvm() {
     demo(Testbed::new().kernel("ioregionfd").cpus(2), &["PATHS=ioregionfd,message PARTS=1"])
