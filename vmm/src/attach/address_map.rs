@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use super::link::Cause;
+use super::death::Cause;
 use super::region::{Placement, Region};
 use crate::machine::bus::Bus;
 use crate::machine::memslots::Memslots;

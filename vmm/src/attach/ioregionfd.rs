@@ -30,7 +30,8 @@ use outrigger_protocol::ioregionfd::{AccessError, Requester, Size, SocketError, 
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
 
-use super::link::{Cause, Link};
+use super::death::Cause;
+use super::link::Link;
 use super::plan::AskedBy;
 use crate::config::{AllowedPaths, PathName};
 use crate::machine::vm::Vm;

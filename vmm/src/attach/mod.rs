@@ -14,26 +14,28 @@
 //! | [`bus_master`] | whether the device may reach memory on its own |
 //! | `config_space` | which bytes of configuration space are the VMM's |
 //! | `interrupts` | INTx, MSI and MSI-X of one device |
-//! | [`link`] | the connection to the device process, and the one place where its end is decided |
+//! | [`link`] | the connection to the device process |
+//! | [`death`] | how it is decided that the process is dead to us |
 //! | [`identity`] | what the guest relies on, and a successor must not change |
 //! | [`succession`] | who serves the device after a link was lost, and where accesses wait for it |
 //! | [`device`] | the function on the PCI bus, made of the above |
-//! | `health` | whether the process still answers |
+//! | `ping` | whether the process still answers |
 //! | [`serving`] | the thread that serves one device: its own requests, its hang-up, the end of an INTx interrupt |
 
 pub mod address_map;
 pub mod bus_master;
 mod config_space;
+pub mod death;
 pub mod device;
 pub mod discovery;
 pub mod dispatch;
-mod health;
 pub mod identity;
 mod interrupts;
 mod ioeventfd;
 mod ioregionfd;
 pub mod link;
 mod mapped;
+mod ping;
 pub mod plan;
 mod region;
 pub mod serving;

@@ -12,9 +12,10 @@ use outrigger_protocol::client::{Client, Step};
 use outrigger_protocol::pci::INTX_IRQ;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::death::Cause;
 use super::device::Device;
-use super::health::Health;
-use super::link::{Cause, Link};
+use super::link::Link;
+use super::ping::Ping;
 use crate::control::processes::DeviceProcess;
 use crate::irq::IrqError;
 
@@ -48,7 +49,7 @@ pub struct Service {
     link: Arc<Link>,
     resample: Option<EventFd>,
     /// None: a process that does not answer is noticed when the guest accesses the device.
-    health: Option<Health>,
+    ping: Option<Ping>,
     epoll: Epoll,
 }
 
@@ -69,7 +70,7 @@ impl Service {
     pub fn new(device: Arc<Device>, link: Arc<Link>) -> Result<Self, ServiceError> {
         let resample = device.resample()?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(io::Error::from)?;
-        let service = Self { device, link, resample, health: None, epoll };
+        let service = Self { device, link, resample, ping: None, epoll };
         service.watch()?;
         Ok(service)
     }
@@ -78,12 +79,12 @@ impl Service {
     ///
     /// # Errors
     /// If the system has no memory left.
-    pub fn watch_health(mut self, process: Option<Arc<DeviceProcess>>) -> Result<Self, ServiceError> {
+    pub fn ping(mut self, process: Option<Arc<DeviceProcess>>) -> Result<Self, ServiceError> {
         if let Some(process) = &process {
             let added = self.epoll.add(process.changed(), EpollEvent::new(EpollFlags::EPOLLIN, PROCESS));
             added.map_err(io::Error::from)?;
         }
-        self.health = Some(Health::new(process));
+        self.ping = Some(Ping::new(process));
         Ok(self)
     }
 
@@ -146,8 +147,8 @@ impl Service {
             if hung_up {
                 self.link.fail(Cause::HungUp);
             }
-            if let Some(health) = &mut self.health {
-                health.check(&self.link);
+            if let Some(ping) = &mut self.ping {
+                ping.check(&self.link);
             }
             if self.link.lost().is_some() {
                 break;
@@ -169,7 +170,7 @@ impl Service {
             Step::Again => return EpollTimeout::ZERO,
             Step::NoRoom(until) => Some(until),
         };
-        let next = step.into_iter().chain(self.health.as_ref().map(|health| health.next(&self.link))).min();
+        let next = step.into_iter().chain(self.ping.as_ref().map(|ping| ping.next(&self.link))).min();
         next.map_or(EpollTimeout::NONE, |next| {
             let remaining = next.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
             EpollTimeout::try_from(remaining).unwrap_or(EpollTimeout::MAX)

@@ -19,8 +19,9 @@ use super::restart::Restarts;
 use super::status::{DeviceStatus, ServiceState, places};
 use crate::attach::Backplane;
 use crate::attach::bus_master::BusMaster;
+use crate::attach::death::Cause;
 use crate::attach::device::{Device, Place, region_name};
-use crate::attach::link::{Cause, Link};
+use crate::attach::link::Link;
 use crate::attach::serving::{Interruption, STACK, Service, ServiceError};
 use crate::attach::succession::Succession;
 use crate::config::{Budget, DeviceConfig, Restart, Source};
@@ -139,7 +140,7 @@ impl Peripheral {
             (now.link.clone(), now.process.clone())
         };
         let service = Service::new(self.device.clone(), link)?.take_orders(self.orders.bell())?;
-        if self.budget.is_some() { service.watch_health(process) } else { Ok(service) }
+        if self.budget.is_some() { service.ping(process) } else { Ok(service) }
     }
 
     fn run(&self, mut service: Service) {

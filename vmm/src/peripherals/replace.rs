@@ -18,7 +18,7 @@ use super::peripheral::Peripheral;
 use super::restart::Takeover;
 use super::status::ServiceState;
 use super::successor::Ready;
-use crate::attach::link::Cause;
+use crate::attach::death::Cause;
 use crate::config::Source;
 
 /// A replacement that did not take place.

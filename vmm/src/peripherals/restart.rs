@@ -16,8 +16,8 @@ use super::error::Problem;
 use super::patience::{PROBES, Patience};
 use super::peripheral::{EXIT_WAIT, Peripheral};
 use super::successor::Ready;
+use crate::attach::death::Cause;
 use crate::attach::device::Knows;
-use crate::attach::link::Cause;
 use crate::config::Budget;
 use crate::control::processes::ending;
 

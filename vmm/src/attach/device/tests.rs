@@ -11,8 +11,8 @@ use outrigger_protocol::server::{self, Interrupts as ServerInterrupts, Irq, Memo
 
 use super::*;
 use crate::attach::address_map::AddressMap;
+use crate::attach::death::Cause;
 use crate::attach::discovery::discover;
-use crate::attach::link::Cause;
 use crate::attach::testing::NoMemory;
 use crate::config::AllowedPaths;
 use crate::irq::Routes;

@@ -12,8 +12,8 @@ use outrigger_protocol::server::{self, Registers};
 use outrigger_protocol::wire::IOREGION_POSTED_WRITES;
 
 use super::*;
+use crate::attach::death::Cause;
 use crate::attach::ioregionfd::Ioregionfds;
-use crate::attach::link::Cause;
 use crate::attach::plan::AskedBy;
 use crate::attach::testing::{self, description};
 use crate::config::AllowedPaths;

@@ -1,18 +1,19 @@
-//! Whether a device process still answers: noticed also while the guest accesses nothing.
+//! A message now and then, so that a process which does not answer is noticed also while the guest accesses nothing.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use outrigger_protocol::client::Client;
 
-use super::link::{Cause, Link};
+use super::death::Cause;
+use super::link::Link;
 use crate::control::processes::DeviceProcess;
 
 /// How often a process is asked something when nothing else tells that it answers.
 const EVERY: Duration = Duration::from_secs(2);
 
 /// What is known about one process.
-pub(super) struct Health {
+pub(super) struct Ping {
     process: Option<Arc<DeviceProcess>>,
     /// When it is asked next.
     due: Instant,
@@ -20,7 +21,7 @@ pub(super) struct Health {
     stopped: Option<Instant>,
 }
 
-impl Health {
+impl Ping {
     /// A process, if this VMM has started one, that has just answered.
     pub(super) fn new(process: Option<Arc<DeviceProcess>>) -> Self {
         Self { process, due: Instant::now() + EVERY, stopped: None }
