@@ -229,7 +229,7 @@ impl First {
         let reached = reached.map_or_else(|| reach(&config.source, host, config.deadline), Ok)?;
         let Reached { stream, process } = reached;
         let opening = Opening::new(host, &config, &bus_master);
-        let opened = opening.open(&socket(stream), |client, _| Kept::begin(client));
+        let opened = opening.open(&socket(stream), |client, _| Kept::begin(client, process.is_some()));
         opened.map_err(|problem| problem.or_end_of(process.as_ref(), EXIT_WAIT))
     }
 }

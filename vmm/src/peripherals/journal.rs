@@ -18,15 +18,20 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    /// Lends the device's first process a journal, if it keeps one.
+    /// Lends the device's first process a journal, if it keeps one. Only a process that this VMM starts can inherit
+    /// descriptors; what a server of somebody else's asks to be kept would only be in the way of its successor, such as a tap
+    /// that is in use.
     ///
     /// # Errors
     /// If it then does not, or the system has no descriptors left.
-    pub(super) fn begin(client: &Client) -> Result<Option<Self>, Problem> {
+    pub(super) fn begin(client: &Client, are_inherited: bool) -> Result<Option<Self>, Problem> {
         let Some(format) = client.journal_format() else { return Ok(None) };
         let journal = Journal::create(format).map_err(Problem::Journal)?;
         match client.begin_journal(&journal) {
-            Ok(descriptors) => Ok(Some(Self { journal: Arc::new(journal), descriptors: Arc::new(descriptors) })),
+            Ok(mut descriptors) => {
+                descriptors.truncate(if are_inherited { descriptors.len() } else { 0 });
+                Ok(Some(Self { journal: Arc::new(journal), descriptors: Arc::new(descriptors) }))
+            }
             // It says that it could keep one, not that it can now.
             Err(ClientError::Refused { command, errno }) => {
                 log::warn!("a device keeps no journal: {command:?}: the server answers {}", errno.desc());
