@@ -53,10 +53,9 @@ impl Run {
         assert_eq!(holders("/dev/net/tun"), ["outrigger-net"]);
         assert!(holders("kvm").is_empty(), "device processes hold KVM files: {:?}", holders("kvm"));
         let vmm = open_files(self.vmm.pid());
-        assert!(
-            !vmm.iter().any(|file| file.contains("disk.img") || file.contains("net/tun")),
-            "the VMM holds a back end: {vmm:?}"
-        );
+        // The tap is kept for a successor, and nothing is done with it. An image is locked, and would stay so.
+        let held = |what: &str| vmm.iter().filter(|file| file.contains(what)).count();
+        assert_eq!((held("disk.img"), held("net/tun")), (0, 1), "the VMM holds other back ends: {vmm:?}");
     }
 
     #[track_caller]
