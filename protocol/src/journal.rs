@@ -101,6 +101,7 @@ impl JournalMemory {
 
     /// All of it, as words. What another process wrote before it was killed is there, each store whole, in its order.
     #[must_use]
+    #[inline]
     pub fn words(&self) -> &[AtomicU64] {
         let start = self.region.as_ptr().cast::<AtomicU64>();
         // SAFETY: the mapping is page-aligned, `len` bytes long, cannot become shorter (it is sealed, or anonymous), and

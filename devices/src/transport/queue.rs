@@ -190,8 +190,8 @@ impl Queue {
     /// # Errors
     /// The ring or the chain makes no sense; nothing was taken.
     pub fn pop(&mut self, chain: &mut Chain) -> Result<Option<u16>, QueueError> {
-        if let Some(head) = self.again.first() {
-            return self.pop_again(head, chain);
+        if !self.again.is_empty() {
+            return self.pop_again(chain);
         }
         let (size, next) = (self.layout.size, self.next_available);
         if next == self.available {
@@ -221,7 +221,8 @@ impl Queue {
 
     /// A chain that was in flight when the queue came into service, or that was given back.
     #[cold]
-    fn pop_again(&mut self, head: u16, chain: &mut Chain) -> Result<Option<u16>, QueueError> {
+    fn pop_again(&mut self, chain: &mut Chain) -> Result<Option<u16>, QueueError> {
+        let Some(head) = self.again.first() else { return Ok(None) };
         // Nothing is known of its descriptors where they are reached by messages.
         self.rings.fetch(self.available, self.available)?;
         self.walk(head, chain)?;

@@ -50,7 +50,7 @@ impl HeadSet {
     /// Whether there is none.
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.0 == [0; HEAD_WORDS]
+        self.0.iter().fold(0, |all, word| all | word) == 0
     }
 
     /// How many there are.
