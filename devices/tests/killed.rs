@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod disk_driver;
+mod guest_ram;
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -16,29 +17,17 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use outrigger_protocol::client::{Client, ClientMemory, IoFdKind, Journal, Options};
+use outrigger_protocol::client::{Client, IoFdKind, Journal, Options};
 use outrigger_protocol::migration::DeviceState;
 use outrigger_protocol::pci::{BAR0_REGION, MSIX_IRQ};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use disk_driver::{BLOCK, BLOCKS, Disk, QUEUES, RAM_SIZE, Random};
+use guest_ram::Ram;
 
 const BAR_SIZE: u64 = 0x4000;
-
-#[derive(Debug)]
-struct Ram(GuestMemoryMmap);
-
-impl ClientMemory for Ram {
-    fn read(&self, address: u64, data: &mut [u8]) -> Result<(), Errno> {
-        self.0.read_slice(data, GuestAddress(address)).map_err(|_| Errno::EFAULT)
-    }
-    fn write(&self, address: u64, data: &[u8]) -> Result<(), Errno> {
-        self.0.write_slice(data, GuestAddress(address)).map_err(|_| Errno::EFAULT)
-    }
-}
 
 /// A device process and the connection to it.
 struct Process {

@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod guest_ram;
+
 use std::collections::HashSet;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -14,11 +16,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use outrigger_protocol::client::{Client, ClientMemory, Journal, Options};
+use outrigger_protocol::client::{Client, Journal, Options};
 use outrigger_protocol::pci::{BAR0_REGION, MSIX_IRQ};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
+
+use guest_ram::Ram;
 
 const RAM_SIZE: u64 = 0x20_0000;
 const SIZE: u16 = 64;
@@ -28,18 +31,6 @@ const FRAME: usize = 200;
 const ETHER_TYPE: u16 = 0x88b5;
 const RECEIVE: u16 = 0;
 const TRANSMIT: u16 = 1;
-
-#[derive(Debug)]
-struct Ram(GuestMemoryMmap);
-
-impl ClientMemory for Ram {
-    fn read(&self, address: u64, data: &mut [u8]) -> Result<(), Errno> {
-        self.0.read_slice(data, GuestAddress(address)).map_err(|_| Errno::EFAULT)
-    }
-    fn write(&self, address: u64, data: &[u8]) -> Result<(), Errno> {
-        self.0.write_slice(data, GuestAddress(address)).map_err(|_| Errno::EFAULT)
-    }
-}
 
 fn frame(from: u8, number: u64) -> Vec<u8> {
     let mut frame = vec![0xff; 6];
