@@ -40,6 +40,18 @@ impl Client {
         self.set_irq_state(index, wire::IRQ_SET_ACTION_UNMASK, (vector, 1))
     }
 
+    /// Has the server unmask one vector whenever `eventfd` is signalled, without a message; none: no more. A server that
+    /// cannot do that refuses with `EINVAL`.
+    pub fn set_unmask_eventfd(
+        &self,
+        index: u32,
+        vector: u32,
+        eventfd: Option<BorrowedFd<'_>>,
+    ) -> Result<(), ClientError> {
+        let flags = wire::IRQ_SET_DATA_EVENTFD | wire::IRQ_SET_ACTION_UNMASK;
+        self.set_irqs(self.deadline_from_now(), index, flags, (vector, 1), eventfd.as_slice())
+    }
+
     /// Masks one vector.
     pub fn mask_irq(&self, index: u32, vector: u32) -> Result<(), ClientError> {
         self.set_irq_state(index, wire::IRQ_SET_ACTION_MASK, (vector, 1))

@@ -1,8 +1,10 @@
 //! What each command does: checked against the specification, then handed to the device.
 
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use nix::errno::Errno;
+use nix::sys::eventfd::EventFd;
 
 use super::connection::Connection;
 use super::device::Device;
@@ -131,7 +133,7 @@ impl Commands<'_> {
         if !rest.is_empty() || message.fds.len() > 1 || (request.argsz as usize) < size_of::<wire::DmaMap>() {
             return Err(Errno::EINVAL);
         }
-        self.dma.map(&request, message.fds.pop())?;
+        self.dma.map(&request, message.fds.pop(), |range| self.device.map(range))?;
         self.device.memory_changed(&self.dma.memory(self.connection));
         Ok(())
     }
@@ -144,6 +146,7 @@ impl Commands<'_> {
         }
         let unmapped = self.dma.unmap(&request)?;
         self.device.memory_changed(&self.dma.memory(self.connection));
+        unmapped.iter().for_each(|range| self.device.unmap(&range.dma()));
         drop(unmapped);
         reply.push(&request);
         Ok(())
@@ -165,6 +168,7 @@ impl Commands<'_> {
             if (action, data_kind, request.start) != (wire::IRQ_SET_ACTION_TRIGGER, wire::IRQ_SET_DATA_NONE, 0) {
                 return Err(Errno::EINVAL);
             }
+            self.device.connect(request.index, 0, &vec![None; irq.count as usize])?;
             self.interrupts.disconnect(request.index);
             return Ok(());
         }
@@ -185,49 +189,58 @@ impl Commands<'_> {
                 }
                 Ok(())
             }
-            wire::IRQ_SET_DATA_NONE => {
-                self.act(&request, action, |_| true);
-                Ok(())
+            wire::IRQ_SET_DATA_EVENTFD if action == wire::IRQ_SET_ACTION_UNMASK => {
+                let eventfds = checked_eventfds(&request, message.fds)?;
+                self.device.connect_unmask(request.index, request.start, &borrowed(&eventfds))
             }
-            wire::IRQ_SET_DATA_BOOL => {
-                self.act(&request, action, |i| data.get(i).is_some_and(|&chosen| chosen != 0));
-                Ok(())
-            }
+            wire::IRQ_SET_DATA_NONE => self.act(&request, action, |_| true),
+            wire::IRQ_SET_DATA_BOOL => self.act(&request, action, |i| data.get(i).is_some_and(|&chosen| chosen != 0)),
             _ => Err(Errno::EINVAL),
         }
     }
 
     /// One eventfd per vector, or none to disconnect the range.
-    fn connect(&self, request: &wire::IrqSet, fds: Vec<ForeignFd>) -> Result<(), Errno> {
-        let vectors = request.start..request.start + request.count;
-        if fds.is_empty() {
-            vectors.for_each(|vector| self.interrupts.connect(request.index, vector, None));
-            return Ok(());
-        }
-        if fds.len() != vectors.len() {
-            return Err(Errno::EINVAL);
-        }
-        let eventfds = fds.into_iter().map(checked_eventfd).collect::<Result<Vec<_>, _>>()?;
-        for (vector, eventfd) in vectors.zip(eventfds) {
-            self.interrupts.connect(request.index, vector, Some(eventfd));
+    fn connect(&mut self, request: &wire::IrqSet, fds: Vec<ForeignFd>) -> Result<(), Errno> {
+        let eventfds = checked_eventfds(request, fds)?;
+        self.device.connect(request.index, request.start, &borrowed(&eventfds))?;
+        for (vector, eventfd) in (request.start..).zip(eventfds) {
+            self.interrupts.connect(request.index, vector, eventfd);
         }
         Ok(())
     }
 
     /// Does an action, which the interrupt type is known to support, for each vector chosen.
-    fn act(&mut self, request: &wire::IrqSet, action: u32, chosen: impl Fn(usize) -> bool) {
+    fn act(&mut self, request: &wire::IrqSet, action: u32, chosen: impl Fn(usize) -> bool) -> Result<(), Errno> {
         for (i, vector) in (request.start..request.start + request.count).enumerate() {
             if !chosen(i) {
                 continue;
             }
             match action {
-                wire::IRQ_SET_ACTION_MASK => self.interrupts.set_masked(request.index, vector, true),
+                wire::IRQ_SET_ACTION_MASK => {
+                    self.device.mask(request.index, vector, true)?;
+                    self.interrupts.set_masked(request.index, vector, true);
+                }
                 wire::IRQ_SET_ACTION_UNMASK => {
+                    self.device.mask(request.index, vector, false)?;
                     self.interrupts.set_masked(request.index, vector, false);
                     self.device.unmasked(request.index);
                 }
                 _ => self.interrupts.trigger(request.index, vector),
             }
         }
+        Ok(())
     }
+}
+
+/// An eventfd for each vector of the request; no descriptors at all: none for any.
+fn checked_eventfds(request: &wire::IrqSet, fds: Vec<ForeignFd>) -> Result<Vec<Option<EventFd>>, Errno> {
+    match fds.len() {
+        0 => Ok((0..request.count).map(|_| None).collect()),
+        count if count == request.count as usize => fds.into_iter().map(|fd| checked_eventfd(fd).map(Some)).collect(),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+fn borrowed(eventfds: &[Option<EventFd>]) -> Vec<Option<BorrowedFd<'_>>> {
+    eventfds.iter().map(|eventfd| eventfd.as_ref().map(AsFd::as_fd)).collect()
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
+use super::dma::DmaRange;
 use super::interrupts::{Interrupts, Irq};
 use super::journal::Journaled;
 use super::memory::Memory;
@@ -30,6 +31,16 @@ pub trait Device {
     /// go of it.
     fn memory_changed(&mut self, memory: &Memory);
 
+    /// The client makes a range available for DMA. A device whose hardware reaches memory by itself tells its IOMMU here:
+    /// an error is the client's reply, and the range is not made. Called before [`Device::memory_changed`] shows it.
+    fn map(&mut self, _range: &DmaRange<'_>) -> Result<(), Errno> {
+        Ok(())
+    }
+
+    /// The client takes back a range that [`Device::map`] accepted, or has left: when this returns, nothing reaches the
+    /// memory any more. Called after [`Device::memory_changed`], and before the range is unmapped from this process.
+    fn unmap(&mut self, _range: &DmaRange<'_>) {}
+
     /// Reads `data.len()` bytes at `offset` of a region; the range is within the region.
     fn read(&mut self, region: u32, offset: u64, data: &mut [u8]) -> Result<(), Errno>;
 
@@ -41,6 +52,26 @@ pub trait Device {
     /// the end: there, accesses come by messages.
     fn io_fds(&self, _region: u32) -> Vec<IoFd<'_>> {
         Vec::new()
+    }
+
+    /// The client connects eventfds to the vectors of an interrupt type from `start` on, or disconnects those that have none
+    /// here. A device whose interrupts come from elsewhere than [`Interrupts::trigger`] passes them on: an error is the
+    /// client's reply, and the vectors stay as they are. Not called when the client leaves: that is
+    /// [`Device::disconnected`].
+    fn connect(&mut self, _irq: u32, _start: u32, _eventfds: &[Option<BorrowedFd<'_>>]) -> Result<(), Errno> {
+        Ok(())
+    }
+
+    /// The same for eventfds by which the client unmasks vectors, without a message (`VFIO_IRQ_SET_ACTION_UNMASK` with
+    /// `VFIO_IRQ_SET_DATA_EVENTFD` of `<linux/vfio.h>`). A device that has nothing that waits for them refuses, and the
+    /// client unmasks by messages.
+    fn connect_unmask(&mut self, _irq: u32, _start: u32, _eventfds: &[Option<BorrowedFd<'_>>]) -> Result<(), Errno> {
+        Err(Errno::EINVAL)
+    }
+
+    /// The client masks or unmasks a vector by a message; an error is its reply. [`Interrupts::trigger`] knows of the mask.
+    fn mask(&mut self, _irq: u32, _vector: u32, _masked: bool) -> Result<(), Errno> {
+        Ok(())
     }
 
     /// The client unmasked an interrupt (INTx after its handler ran) or connected one that can be masked: if the cause

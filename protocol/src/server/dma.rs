@@ -1,7 +1,9 @@
 //! The ranges of client memory that are valid for DMA.
 
 use std::fs::File;
+use std::marker::PhantomData;
 use std::os::fd::RawFd;
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 use nix::errno::Errno;
@@ -17,9 +19,26 @@ use crate::wire;
 
 const PAGE: u64 = 4096;
 
+/// A range of client memory, as a device sees it that tells an IOMMU about it.
+#[derive(Clone, Copy, Debug)]
+pub struct DmaRange<'a> {
+    /// The first DMA address.
+    pub address: u64,
+    /// Bytes; never zero, and the range does not wrap.
+    pub size: u64,
+    /// Where it is mapped in this process, for as long as the device has the range: `size` bytes, page-aligned. None: it
+    /// came without a descriptor to map.
+    pub host: Option<NonNull<u8>>,
+    /// Whether the device may read it.
+    pub readable: bool,
+    /// Whether the device may write it.
+    pub writable: bool,
+    mapping: PhantomData<&'a Mapping>,
+}
+
 /// One range as the client mapped it.
 #[derive(Debug)]
-struct Range {
+pub(super) struct Range {
     address: u64,
     size: u64,
     flags: u32,
@@ -33,6 +52,20 @@ struct Mapping {
     // First, as it must be gone before the mapping is.
     guard: Arc<Guard>,
     region: Arc<GuestRegionMmap>,
+}
+
+impl Range {
+    /// For the device.
+    pub(super) fn dma(&self) -> DmaRange<'_> {
+        DmaRange {
+            address: self.address,
+            size: self.size,
+            host: self.mapping.as_ref().and_then(|mapping| NonNull::new(mapping.region.as_ptr())),
+            readable: self.flags & wire::DMA_READABLE != 0,
+            writable: self.flags & wire::DMA_WRITEABLE != 0,
+            mapping: PhantomData,
+        }
+    }
 }
 
 /// All ranges, sorted by address and without overlap.
@@ -59,9 +92,14 @@ impl DmaTable {
         self.lost || self.ranges.iter().any(|range| range.mapping.as_ref().is_some_and(|m| m.guard.is_lost()))
     }
 
-    /// Adds a range. `EINVAL`: empty, wrapping, misaligned for its descriptor, or beyond the end of the file;
-    /// `EEXIST`: overlaps another one; `ENOSPC`: too many.
-    pub(super) fn map(&mut self, request: &wire::DmaMap, fd: Option<ForeignFd>) -> Result<(), Errno> {
+    /// Adds a range, if `accept` does. `EINVAL`: empty, wrapping, misaligned for its descriptor, or beyond the end of the
+    /// file; `EEXIST`: overlaps another one; `ENOSPC`: too many.
+    pub(super) fn map(
+        &mut self,
+        request: &wire::DmaMap,
+        fd: Option<ForeignFd>,
+        accept: impl FnOnce(&DmaRange<'_>) -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
         let end = request.address.checked_add(request.size).ok_or(Errno::EINVAL)?;
         let directions = request.flags & (wire::DMA_READABLE | wire::DMA_WRITEABLE);
         let by_descriptor = request.flags & (wire::DMA_MMAP | wire::DMA_FILE_IO);
@@ -82,7 +120,9 @@ impl DmaTable {
         let mappable = directions != 0 && by_descriptor != wire::DMA_FILE_IO;
         let mapping = fd.filter(|_| mappable).map(|fd| map_file(request, fd, self.socket)).transpose()?;
         let &wire::DmaMap { address, size, .. } = request;
-        self.ranges.insert(position, Range { address, size, flags: directions, mapping });
+        let range = Range { address, size, flags: directions, mapping };
+        accept(&range.dma())?;
+        self.ranges.insert(position, range);
         Ok(())
     }
 
@@ -93,7 +133,7 @@ impl DmaTable {
     /// address space, in powers of two, as the kernel's VFIO allows: what stayed would be in the way of what it maps next.
     pub(super) fn unmap(&mut self, request: &wire::DmaUnmap) -> Result<Vec<Unmapped>, Errno> {
         if request.flags == wire::DMA_UNMAP_ALL && (request.address, request.size) == (0, 0) {
-            return Ok(self.let_go(0..self.ranges.len()));
+            return Ok(self.unmap_all());
         }
         if request.flags != 0 {
             return Err(Errno::EINVAL);
@@ -111,6 +151,11 @@ impl DmaTable {
         Ok(self.let_go(first..end))
     }
 
+    /// Takes out all ranges.
+    pub(super) fn unmap_all(&mut self) -> Vec<Unmapped> {
+        self.let_go(0..self.ranges.len())
+    }
+
     fn let_go(&mut self, found: std::ops::Range<usize>) -> Vec<Unmapped> {
         let mut unmapped = Vec::with_capacity(found.len());
         for range in self.ranges.drain(found) {
@@ -118,7 +163,7 @@ impl DmaTable {
                 self.lost |= guard.is_lost();
                 guard.detach();
             }
-            unmapped.push(Unmapped(range.mapping));
+            unmapped.push(Unmapped(range));
         }
         unmapped
     }
@@ -146,11 +191,18 @@ impl Drop for DmaTable {
 }
 
 /// What is unmapped when this is dropped.
-pub(super) struct Unmapped(Option<Mapping>);
+pub(super) struct Unmapped(Range);
+
+impl Unmapped {
+    /// For the device.
+    pub(super) fn dma(&self) -> DmaRange<'_> {
+        self.0.dma()
+    }
+}
 
 impl Drop for Unmapped {
     fn drop(&mut self) {
-        if self.0.take().is_some_and(|mapping| Arc::strong_count(&mapping.region) > 1) {
+        if self.0.mapping.take().is_some_and(|mapping| Arc::strong_count(&mapping.region) > 1) {
             log::error!("a device still uses client memory that the client took back");
         }
     }
@@ -203,11 +255,11 @@ mod tests {
     fn more_ranges_than_were_announced_are_refused_until_one_goes_away() {
         let mut table = DmaTable::new(2, -1);
         let map = |address| wire::DmaMap { flags: wire::DMA_READABLE, address, size: PAGE, ..Default::default() };
-        table.map(&map(0), None).unwrap();
-        table.map(&map(2 * PAGE), None).unwrap();
-        assert_eq!(table.map(&map(PAGE), None), Err(Errno::ENOSPC));
-        assert_eq!(table.map(&map(0), None), Err(Errno::EEXIST));
+        table.map(&map(0), None, |_| Ok(())).unwrap();
+        table.map(&map(2 * PAGE), None, |_| Ok(())).unwrap();
+        assert_eq!(table.map(&map(PAGE), None, |_| Ok(())), Err(Errno::ENOSPC));
+        assert_eq!(table.map(&map(0), None, |_| Ok(())), Err(Errno::EEXIST));
         drop(table.unmap(&wire::DmaUnmap { address: 0, size: PAGE, ..Default::default() }).unwrap());
-        table.map(&map(PAGE), None).unwrap();
+        table.map(&map(PAGE), None, |_| Ok(())).unwrap();
     }
 }

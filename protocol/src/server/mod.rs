@@ -43,6 +43,7 @@ mod version;
 
 pub use config_space::ConfigSpace;
 pub use device::{Device, Feature, IoFd, IoFdKind, Region, RegionMapping};
+pub use dma::DmaRange;
 pub use function::{Bus, Function, Registers};
 pub use interrupts::{Interrupts, Irq};
 pub use journal::Journaled;

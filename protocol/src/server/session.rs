@@ -160,6 +160,9 @@ fn run(
     connection.fail(ended);
     // The device lets go of the client's memory before it is unmapped.
     commands.device.memory_changed(&Memory::default());
+    let unmapped = commands.dma.unmap_all();
+    unmapped.iter().for_each(|range| commands.device.unmap(&range.dma()));
+    drop(unmapped);
     if commands.dma.has_lost_memory() {
         return Err(ServeError::MemoryLost);
     }

@@ -1,6 +1,6 @@
 //! A device with every kind of region and interrupt, which writes down what is done to it.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
 use nix::errno::Errno;
@@ -8,7 +8,8 @@ use nix::sys::eventfd::EventFd;
 use outrigger_protocol::migration::DeviceState;
 use outrigger_protocol::pci;
 use outrigger_protocol::server::{
-    Device, Feature, Interrupts, IoFd, IoFdKind, Irq, Journaled, Memory, MemoryError, Migration, Region, RegionMapping,
+    Device, DmaRange, Feature, Interrupts, IoFd, IoFdKind, Irq, Journaled, Memory, MemoryError, Migration, Region,
+    RegionMapping,
 };
 use outrigger_protocol::wire;
 
@@ -63,6 +64,26 @@ pub struct State {
     pub received: Vec<u8>,
     /// What became of its journal: the step, and the first word then.
     pub journal: Vec<(&'static str, u64)>,
+    /// The calls that a device with hardware passes on to it.
+    pub passed_on: Vec<PassedOn>,
+    /// What those fail with.
+    pub refusal: Option<Errno>,
+    /// Whether eventfds for unmasking are taken.
+    pub unmasks_by_eventfd: bool,
+}
+
+/// A call that a device with hardware passes on to it.
+#[derive(Debug, PartialEq, Eq)]
+pub enum PassedOn {
+    /// Address, size, whether it is mapped here, whether it is readable and writable.
+    Map(u64, u64, bool, (bool, bool)),
+    /// Address and size.
+    Unmap(u64, u64),
+    /// Type, first vector, and of each vector whether there is an eventfd.
+    Connect(u32, u32, Vec<bool>),
+    ConnectUnmask(u32, u32, Vec<bool>),
+    /// Type, vector, whether it is masked now.
+    Mask(u32, u32, bool),
 }
 
 pub struct TestDevice {
@@ -121,6 +142,16 @@ impl TestDevice {
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap()
     }
+
+    fn pass_on(&self, call: PassedOn) -> Result<(), Errno> {
+        let mut state = self.state();
+        state.passed_on.push(call);
+        state.refusal.map_or(Ok(()), Err)
+    }
+}
+
+fn are_there(eventfds: &[Option<BorrowedFd<'_>>]) -> Vec<bool> {
+    eventfds.iter().map(Option::is_some).collect()
 }
 
 impl Device for TestDevice {
@@ -140,6 +171,41 @@ impl Device for TestDevice {
 
     fn memory_changed(&mut self, memory: &Memory) {
         self.state().memory = memory.clone();
+    }
+
+    fn map(&mut self, range: &DmaRange<'_>) -> Result<(), Errno> {
+        let &DmaRange { address, size, host, readable, writable, .. } = range;
+        assert!(!self.state().memory.is_readable(address, 1), "it is shown before it is accepted");
+        if let Some(host) = host.filter(|_| readable) {
+            // SAFETY: mapped, and readable.
+            unsafe { host.read_volatile() };
+        }
+        self.pass_on(PassedOn::Map(address, size, host.is_some(), (readable, writable)))
+    }
+
+    fn unmap(&mut self, range: &DmaRange<'_>) {
+        assert!(!self.state().memory.is_readable(range.address, 1), "it is taken back while it is shown");
+        if let Some(host) = range.host.filter(|_| range.readable) {
+            // SAFETY: still mapped, and readable.
+            unsafe { host.read_volatile() };
+        }
+        // Nothing can be refused here.
+        let _ = self.pass_on(PassedOn::Unmap(range.address, range.size));
+    }
+
+    fn connect(&mut self, irq: u32, start: u32, eventfds: &[Option<BorrowedFd<'_>>]) -> Result<(), Errno> {
+        self.pass_on(PassedOn::Connect(irq, start, are_there(eventfds)))
+    }
+
+    fn connect_unmask(&mut self, irq: u32, start: u32, eventfds: &[Option<BorrowedFd<'_>>]) -> Result<(), Errno> {
+        if !self.state().unmasks_by_eventfd {
+            return Err(Errno::EINVAL);
+        }
+        self.pass_on(PassedOn::ConnectUnmask(irq, start, are_there(eventfds)))
+    }
+
+    fn mask(&mut self, irq: u32, vector: u32, masked: bool) -> Result<(), Errno> {
+        self.pass_on(PassedOn::Mask(irq, vector, masked))
     }
 
     fn read(&mut self, region: u32, offset: u64, data: &mut [u8]) -> Result<(), Errno> {
