@@ -40,7 +40,14 @@ pub struct Capabilities {
     /// Outrigger's own: whether the sender keeps a journal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outrigger_journal: Option<JournalFormat>,
+    /// Outrigger's own: whether the sender can tell KVM of a VFIO file, or has one to be told of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outrigger_vfio: Option<VfioTie>,
 }
+
+/// The `outrigger_vfio` object, which has no members yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VfioTie {}
 
 /// The `twin_socket` object.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +70,7 @@ impl Default for Capabilities {
             twin_socket: None,
             write_multiple: false,
             outrigger_journal: None,
+            outrigger_vfio: None,
         }
     }
 }
@@ -116,7 +124,14 @@ impl Capabilities {
         let Some((0, text)) = data.split_last() else { return Err(CapabilitiesError::Unterminated) };
         let value: Value = serde_json::from_slice(text).map_err(CapabilitiesError::Json)?;
         // serde would also take a structure written as an array.
-        for path in ["", "/capabilities", "/capabilities/twin_socket", "/capabilities/outrigger_journal"] {
+        const OBJECTS: [&str; 5] = [
+            "",
+            "/capabilities",
+            "/capabilities/twin_socket",
+            "/capabilities/outrigger_journal",
+            "/capabilities/outrigger_vfio",
+        ];
+        for path in OBJECTS {
             if value.pointer(path).is_some_and(|value| !value.is_object()) {
                 return Err(CapabilitiesError::NotAnObject(path));
             }

@@ -42,6 +42,10 @@ pub enum Command {
     JournalOffer = 0x4f01,
     /// Outrigger's own: the journal that was offered is the server's to go on from.
     JournalTake = 0x4f02,
+    /// Outrigger's own: the file of VFIO's that KVM is to know.
+    VfioFile = 0x4f03,
+    /// Outrigger's own: the device behind VFIO is to be opened.
+    VfioOpen = 0x4f04,
 }
 
 impl Command {
@@ -67,6 +71,8 @@ impl Command {
             18 => Self::MigDataWrite,
             0x4f01 => Self::JournalOffer,
             0x4f02 => Self::JournalTake,
+            0x4f03 => Self::VfioFile,
+            0x4f04 => Self::VfioOpen,
             _ => return None,
         })
     }
@@ -79,7 +85,7 @@ mod tests {
     #[test]
     fn numbers_round_trip_and_unknown_ones_are_refused() {
         let known: Vec<u16> = (0..=u16::MAX).filter(|&n| Command::from_number(n).is_some()).collect();
-        assert_eq!(known, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 15, 16, 17, 18, 0x4f01, 0x4f02]);
+        assert_eq!(known, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 15, 16, 17, 18, 0x4f01, 0x4f02, 0x4f03, 0x4f04]);
         assert!(known.iter().all(|&n| Command::from_number(n).unwrap() as u16 == n));
     }
 }

@@ -8,6 +8,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 pub use feature::*;
 pub use journal::*;
+pub use vfio::*;
 
 macro_rules! wire_struct {
     ($(#[$meta:meta])* $name:ident, $size:literal { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* }) => {
@@ -40,6 +41,7 @@ wire_struct! {
 
 mod feature;
 mod journal;
+mod vfio;
 
 /// Size of [`Header`] in bytes.
 pub const HEADER_SIZE: usize = size_of::<Header>();

@@ -153,7 +153,7 @@ impl ClientMemory for Ram {
 fn client(stream: UnixStream, twin_socket: bool, calls: &[Call]) {
     let start = Instant::now();
     let ram = Arc::new(Ram(Mutex::new(vec![0; RAM])));
-    let client = Client::new(stream, ram, &Options { deadline: DEADLINE, twin_socket, journal: true });
+    let client = Client::new(stream, ram, &Options { deadline: DEADLINE, twin_socket, journal: true, vfio: true });
     assert!(start.elapsed() < DEADLINE + SLACK, "the version took {:?}", start.elapsed());
     let Ok(client) = client else { return };
     let done = AtomicBool::new(false);
@@ -244,6 +244,10 @@ pub fn call(client: &Client, call: Call) -> (u32, Result<(), ClientError>) {
                 _ => client.take_journal(),
             }
         }
+        20 if length % 2 == 1 => match index % 2 {
+            0 => client.vfio_file().map(drop),
+            _ => client.open_vfio(index % 4 == 1),
+        },
         20 => client.migration().map(drop),
         21 => client.device_state().map(drop),
         22 => client.set_device_state(DeviceState::from_number(u32::from(index % 7)).unwrap_or(DeviceState::Stop)),

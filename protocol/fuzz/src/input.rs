@@ -12,6 +12,10 @@ use zerocopy::IntoBytes;
 pub const JOURNAL_OFFER: u8 = 0xf1;
 /// [`Packet::command`] of [`Command::JournalTake`].
 pub const JOURNAL_TAKE: u8 = 0xf2;
+/// [`Packet::command`] of [`Command::VfioFile`].
+pub const VFIO_FILE: u8 = 0xf3;
+/// [`Packet::command`] of [`Command::VfioOpen`].
+pub const VFIO_OPEN: u8 = 0xf4;
 /// The most steps of one input.
 pub const MAX_STEPS: usize = 64;
 /// The most bytes of a payload that are in the input; more come from [`Packet::more`].
@@ -99,6 +103,8 @@ impl Packet {
         match self.command {
             JOURNAL_OFFER => Command::JournalOffer as u16,
             JOURNAL_TAKE => Command::JournalTake as u16,
+            VFIO_FILE => Command::VfioFile as u16,
+            VFIO_OPEN => Command::VfioOpen as u16,
             command => command.into(),
         }
     }

@@ -2,18 +2,20 @@
 //! is given: memory that it mapped, memory that it reaches by messages, from two threads, and interrupts.
 
 use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use outrigger_protocol::command::Command;
-use outrigger_protocol::server::{Options, serve};
+use outrigger_protocol::server::{Options, Unopened, serve, serve_unopened};
 use outrigger_protocol::wire::{DmaAccess, FLAG_ERROR, TYPE_COMMAND, TYPE_REPLY};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::allocations::count_this_thread;
 use crate::checks::{Limits, checked};
-use crate::descriptors::Descriptors;
+use crate::descriptors::{Descriptors, memfd};
 use crate::device::FuzzDevice;
 use crate::input::{Input, MAX_STEPS, Packet};
 use crate::peer::{Arrived, Peer};
@@ -48,11 +50,14 @@ fn session(data: &[u8]) {
     let mut input = Input::new(data);
     let (ours, theirs) = UnixStream::pair().expect("a socket pair");
     let (sender, ended) = channel();
+    let behind_vfio = data.first().is_some_and(|how| how & version::VFIO != 0);
     let server = std::thread::spawn(move || {
         count_this_thread();
-        let mut device = FuzzDevice::new(true);
-        let _ = serve(&mut device, theirs, &Options { deadline: DEADLINE, ..Options::default() });
-        drop(device);
+        let options = Options { deadline: DEADLINE, ..Options::default() };
+        let _ = match behind_vfio {
+            true => serve_unopened(&mut Closed(memfd(1)), theirs, &options),
+            false => serve(&mut FuzzDevice::new(true), theirs, &options),
+        };
         let _ = sender.send(());
     });
     let mut client = Client {
@@ -79,6 +84,21 @@ fn session(data: &[u8]) {
     drop(client);
     ended.recv_timeout(FAREWELL).expect("the server lets go of a client that has left");
     server.join().expect("the server does not panic");
+}
+
+/// A device behind VFIO.
+struct Closed(OwnedFd);
+
+impl Unopened for Closed {
+    type Device = FuzzDevice;
+
+    fn file(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    fn open(&mut self, known_to_kvm: bool) -> Result<FuzzDevice, Errno> {
+        if known_to_kvm { Ok(FuzzDevice::new(true)) } else { Err(Errno::EBUSY) }
+    }
 }
 
 struct Client {

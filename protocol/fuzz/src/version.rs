@@ -2,6 +2,9 @@
 
 use crate::input::Input;
 
+/// In the first byte of an input: the device is behind VFIO, and both sides say so.
+pub const VFIO: u8 = 16;
+
 /// The payload of the first message, by a byte of the input. `None`: the steps that follow bring it, or do not.
 pub fn payload(input: &mut Input<'_>, twin: &str) -> Option<Vec<u8>> {
     let how: u8 = input.number();
@@ -16,7 +19,8 @@ pub fn payload(input: &mut Input<'_>, twin: &str) -> Option<Vec<u8>> {
         _ => return None,
     };
     let journal = if how & 8 != 0 { r#","outrigger_journal":{}"# } else { "" };
-    Some(version(format!("{{\"capabilities\":{{{json}{journal}}}}}\0").as_bytes()))
+    let vfio = if how & VFIO != 0 { r#","outrigger_vfio":{}"# } else { "" };
+    Some(version(format!("{{\"capabilities\":{{{json}{journal}{vfio}}}}}\0").as_bytes()))
 }
 
 fn version(json: &[u8]) -> Vec<u8> {

@@ -18,6 +18,7 @@ mod replies;
 mod requests;
 mod serving;
 mod step;
+mod vfio;
 mod write_multi;
 
 pub use error::ClientError;
@@ -59,11 +60,13 @@ pub struct Options {
     pub twin_socket: bool,
     /// Whether the server is asked to keep a journal. Default: no.
     pub journal: bool,
+    /// Whether a server whose device is behind VFIO waits until it is told to open it. Default: no.
+    pub vfio: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { deadline: Duration::from_secs(10), twin_socket: true, journal: false }
+        Self { deadline: Duration::from_secs(10), twin_socket: true, journal: false, vfio: false }
     }
 }
 

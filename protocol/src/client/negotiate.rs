@@ -7,7 +7,7 @@ use zerocopy::IntoBytes;
 use super::Options;
 use super::connection::Connection;
 use super::error::ClientError;
-use crate::capabilities::{Capabilities, MAJOR, MINOR, TwinSocket};
+use crate::capabilities::{Capabilities, MAJOR, MINOR, TwinSocket, VfioTie};
 use crate::command::Command;
 use crate::foreign::ForeignFd;
 use crate::ioregionfd::SocketType;
@@ -25,7 +25,8 @@ pub(super) struct Agreed {
 pub(super) fn ours(options: &Options) -> Capabilities {
     let twin_socket = options.twin_socket.then_some(TwinSocket { supported: true, fd_index: None });
     let outrigger_journal = options.journal.then(JournalFormat::default);
-    Capabilities { twin_socket, outrigger_journal, ..Capabilities::ours() }
+    let outrigger_vfio = options.vfio.then_some(VfioTie {});
+    Capabilities { twin_socket, outrigger_journal, outrigger_vfio, ..Capabilities::ours() }
 }
 
 /// Proposes version and capabilities, and takes what the server makes of them.
@@ -46,6 +47,7 @@ pub(super) fn negotiate(main: &mut Connection, ours: &Capabilities, deadline: In
     // A server that echoes what it does not know keeps none.
     let asked = ours.outrigger_journal.is_some();
     server.outrigger_journal.take_if(|journal| !asked || !journal.is_valid());
+    server.outrigger_vfio = server.outrigger_vfio.and(ours.outrigger_vfio);
     let twin = match &server.twin_socket {
         Some(TwinSocket { supported: true, .. }) if ours.twin_socket.is_none() => {
             return Err(malformed("twin_socket is supported but was not proposed"));

@@ -62,6 +62,8 @@ impl Commands<'_> {
             Command::MigDataWrite => migration::write_data(self.device, &message, self.ours.max_data_xfer_size),
             Command::JournalOffer => self.journal_offer(message, reply),
             Command::JournalTake => self.journal_take(&message),
+            Command::VfioFile | Command::VfioOpen if self.ours.outrigger_vfio.is_some() => Err(Errno::EINVAL),
+            Command::VfioFile | Command::VfioOpen => Err(Errno::ENOTSUP),
             Command::DmaRead | Command::DmaWrite | Command::RegionWriteMulti => Err(Errno::ENOTSUP),
         }
     }

@@ -39,6 +39,7 @@ mod presence;
 mod reply;
 mod session;
 mod sigbus;
+mod unopened;
 mod version;
 
 pub use config_space::ConfigSpace;
@@ -51,3 +52,4 @@ pub use listener::{ListenError, Listener};
 pub use memory::{Memory, MemoryError};
 pub use migration::Migration;
 pub use session::{Options, ServeError, serve};
+pub use unopened::{Unopened, serve_unopened};

@@ -5,8 +5,11 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+
 use super::channel::ChannelError;
 use super::commands::Commands;
+use super::connection::Connection;
 use super::device::Device;
 use super::dma::DmaTable;
 use super::interrupts::Interrupts;
@@ -39,7 +42,7 @@ impl Default for Options {
 
 impl Options {
     /// What is announced.
-    fn capabilities(&self) -> Capabilities {
+    pub(super) fn capabilities(&self) -> Capabilities {
         let max_data_xfer_size = u64::from(self.max_data_xfer_size.clamp(1, DEFAULT_MAX_DATA_XFER_SIZE));
         Capabilities { max_data_xfer_size, ..Capabilities::ours() }
     }
@@ -84,6 +87,9 @@ pub enum ServeError {
     /// The client has made a file shorter that it let the device map, and the device has noticed.
     #[error("the client took memory away that it had made available: a file is shorter than its mapping")]
     MemoryLost,
+    /// The device could not be opened for this client ([`super::Unopened::open`]).
+    #[error("opening the device")]
+    NotOpened(#[source] Errno),
     /// The socket could not be set up.
     #[error("setting up the connection")]
     Setup(#[source] io::Error),
@@ -91,7 +97,7 @@ pub enum ServeError {
 
 impl ServeError {
     /// A client that leaves is no error.
-    fn from_channel(error: ChannelError) -> Result<(), Self> {
+    pub(super) fn from_channel(error: ChannelError) -> Result<(), Self> {
         match error {
             ChannelError::Receive(ReceiveError::Closed) => Ok(()),
             ChannelError::Send(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -109,62 +115,87 @@ impl ServeError {
 /// for the next one.
 pub fn serve(device: &mut dyn Device, stream: UnixStream, options: &Options) -> Result<(), ServeError> {
     let stream = Arc::new(ForeignFd::from(stream));
-    let interrupts = Arc::new(Interrupts::new(device.irqs()));
-    let watch = Watch::start(&stream, interrupts.presence()).map_err(ServeError::Setup)?;
-    device.connected(&interrupts);
-    let result = run(device, stream, options, &interrupts);
-    device.disconnected();
-    interrupts.disconnect_all();
-    drop(watch);
-    result
-}
-
-fn run(
-    device: &mut dyn Device,
-    stream: Arc<ForeignFd>,
-    options: &Options,
-    interrupts: &Arc<Interrupts>,
-) -> Result<(), ServeError> {
     let journal = device.journal().map(|device| device.format());
     let ours = Capabilities { outrigger_journal: journal, ..options.capabilities() };
-    let Some(Agreed { connection, client }) = negotiate(stream, &ours, options)? else { return Ok(()) };
-    let connection = Arc::new(connection);
-    let dma = DmaTable::new(usize::try_from(ours.max_dma_maps).unwrap_or(usize::MAX), connection.main.number());
-    let journal = Journal::default();
-    let mut commands =
-        Commands { device, interrupts, dma, connection: &connection, ours: &ours, client: &client, journal };
-    let (mut payload, mut reply) = (Vec::new(), Reply::default());
-    let ended = loop {
-        let (header, fds) = match connection.main.next_command(&mut payload) {
-            Ok(command) => command,
-            Err(error) => break error,
+    match negotiate(stream.clone(), &ours, options)? {
+        Some(Agreed { connection, client }) => {
+            let session = Session { connection: Arc::new(connection), ours, client, deadline: options.deadline };
+            session.serve(device, &stream)
+        }
+        None => Ok(()),
+    }
+}
+
+/// A connection whose two sides have agreed on what they can do.
+pub(super) struct Session {
+    pub(super) connection: Arc<Connection>,
+    pub(super) ours: Capabilities,
+    pub(super) client: Capabilities,
+    pub(super) deadline: Duration,
+}
+
+impl Session {
+    /// Lets the client have the device until it leaves. `stream` is that of the connection.
+    pub(super) fn serve(self, device: &mut dyn Device, stream: &Arc<ForeignFd>) -> Result<(), ServeError> {
+        let interrupts = Arc::new(Interrupts::new(device.irqs()));
+        let watch = Watch::start(stream, interrupts.presence()).map_err(ServeError::Setup)?;
+        device.connected(&interrupts);
+        let result = self.execute_all(device, &interrupts);
+        device.disconnected();
+        interrupts.disconnect_all();
+        drop(watch);
+        result
+    }
+
+    fn execute_all(self, device: &mut dyn Device, interrupts: &Arc<Interrupts>) -> Result<(), ServeError> {
+        let Self { connection, ours, client, .. } = &self;
+        let max_dma_maps = usize::try_from(ours.max_dma_maps).unwrap_or(usize::MAX);
+        let dma = DmaTable::new(max_dma_maps, connection.main.number());
+        let journal = Journal::default();
+        let mut commands = Commands { device, interrupts, dma, connection, ours, client, journal };
+        let (mut payload, mut reply) = (Vec::new(), Reply::default());
+        let ended = loop {
+            let step = self.answer_next(&mut payload, &mut reply, |message, reply| commands.execute(message, reply));
+            if let Err(error) = step {
+                break error;
+            }
         };
+        // Threads that wait for the client give up first.
+        connection.fail(ended);
+        // The device lets go of the client's memory before it is unmapped.
+        commands.device.memory_changed(&Memory::default());
+        let unmapped = commands.dma.unmap_all();
+        unmapped.iter().for_each(|range| commands.device.unmap(&range.dma()));
+        drop(unmapped);
+        if commands.dma.has_lost_memory() {
+            return Err(ServeError::MemoryLost);
+        }
+        connection.take_failure().map_or(Ok(()), ServeError::from_channel)
+    }
+
+    /// Receives one command, has it executed, and answers. The two buffers are used again each time.
+    pub(super) fn answer_next(
+        &self,
+        payload: &mut Vec<u8>,
+        reply: &mut Reply,
+        execute: impl FnOnce(Message<'_>, &mut Reply) -> Result<(), Errno>,
+    ) -> Result<(), ChannelError> {
+        let main = &self.connection.main;
+        let (header, fds) = main.next_command(payload)?;
         reply.clear();
-        let result = commands.execute(Message { header, payload: &payload, fds }, &mut reply);
+        let result = execute(Message { header, payload, fds }, reply);
         if let Err(errno) = result {
             log::debug!("command {}: {errno}", header.command);
         }
-        if !header.no_reply() {
-            let deadline = Instant::now() + options.deadline;
-            let mut sent = reply.send(header, result, |message| connection.main.send(message, deadline));
-            if let Err(ChannelError::Unsent(errno)) = sent {
-                // More descriptors are in flight than this user may have, in whoever's sockets.
-                sent = reply.send(header, Err(errno), |message| connection.main.send(message, deadline));
-            }
-            if let Err(error) = sent {
-                break error;
-            }
+        if header.no_reply() {
+            return Ok(());
         }
-    };
-    // Threads that wait for the client give up first.
-    connection.fail(ended);
-    // The device lets go of the client's memory before it is unmapped.
-    commands.device.memory_changed(&Memory::default());
-    let unmapped = commands.dma.unmap_all();
-    unmapped.iter().for_each(|range| commands.device.unmap(&range.dma()));
-    drop(unmapped);
-    if commands.dma.has_lost_memory() {
-        return Err(ServeError::MemoryLost);
+        let deadline = Instant::now() + self.deadline;
+        let sent = reply.send(header, result, |message| main.send(message, deadline));
+        match sent {
+            // More descriptors are in flight than this user may have, in whoever's sockets.
+            Err(ChannelError::Unsent(errno)) => reply.send(header, Err(errno), |message| main.send(message, deadline)),
+            sent => sent,
+        }
     }
-    connection.take_failure().map_or(Ok(()), ServeError::from_channel)
 }

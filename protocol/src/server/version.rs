@@ -81,6 +81,7 @@ fn answer(
                 twin_socket: twin.as_ref().map(|_| TwinSocket { supported: true, fd_index: Some(0) }),
                 write_multiple: ours.write_multiple && client.write_multiple,
                 outrigger_journal: ours.outrigger_journal.clone().filter(|_| client.outrigger_journal.is_some()),
+                outrigger_vfio: ours.outrigger_vfio.and(client.outrigger_vfio),
                 ..ours.clone()
             };
             let data = agreed.to_version_data();

@@ -33,6 +33,8 @@ pub const MIG_DATA_READ: u16 = 17;
 pub const MIG_DATA_WRITE: u16 = 18;
 pub const JOURNAL_OFFER: u16 = 0x4f01;
 pub const JOURNAL_TAKE: u16 = 0x4f02;
+pub const VFIO_FILE: u16 = 0x4f03;
+pub const VFIO_OPEN: u16 = 0x4f04;
 
 /// Flags of `FEATURE`.
 pub const GET: u32 = 1 << 16;

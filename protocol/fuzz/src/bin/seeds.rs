@@ -21,8 +21,8 @@ use outrigger_protocol::server::{Options as ServerOptions, serve};
 use outrigger_protocol::wire::{HEADER_SIZE, Header};
 use outrigger_protocol_fuzz::client_session::{self, Call, RAM, Ram};
 use outrigger_protocol_fuzz::device::{FuzzDevice, INTERRUPT, MESSAGES, ORDERS, Order};
-use outrigger_protocol_fuzz::input::{JOURNAL_OFFER, JOURNAL_TAKE, Packet};
-use outrigger_protocol_fuzz::{client_codec, descriptors, ioregionfd, server_session};
+use outrigger_protocol_fuzz::input::{JOURNAL_OFFER, JOURNAL_TAKE, Packet, VFIO_FILE, VFIO_OPEN};
+use outrigger_protocol_fuzz::{client_codec, descriptors, ioregionfd, server_session, version};
 use zerocopy::{FromBytes, IntoBytes};
 
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -72,6 +72,7 @@ fn main() {
         save(&corpus, "ioregionfd", &format!("accesses-{choice}"), &register_accesses(choice));
     }
     save(&corpus, "server_session", "journal", &journal());
+    save(&corpus, "server_session", "vfio", &behind_vfio());
     let texts = [
         r#"{"capabilities":{"max_msg_fds":8,"max_data_xfer_size":4096,"max_dma_maps":7,"pgsizes":4096,"write_multiple":true}}"#,
         r#"{"capabilities":{"twin_socket":{"supported":true,"fd_index":0},"migration":{"pgsize":4096}}}"#,
@@ -94,6 +95,17 @@ fn journal() -> Vec<u8> {
     for packet in [offer(1), take, offer(0)] {
         seed.push(server_session::PACKET);
         seed.extend(packet.encode());
+    }
+    seed
+}
+
+/// A device behind VFIO is asked for its file, opened, and asked what it is.
+fn behind_vfio() -> Vec<u8> {
+    let open = [8u32.to_le_bytes(), 1u32.to_le_bytes()].concat();
+    let mut seed = vec![version::VFIO];
+    for (command, payload) in [(VFIO_FILE, vec![]), (VFIO_OPEN, open), (4, [vec![16], vec![0; 15]].concat())] {
+        seed.push(server_session::PACKET);
+        seed.extend(Packet { command, payload, ..Packet::default() }.encode());
     }
     seed
 }
