@@ -15,7 +15,7 @@ use common::raw::*;
 use common::{PATIENCE, memfd};
 use nix::sys::pthread::{pthread_kill, pthread_self};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
-use outrigger_protocol::client::{Client, ClientError, Options};
+use outrigger_protocol::client::{Client, ClientError, Fault, Options};
 use outrigger_protocol::codec::ReceiveError;
 
 const SHORT: Duration = Duration::from_millis(200);
@@ -76,6 +76,22 @@ fn an_answer_that_came_while_the_client_was_stopped_counts() {
     server.join().unwrap();
 }
 
+/// Whoever sees the connection closed next learns what for, and not that the server has closed it.
+#[test]
+fn what_ended_a_connection_is_known_when_it_is_seen_closed() {
+    let (client, server) = with_server(PATIENCE, |raw, request| {
+        raw.send(&message_of_size(request.id, request.command, REPLY, 15, &[]), &[]);
+        raw.closed();
+    });
+    assert_eq!(client.fault(), None);
+    let error = client.reset().unwrap_err();
+    assert!(client.is_closed());
+    assert!(matches!(client.reset(), Err(ClientError::Disconnected(_))));
+    let how = format!("{error}: a message claims 15 bytes");
+    assert!(matches!(client.fault(), Some(Fault::Broken(text)) if text.starts_with(&how)), "{:?}", client.fault());
+    server.join().unwrap();
+}
+
 #[test]
 fn a_server_whose_answer_trickles_is_given_up() {
     let (client, server) = with_server(SHORT, |mut raw, request| {
@@ -85,6 +101,7 @@ fn a_server_whose_answer_trickles_is_given_up() {
         }
     });
     assert!(matches!(client.device_info(), Err(ClientError::TimedOut { .. })));
+    assert_eq!(client.fault(), Some(&Fault::Silent));
     server.join().unwrap();
 }
 

@@ -1,5 +1,6 @@
 //! What can go wrong between a client and its server.
 
+use std::error::Error;
 use std::io;
 use std::time::Duration;
 
@@ -97,4 +98,36 @@ impl ClientError {
     pub fn is_fatal(&self) -> bool {
         !matches!(self, Self::Refused { .. } | Self::Local { .. } | Self::Unsent { .. })
     }
+}
+
+/// What ended a connection, for whoever finds it closed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The server closed it.
+    HungUp,
+    /// The server did not answer, or made no room, in time.
+    Silent,
+    /// The server did what the protocol forbids, or the socket failed: the error and its causes.
+    Broken(String),
+}
+
+impl From<&ClientError> for Fault {
+    fn from(error: &ClientError) -> Self {
+        match error {
+            ClientError::Disconnected(_) => Self::HungUp,
+            ClientError::TimedOut { .. } => Self::Silent,
+            error => Self::Broken(chain(error)),
+        }
+    }
+}
+
+/// An error and all its causes.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
 }

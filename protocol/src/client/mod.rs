@@ -21,7 +21,7 @@ mod step;
 mod vfio;
 mod write_multi;
 
-pub use error::ClientError;
+pub use error::{ClientError, Fault};
 pub use exported::ClientMemory;
 pub use journal::Journal;
 pub use migration::MigrationInfo;
@@ -33,7 +33,7 @@ pub use write_multi::RegionWrite;
 
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -80,6 +80,7 @@ pub struct Client {
     server: Capabilities,
     deadline: Duration,
     closed: AtomicBool,
+    fault: OnceLock<Fault>,
     /// Something came for [`Client::serve_step`] while a call held the connection.
     unserved: AtomicBool,
     /// How many calls want the connection. Serving gives way to them.
@@ -128,8 +129,8 @@ impl Client {
         let (deadline, main) = (options.deadline, Mutex::new(main));
         let left_over = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|errno| ClientError::Io { command: Command::Version, source: errno.into() })?;
-        let (closed, unserved, callers) = Default::default();
-        Ok(Self { main, twin, main_stream, memory, server, deadline, closed, unserved, callers, left_over })
+        let (closed, fault, unserved, callers) = Default::default();
+        Ok(Self { main, twin, main_stream, memory, server, deadline, closed, fault, unserved, callers, left_over })
     }
 
     /// What the server is capable of.
@@ -238,6 +239,11 @@ impl Client {
         self.closed.load(Ordering::Relaxed)
     }
 
+    /// The first fault of the server's for which this side has closed the connection.
+    pub fn fault(&self) -> Option<&Fault> {
+        self.fault.get()
+    }
+
     fn request<T>(
         &self,
         command: Command,
@@ -275,8 +281,10 @@ impl Client {
         }
         let result = call(&mut main);
         let mut after = Ok(Step::Idle);
-        if result.as_ref().is_err_and(ClientError::is_fatal) {
-            self.close();
+        if let Err(error) = &result
+            && error.is_fatal()
+        {
+            self.close_for(error);
         } else if main.is_unsettled() {
             after = self.closing(main.settle());
         }
@@ -297,10 +305,18 @@ impl Client {
 
     /// Closes the connection when it can no longer be trusted to be in step.
     fn closing<T>(&self, result: Result<T, ClientError>) -> Result<T, ClientError> {
-        if result.as_ref().is_err_and(ClientError::is_fatal) {
-            self.close();
-        }
-        result
+        result.inspect_err(|error| {
+            if error.is_fatal() {
+                self.close_for(error);
+            }
+        })
+    }
+
+    /// Notes why before anybody can see that the connection is closed: others may notice that first.
+    fn close_for(&self, error: &ClientError) {
+        // An error says that there was a fault already.
+        let _ = self.fault.set(error.into());
+        self.close();
     }
 
     fn deadline_from_now(&self) -> Instant {

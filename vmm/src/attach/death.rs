@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use outrigger_protocol::client::{ClientError, Watch};
+use outrigger_protocol::client::{ClientError, Fault, Watch};
 use outrigger_protocol::ioregionfd::AccessError;
 
 use super::link::Link;
@@ -56,6 +56,9 @@ impl Link {
 
     /// Ends the link, and with it every wait for the process. Never blocks.
     pub fn fail(&self, cause: Cause) {
+        // A connection that this side has closed for a fault looks like one that the process has hung up.
+        let fault = self.client.fault().filter(|_| cause == Cause::HungUp);
+        let cause = fault.map_or(cause, |fault| fault.clone().into());
         // An error says that there was a cause already.
         let _ = self.lost.set((cause, Instant::now()));
         self.client.close();
@@ -91,10 +94,16 @@ impl Link {
 
 impl From<&ClientError> for Cause {
     fn from(error: &ClientError) -> Self {
-        match error {
-            ClientError::Disconnected(_) => Self::HungUp,
-            ClientError::TimedOut { .. } => Self::Silent,
-            error => Self::Broken(chain(error)),
+        Fault::from(error).into()
+    }
+}
+
+impl From<Fault> for Cause {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::HungUp => Self::HungUp,
+            Fault::Silent => Self::Silent,
+            Fault::Broken(how) => Self::Broken(how),
         }
     }
 }
