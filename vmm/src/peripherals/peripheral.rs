@@ -223,10 +223,10 @@ impl Peripheral {
         self.now().link.end();
     }
 
-    /// Takes note of what serves the device from now on, and how long nothing has.
+    /// Takes note of what is to serve the device from now on.
     pub(super) fn is_served_by(&self, source: Source, link: &Arc<Link>, process: Option<Arc<DeviceProcess>>) {
         let mut now = self.now();
-        (now.source, now.link, now.process, now.state) = (source, link.clone(), process, ServiceState::Serving);
+        (now.source, now.link, now.process) = (source, link.clone(), process);
         drop(now);
         // The run may have ended meanwhile.
         if self.succession.has_ended() {

@@ -15,6 +15,7 @@ use outrigger_protocol::migration::DeviceState;
 use super::error::Problem;
 use super::patience::{PROBES, Patience};
 use super::peripheral::{EXIT_WAIT, Peripheral};
+use super::status::ServiceState;
 use super::successor::Ready;
 use crate::attach::death::Cause;
 use crate::attach::device::Knows;
@@ -79,7 +80,7 @@ impl Peripheral {
         };
         let since = self.now().link.lost_at().unwrap_or_else(Instant::now);
         let outage = Outage { cause, since, end: Instant::now() + self.config.deadline };
-        self.now().state = super::status::ServiceState::Restarting;
+        self.now().state = ServiceState::Restarting;
         let mut pause = FIRST_PAUSE;
         loop {
             let budget = restarts.budget;
@@ -175,7 +176,9 @@ impl Peripheral {
             link.fail((&error).into());
             let problem = Problem::from(crate::attach::AttachError::from(error));
             problem.or_end_of(process.as_ref(), EXIT_WAIT)
-        })
+        })?;
+        self.now().state = ServiceState::Serving;
+        Ok(())
     }
 }
 
