@@ -2,7 +2,7 @@
 //! it leaves behind.
 //!
 //! The tests are in `tests/tests`, one file per behaviour. Those named `payload`, `bad_input`, `nothing_left`, `device_killed`, `ioregionfd`,
-//! `hostile_drivers`, `control_*`, `fault_rounds`, `killed_under_load`, `replaced_under_load` and `rude_*` run on this machine's own /dev/kvm with the bare-metal payload as guest; the others boot Linux, in the test bed or
+//! `hostile_drivers`, `control_*`, `faltering_devices`, `fault_rounds`, `killed_under_load`, `replaced_under_load` and `rude_*` run on this machine's own /dev/kvm with the bare-metal payload as guest; the others boot Linux, in the test bed or
 //! under QEMU. Nothing is skipped: what a machine lacks is a failure that says how to get it. Harness functions panic, because a failed
 //! one is a failed test.
 
