@@ -1,8 +1,9 @@
-//! Virtio devices as vfio-user server processes.
+//! Virtio devices and physical ones as vfio-user server processes.
 //!
 //! - [`transport`]: virtio 1.2 over PCI over vfio-user, for any device that implements
 //!   [`transport::VirtioDevice`].
 //! - [`blk`], [`net`]: the devices.
+//! - [`vfio`]: a physical device of the host.
 //! - [`process`]: what their binaries share: arguments, the socket, the way out.
 
 pub mod blk;
@@ -12,6 +13,7 @@ pub mod process;
 #[cfg(test)]
 mod testing;
 pub mod transport;
+pub mod vfio;
 
 /// One of the specification's constants that is a byte on the wire.
 const fn byte(value: u32) -> u8 {

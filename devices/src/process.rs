@@ -15,7 +15,7 @@ use outrigger_process::launch::{EXIT_HOST, EXIT_USAGE};
 use outrigger_process::options::one_line;
 use outrigger_process::{heap, inherited, output};
 use outrigger_protocol::capabilities::DEFAULT_MAX_DATA_XFER_SIZE;
-use outrigger_protocol::server::{Listener, Options, serve};
+use outrigger_protocol::server::{Listener, Options, ServeError, serve};
 
 use crate::transport::{Iommu, PciFunction, VirtioDevice};
 
@@ -26,6 +26,18 @@ const LAST_LINES: Duration = Duration::from_secs(2);
 pub trait StartError: Display {
     /// Whether the user asked for something sensible that this host does not give.
     fn is_lack_of_host(&self) -> bool;
+}
+
+/// What a device process serves to its clients, one after the other.
+pub trait Server {
+    /// Serves one client until it leaves.
+    fn serve(&mut self, stream: UnixStream, options: &Options) -> Result<(), ServeError>;
+}
+
+impl<D: VirtioDevice> Server for PciFunction<D> {
+    fn serve(&mut self, stream: UnixStream, options: &Options) -> Result<(), ServeError> {
+        serve(self, stream, options)
+    }
 }
 
 /// A process that does not start: the line for the user, and the exit status.
@@ -69,11 +81,31 @@ pub fn parse<A: clap::Parser>(program: &str) -> Result<A, ExitCode> {
     })
 }
 
-/// Runs a device process: the whole of `main` after parsing its arguments.
+/// Runs the process of a virtio device: the whole of `main` after parsing its arguments.
 pub fn run<D: VirtioDevice, E: StartError>(
     program: &'static str,
     service: &Service,
     open: impl FnOnce() -> Result<D, E>,
+) -> ExitCode {
+    start(program, service, |iommu| {
+        let device = open().map_err(refusal)?;
+        PciFunction::new(device, iommu).map_err(|error| host(format!("cannot have an eventfd per queue: {error}")))
+    })
+}
+
+/// The same for a device that serves its clients in its own way.
+pub fn run_server<S: Server, E: StartError>(
+    program: &'static str,
+    service: &Service,
+    open: impl FnOnce() -> Result<S, E>,
+) -> ExitCode {
+    start(program, service, |_| open().map_err(refusal))
+}
+
+fn start<S: Server>(
+    program: &'static str,
+    service: &Service,
+    open: impl FnOnce(Iommu) -> Result<S, Refusal>,
 ) -> ExitCode {
     heap::share();
     output::init(program);
@@ -93,15 +125,15 @@ pub fn run<D: VirtioDevice, E: StartError>(
 }
 
 /// Only errors before the first client are returned, as one line each.
-fn listen<D: VirtioDevice, E: StartError>(
+fn listen<S: Server>(
     path: &Path,
     options: &Options,
-    open: impl FnOnce() -> Result<D, E>,
+    open: impl FnOnce(Iommu) -> Result<S, Refusal>,
 ) -> Result<ExitCode, Refusal> {
     // Before there are threads, so that they all inherit it.
     let signals = block_signals().map_err(|error| host(format!("cannot block signals: {error}")))?;
     // Any client may come.
-    let mut function = function(open, Iommu::Possible)?;
+    let mut server = open(Iommu::Possible)?;
     let listener = Listener::bind(path).map_err(|error| usage(format!("--socket {}", chain(&error))))?;
     let listener = Arc::new(listener);
     remove_socket_on_signal(Arc::clone(&listener), signals)
@@ -116,17 +148,17 @@ fn listen<D: VirtioDevice, E: StartError>(
             }
         };
         info!("a client is here");
-        match serve(&mut function, stream, options) {
+        match server.serve(stream, options) {
             Ok(()) => info!("the client has left"),
             Err(error) => warn!("the client is gone: {}", chain(&error)),
         }
     }
 }
 
-fn inherited<D: VirtioDevice, E: StartError>(
+fn inherited<S: Server>(
     fd: RawFd,
     options: &Options,
-    open: impl FnOnce() -> Result<D, E>,
+    open: impl FnOnce(Iommu) -> Result<S, Refusal>,
 ) -> Result<ExitCode, Refusal> {
     let stream = inherited_socket(fd).map_err(|error| usage(format!("--fd {fd}: {error}")))?;
     // The VMM decides when this process ends, by closing the socket: an interrupt typed at their common terminal is
@@ -134,8 +166,8 @@ fn inherited<D: VirtioDevice, E: StartError>(
     // SAFETY: ignoring a signal runs no handler.
     unsafe { nix::sys::signal::signal(Signal::SIGINT, nix::sys::signal::SigHandler::SigIgn) }
         .map_err(|error| host(format!("cannot ignore SIGINT: {error}")))?;
-    let mut function = function(open, Iommu::Absent)?;
-    match serve(&mut function, stream, options) {
+    let mut server = open(Iommu::Absent)?;
+    match server.serve(stream, options) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => {
             warn!("the client is gone: {}", chain(&error));
@@ -144,12 +176,8 @@ fn inherited<D: VirtioDevice, E: StartError>(
     }
 }
 
-fn function<D: VirtioDevice, E: StartError>(
-    open: impl FnOnce() -> Result<D, E>,
-    iommu: Iommu,
-) -> Result<PciFunction<D>, Refusal> {
-    let device = open().map_err(|error| if error.is_lack_of_host() { host(error) } else { usage(error) })?;
-    PciFunction::new(device, iommu).map_err(|error| host(format!("cannot have an eventfd per queue: {error}")))
+fn refusal(error: impl StartError) -> Refusal {
+    if error.is_lack_of_host() { host(error) } else { usage(error) }
 }
 
 fn usage(message: impl Display) -> Refusal {
