@@ -21,6 +21,8 @@ pub struct Testbed {
     minutes: u64,
     cpus: u32,
     kernel: Option<&'static str>,
+    modules: Vec<String>,
+    qemu: Vec<String>,
     _one_at_a_time: Lock,
 }
 
@@ -36,7 +38,8 @@ impl Testbed {
         for name in ["vmlinuz", "initramfs.cpio.lz4"] {
             files.push((guest.join(name), format!("/guest/{name}")));
         }
-        Self { directory, files, disks: Vec::new(), minutes: 8, cpus: 1, kernel: None, _one_at_a_time: lock }
+        let (disks, modules, qemu) = Default::default();
+        Self { directory, files, disks, minutes: 8, cpus: 1, kernel: None, modules, qemu, _one_at_a_time: lock }
     }
 
     /// A place for files of the test's own.
@@ -76,6 +79,18 @@ impl Testbed {
         self
     }
 
+    /// Loads more modules of the host's kernel, names separated by spaces.
+    pub fn modules(mut self, names: &str) -> Self {
+        self.modules.push(names.to_owned());
+        self
+    }
+
+    /// Gives the host more hardware: arguments for QEMU, separated by spaces.
+    pub fn qemu(mut self, arguments: &str) -> Self {
+        self.qemu.push(arguments.to_owned());
+        self
+    }
+
     /// How long the script may take on a busy machine; eight minutes unless told.
     pub fn minutes(mut self, minutes: u64) -> Self {
         self.minutes = minutes;
@@ -111,6 +126,12 @@ impl Testbed {
         command.args(["-c", &self.cpus.to_string(), "-t", &limit.as_secs().to_string()]);
         if let Some(kernel) = self.kernel {
             command.args(["-K", kernel]);
+        }
+        for names in &self.modules {
+            command.args(["-M", names]);
+        }
+        for arguments in &self.qemu {
+            command.args(["-q", arguments]);
         }
         for (from, to) in &self.files {
             command.arg("-f").arg(format!("{}:{to}", from.display()));
