@@ -90,9 +90,22 @@ impl ForeignFd {
 
     /// Whether this is an eventfd. What is done with it may still block: the peer can clear O_NONBLOCK.
     pub fn is_eventfd(&self) -> bool {
-        // The kernel makes up this name itself.
+        self.is_anonymous("eventfd")
+    }
+
+    /// For `mmap`, if this is a device that the kernel's VFIO gave out: `VFIO_GROUP_GET_DEVICE_FD`, `<linux/vfio.h>`. The
+    /// kernel's driver answers then, and what it maps are the device's registers, without waiting for anybody.
+    pub fn lend_vfio_device(&self) -> Option<BorrowedFd<'_>> {
+        self.is_anonymous("vfio-device").then(|| self.fd.as_fd())
+    }
+
+    /// Whether the open file has no inode of its own but the kernel's, under this name (`fs/anon_inodes.c`). The kernel
+    /// makes up the link itself, and no file of a file system has one that begins like this: those begin with a slash.
+    fn is_anonymous(&self, name: &str) -> bool {
         let link = std::fs::read_link(format!("/proc/self/fd/{}", self.fd.as_raw_fd()));
-        link.is_ok_and(|link| link.to_str() == Some("anon_inode:[eventfd]"))
+        link.is_ok_and(|link| {
+            link.to_str().and_then(|link| link.strip_prefix("anon_inode:[")) == Some(&format!("{name}]"))
+        })
     }
 
     /// For a descriptor that is known to be closed without waiting.

@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::death::Cause;
+use super::link::Link;
 use super::region::{Placement, Region};
 use crate::machine::bus::Bus;
 use crate::machine::memslots::Memslots;
@@ -57,6 +58,12 @@ impl AddressMap {
         Arc::new(Self { vm, memslots, mmio, io, claims: Mutex::default() })
     }
 
+    /// Whose memory and ports these are.
+    #[must_use]
+    pub fn vm(&self) -> &Arc<Vm> {
+        &self.vm
+    }
+
     /// Puts a region at an address, at once or when the place becomes free.
     pub(super) fn claim(self: &Arc<Self>, region: &Arc<Region>, bar: &Bar, address: u64) -> Claim {
         let mut claims = self.claims();
@@ -74,6 +81,40 @@ impl AddressMap {
 }
 
 impl Claims {
+    fn placed(&self) -> impl Iterator<Item = &Claimed> {
+        let claimed = self.by_number.values();
+        claimed.filter(|claimed| claimed.placement.is_some() && claimed.region.link().lost().is_none())
+    }
+
+    /// Fails the links of devices whose memory is out of reach. Whether there are any.
+    fn blame_memory(&self, again: bool) -> bool {
+        let mut found = false;
+        for claimed in self.placed() {
+            if let Err(why) = claimed.region.check_reachable(again) {
+                claimed.region.link().fail(Cause::TookMemory(why.to_string()));
+                found = true;
+            }
+        }
+        found
+    }
+
+    /// No memory is to blame: fails the links of devices whose hardware is not there, or of all hardware if all is.
+    fn blame_hardware(&self) {
+        let mut devices: Vec<(&Link, bool)> = Vec::new();
+        for claimed in self.placed() {
+            let Some(is_there) = claimed.region.is_hardware_there() else { continue };
+            let link = claimed.region.link();
+            match devices.iter_mut().find(|(other, _)| std::ptr::eq(*other, link)) {
+                Some((_, others)) => *others |= is_there,
+                None => devices.push((link, is_there)),
+            }
+        }
+        let all = devices.iter().all(|(_, is_there)| *is_there);
+        for (link, _) in devices.iter().filter(|(_, is_there)| all || !is_there) {
+            link.fail(Cause::TookMemory("the hardware does not answer; its memory space may be disabled".to_owned()));
+        }
+    }
+
     /// Gives places that are free to those that wait for them.
     fn place_waiting(&mut self, map: &AddressMap) {
         for waiting in self.by_number.values_mut().filter(|claimed| claimed.placement.is_none()) {
@@ -89,11 +130,8 @@ impl ForeignMemory for AddressMap {
             thread::sleep(TIME_STAMP);
         }
         let mut claims = self.claims();
-        let placed = |claimed: &&Claimed| claimed.placement.is_some() && claimed.region.link().lost().is_none();
-        for claimed in claims.by_number.values().filter(placed) {
-            if let Err(why) = claimed.region.check_reachable(again) {
-                claimed.region.link().fail(Cause::TookMemory(why.to_string()));
-            }
+        if !claims.blame_memory(again) && again {
+            claims.blame_hardware();
         }
         // At once, not only when the device's thread comes to it: the vCPU goes on, and must not fail again.
         let mut withdrawn = false;

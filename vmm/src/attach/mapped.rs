@@ -1,12 +1,15 @@
 //! The path without any exit: an area of a region in the server's memory, mapped here and shown to the guest.
 //!
-//! The file is the server's, and what becomes of it is the server's choice. So only memory is mapped: tmpfs (a memfd
-//! is that, too) and hugetlbfs. A page of anything else may take as long as a disk or another process (FUSE) likes, and a
-//! vCPU that touches it waits without a deadline.
+//! The file is the server's, and what becomes of it is the server's choice. So only memory is mapped, tmpfs (a memfd
+//! is that, too) and hugetlbfs, and hardware: the registers of a physical device, through a file of the kernel's VFIO. A
+//! page of anything else may take as long as a disk or another process (FUSE) likes, and a vCPU that touches it waits
+//! without a deadline.
 //!
 //! Memory can still go away: a file is made shorter, or a hole is made in it and no page is left to fill it. The guest's
 //! access then fails, and KVM does not say where; [`MappedArea::check_reachable`] finds out, by calls that fail where a
-//! read or write by this process would be killed.
+//! read or write by this process would be killed. Hardware goes away, too: its memory space is disabled, or it is put to
+//! sleep, by a process that does so while the BAR is decoded. No call reaches for a register without reading it, so
+//! hardware is suspected last, see [`MappedArea::is_hardware_there`].
 
 use std::ffi::c_void;
 use std::fmt;
@@ -45,10 +48,20 @@ pub(super) struct MappedArea {
     host: NonNull<c_void>,
     length: usize,
     file: Arc<ForeignFd>,
-    /// Where the area ends in the file.
-    end: u64,
-    /// When the file's length, or anything else about it, was last seen to change: seconds, nanoseconds.
-    changed: Mutex<(i64, i64)>,
+    backing: Backing,
+}
+
+/// What is behind a mapping.
+#[derive(Debug)]
+enum Backing {
+    Memory {
+        /// Where the area ends in the file.
+        end: u64,
+        /// When the file's length, or anything else about it, was last seen to change: seconds, nanoseconds.
+        changed: Mutex<(i64, i64)>,
+    },
+    /// Registers of a physical device.
+    Hardware,
 }
 
 // SAFETY: the address is only handed to KVM and to system calls that check it, none of which care about threads.
@@ -67,15 +80,16 @@ pub(super) enum Unreachable {
     Changing,
 }
 
-/// Whether `range` of a region can be mapped; otherwise why not.
-pub(super) fn check(region: &RegionInfo, range: &Range<u64>) -> Result<(), Reason> {
+/// Whether `range` of a region can be mapped, and if it is hardware; otherwise why not.
+pub(super) fn check(region: &RegionInfo, range: &Range<u64>) -> Result<bool, Reason> {
     let Some(fd) = &region.fd else { return Err(Reason::NotMemory) };
-    let file = fd.memory().map_err(|NotMemory| Reason::NotMemory)?;
     let end = region.offset.checked_add(range.end).ok_or(Reason::BeyondFile)?;
-    if end > file.length {
+    // How far a device's registers go only its driver knows, which checks that when they are mapped.
+    let is_hardware = fd.lend_vfio_device().is_some();
+    if !is_hardware && end > fd.memory().map_err(|NotMemory| Reason::NotMemory)?.length {
         return Err(Reason::BeyondFile);
     }
-    if range.end - range.start > LARGEST { Err(Reason::TooLarge) } else { Ok(()) }
+    if range.end - range.start > LARGEST { Err(Reason::TooLarge) } else { Ok(is_hardware) }
 }
 
 impl MappedArea {
@@ -88,11 +102,16 @@ impl MappedArea {
         let offset = off_t::try_from(offset).map_err(|_| Errno::EOVERFLOW)?;
         let readonly = region.flags & wire::REGION_WRITE == 0;
         let protection = if readonly { ProtFlags::PROT_READ } else { ProtFlags::PROT_READ | ProtFlags::PROT_WRITE };
-        let (memory, _) = file.lend_memory().map_err(io::Error::other)?;
+        let (mappable, backing) = match file.lend_vfio_device() {
+            Some(device) => (device, Backing::Hardware),
+            None => {
+                let (memory, _) = file.lend_memory().map_err(io::Error::other)?;
+                (memory, Backing::Memory { end, changed: Mutex::new(changed(&fstat(memory)?)) })
+            }
+        };
         // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
-        let host = unsafe { mmap(None, nonzero, protection, MapFlags::MAP_SHARED, memory, offset) }?;
-        let changed = Mutex::new(changed(&fstat(memory)?));
-        Ok(Self { host, length, readonly, range, file: file.clone(), end, changed })
+        let host = unsafe { mmap(None, nonzero, protection, MapFlags::MAP_SHARED, mappable, offset) }?;
+        Ok(Self { host, length, readonly, range, file: file.clone(), backing })
     }
 
     pub(super) fn host(&self) -> *mut u8 {
@@ -106,33 +125,50 @@ impl MappedArea {
     /// Whether the guest can reach all of the area, as far as can be told without touching each page. With `again`, the
     /// last look found nothing and yet accesses fail still: a file that has changed since is to blame.
     pub(super) fn check_reachable(&self, again: bool) -> Result<(), Unreachable> {
+        let Backing::Memory { end, changed: last } = &self.backing else { return Ok(()) };
         let Ok((file, _)) = self.file.lend_memory() else { return Err(Unreachable::Shortened) };
         let stat = fstat(file).map_err(Unreachable::NoPage)?;
-        if u64::try_from(stat.st_size).unwrap_or(0) < self.end {
+        if u64::try_from(stat.st_size).unwrap_or(0) < *end {
             return Err(Unreachable::Shortened);
         }
-        let mut last = self.changed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
         let has_changed = std::mem::replace(&mut *last, changed(&stat)) != changed(&stat);
         if again && has_changed { Err(Unreachable::Changing) } else { self.reach_missing_pages() }
+    }
+
+    /// Whether any page of hardware is there; none: this is memory. When the kernel takes a device's registers away it
+    /// takes all pages of all areas, and they come back as they are accessed. To a user who may not know (mincore(2)) all
+    /// pages are there.
+    pub(super) fn is_hardware_there(&self) -> Option<bool> {
+        let Backing::Hardware = &self.backing else { return None };
+        let mut is_found = false;
+        let looked = self.look_at_pages(|_, present| {
+            is_found = present.iter().any(|present| present & 1 != 0);
+            Ok(!is_found)
+        });
+        looked.ok().map(|()| is_found)
     }
 
     /// Tries to reach some of the pages that are not there yet.
     fn reach_missing_pages(&self) -> Result<(), Unreachable> {
         let mut tries = 0;
+        self.look_at_pages(|start, present| {
+            for (page, _) in present.iter().enumerate().filter(|(_, present)| **present & 1 == 0).take(TRIES - tries) {
+                self.reach(start + page * PAGE)?;
+                tries += 1;
+            }
+            Ok(tries < TRIES)
+        })
+    }
+
+    /// Shows which pages are there, some at a time and where they begin, for as long as `see` wants more.
+    fn look_at_pages(&self, mut see: impl FnMut(usize, &[u8]) -> Result<bool, Unreachable>) -> Result<(), Unreachable> {
         let mut present = vec![0; STEP.min(self.length / PAGE)];
         for start in (0..self.length).step_by(STEP * PAGE) {
             let length = (self.length - start).min(STEP * PAGE);
             // SAFETY: the range is within our mapping, and `present` has a byte for each of its pages.
             let known = unsafe { libc::mincore(self.host.as_ptr().byte_add(start), length, present.as_mut_ptr()) };
-            if known != 0 {
-                continue;
-            }
-            let pages = present[..length / PAGE].iter().enumerate();
-            for (page, _) in pages.filter(|(_, present)| **present & 1 == 0).take(TRIES - tries) {
-                self.reach(start + page * PAGE)?;
-                tries += 1;
-            }
-            if tries == TRIES {
+            if known == 0 && !see(start, &present[..length / PAGE])? {
                 break;
             }
         }
@@ -207,10 +243,10 @@ mod tests {
 
     #[test]
     fn memory_is_mapped_and_files_on_disks_and_devices_are_not() {
-        assert_eq!(check(&region(memory(0x4000), 0x4000), &(0..0x4000)), Ok(()));
+        assert_eq!(check(&region(memory(0x4000), 0x4000), &(0..0x4000)), Ok(false));
         let tmpfs = tempfile::tempfile_in("/dev/shm").unwrap();
         tmpfs.set_len(0x4000).unwrap();
-        assert_eq!(check(&region(tmpfs, 0x4000), &(0..0x4000)), Ok(()));
+        assert_eq!(check(&region(tmpfs, 0x4000), &(0..0x4000)), Ok(false));
         // The test's own program lies on a disk.
         for path in ["/proc/self/exe", "/dev/null", "/dev/zero", "/proc/self/maps", "/"] {
             let file = File::open(path).unwrap();
@@ -221,7 +257,7 @@ mod tests {
     #[test]
     fn an_area_beyond_its_file_and_one_that_is_too_large_are_not_mapped() {
         assert_eq!(check(&region(memory(0x3fff), 0x4000), &(0..0x4000)), Err(Reason::BeyondFile));
-        assert_eq!(check(&region(memory(0x3fff), 0x4000), &(0..0x3000)), Ok(()));
+        assert_eq!(check(&region(memory(0x3fff), 0x4000), &(0..0x3000)), Ok(false));
         assert_eq!(check(&region(memory(1 << 40), 1 << 40), &(0..1 << 40)), Err(Reason::TooLarge));
     }
 

@@ -82,6 +82,8 @@ pub enum Path {
 pub struct Area {
     /// From the start of the region, whole pages.
     pub range: Range<u64>,
+    /// It is the registers of a physical device.
+    pub is_hardware: bool,
     /// What KVM or the system said to it.
     pub refusal: Refusal,
 }
@@ -136,7 +138,7 @@ pub enum Reason {
     Unfit,
     /// Something that has priority is in the way.
     Overlapped,
-    /// The file to be mapped is not memory: its pages may take as long as a disk or another process likes.
+    /// The file to be mapped is neither memory nor a physical device: its pages may take as long as a disk or another process likes.
     NotMemory,
     /// The file to be mapped ends before the area does.
     BeyondFile,
@@ -160,7 +162,9 @@ impl Reason {
             Self::Missing => format!("; this host's KVM has no {path}"),
             Self::Unfit => format!("; KVM has no {path} like the one offered"),
             Self::Overlapped => format!("; something else is in the way of {path}"),
-            Self::NotMemory => format!("; the file for {path} is not memory (memfd, tmpfs, hugetlbfs)"),
+            Self::NotMemory => {
+                format!("; the file for {path} is not memory (memfd, tmpfs, hugetlbfs), nor a VFIO device")
+            }
             Self::BeyondFile => format!("; the file for {path} ends before"),
             Self::TooMany => format!("; there are too many for {path} before it"),
             Self::TooLarge => format!("; this is too large for {path}"),
@@ -246,6 +250,7 @@ impl Plan {
             Path::MsixTable { .. } | Path::MsixPba { .. } => "vmm          MSI-X table and pending bits".to_owned(),
             Path::Mapped { area } => match self.areas[area].refusal.get() {
                 Some(error) => return refused(PathName::Mapped, error),
+                None if self.areas[area].is_hardware => "mapped       no exit; the hardware itself".to_owned(),
                 None => "mapped       no exit".to_owned(),
             },
             Path::Ioeventfd { first, count } => {

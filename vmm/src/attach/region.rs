@@ -113,6 +113,11 @@ impl Region {
         self.areas.iter().flatten().try_for_each(|area| area.check_reachable(again))
     }
 
+    /// Whether any hardware that the guest sees here is there; none: it sees none here.
+    pub(super) fn is_hardware_there(&self) -> Option<bool> {
+        self.areas.iter().flatten().filter_map(|area| area.is_hardware_there()).reduce(|one, other| one || other)
+    }
+
     /// Makes the region appear at `address`. What the system refuses is noted in the plan, and falls back to the next
     /// path. While the link is lost there is no path but the VMM's.
     ///

@@ -54,7 +54,7 @@ impl Draft {
                 false => Err(Reason::TooMany),
             };
             match usable {
-                Ok(()) => draft.areas.push(Area { range, refusal: Refusal::default() }),
+                Ok(is_hardware) => draft.areas.push(Area { range, is_hardware, refusal: Refusal::default() }),
                 Err(reason) => draft.pass_over(range, PathName::Mapped, reason),
             }
         }
