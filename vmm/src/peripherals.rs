@@ -40,6 +40,7 @@ use crate::attach::bus_master::BusMaster;
 use crate::attach::serving::STACK;
 use crate::config::{DeviceConfig, Dma};
 use crate::control::Control;
+use crate::machine::kvm_vfio::VfioFiles;
 use crate::machine::memory::GuestRam;
 use crate::machine::stats::DeviceLine;
 use crate::pci::Slot;
@@ -111,7 +112,8 @@ impl Peripherals {
         windows: &mut Windows,
         control: &Control,
     ) -> Result<Self, PeripheralError> {
-        let host = Arc::new(Host { ram: ram.clone(), control: control.clone(), cpus });
+        let vfio = VfioFiles::new(backplane.addresses.vm().clone());
+        let host = Arc::new(Host { ram: ram.clone(), vfio, control: control.clone(), cpus });
         // All start before the first is asked anything, so that they start at the same time.
         let started = configs.iter().map(|config| First::start(config, &host)).collect::<Result<Vec<_>, _>>()?;
         let mut parts = Vec::new();

@@ -187,9 +187,12 @@ impl Device {
         let mut state = self.lock();
         let Life::Attached(attachment) = &state.life else { return false };
         let served = self.served_regions(attachment);
+        let link = attachment.link.clone();
         state.interrupts.disconnect();
         // Dropped with the state locked: a guest that moves a BAR meanwhile finds the place free.
         state.life = Life::Lost { served };
+        // After the mappings of its registers, which keep a physical device open.
+        link.untie();
         self.succession.end();
         true
     }

@@ -9,6 +9,7 @@ use outrigger_protocol::command::Command;
 use outrigger_protocol::ioregionfd::Requester;
 
 use super::death::Cause;
+use crate::machine::kvm_vfio::Tie;
 
 /// A connection to a device process.
 #[derive(Debug)]
@@ -23,6 +24,8 @@ pub struct Link {
     pub(super) lost: OnceLock<(Cause, Instant)>,
     /// The process has answered since somebody asked.
     answered: AtomicBool,
+    /// KVM knows of the physical device that the process has.
+    tie: Mutex<Option<Tie>>,
 }
 
 impl Link {
@@ -35,8 +38,25 @@ impl Link {
     /// Takes over a connection whose last link was [retired](Self::retire).
     #[must_use]
     pub fn on(client: Arc<Client>, deadline: Duration) -> Self {
-        let (calls, requesters, lost, answered) = Default::default();
-        Self { client, calls, deadline, requesters, lost, answered }
+        let (calls, requesters, lost, answered, tie) = Default::default();
+        Self { client, calls, deadline, requesters, lost, answered, tie }
+    }
+
+    /// The same for a physical device that KVM knows of.
+    #[must_use]
+    pub fn tied(self, tie: Option<Tie>) -> Self {
+        Self { tie: Mutex::new(tie), ..self }
+    }
+
+    /// Whether this is a physical device that KVM knows of.
+    #[must_use]
+    pub fn is_tied(&self) -> bool {
+        self.tie.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// Lets KVM forget the physical device, which nobody else here has open any more.
+    pub(super) fn untie(&self) {
+        self.tie.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
     /// How long the process may take to answer one message.

@@ -2,6 +2,7 @@
 
 pub mod builder;
 pub mod bus;
+pub mod kvm_vfio;
 pub mod layout;
 pub mod memory;
 pub mod memslots;

@@ -11,6 +11,7 @@ use crate::attach::serving::ServiceError;
 use crate::control::launcher::SpawnError;
 use crate::control::outcome::{STATUS_HOST, STATUS_USAGE};
 use crate::control::processes::ending;
+use crate::machine::kvm_vfio::TieError;
 
 /// A device that the guest cannot have.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +31,11 @@ pub(super) enum Problem {
     Attach(AttachError),
     #[error("{}", chain(.0))]
     Service(ServiceError),
+    #[error("{}", chain(.0))]
+    Tie(TieError),
+    /// What would succeed it cannot open the device yet.
+    #[error("restart: a physical device cannot be restarted; leave restart out")]
+    NoRestart,
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),
     /// The process has said itself what is wrong.
@@ -67,7 +73,8 @@ impl PeripheralError {
                 status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(STATUS_USAGE)
             }
             Problem::Exited(_) | Problem::Other(_) => STATUS_USAGE,
-            Problem::Journal(_) | Problem::Predecessor(_) => STATUS_HOST,
+            Problem::NoRestart => STATUS_USAGE,
+            Problem::Journal(_) | Problem::Predecessor(_) | Problem::Tie(_) => STATUS_HOST,
         }
     }
 

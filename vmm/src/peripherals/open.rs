@@ -18,11 +18,13 @@ use crate::attach::link::Link;
 use crate::config::{DeviceConfig, Dma};
 use crate::control::Control;
 use crate::control::processes::DeviceProcess;
+use crate::machine::kvm_vfio::{Tie, VfioFiles};
 use crate::machine::memory::GuestRam;
 
 /// What all devices of a run have in common.
 pub(super) struct Host {
     pub(super) ram: Arc<GuestRam>,
+    pub(super) vfio: Arc<VfioFiles>,
     pub(super) control: Control,
     pub(super) cpus: u8,
 }
@@ -61,18 +63,29 @@ impl Opening {
     ) -> Result<Opened<T>, Problem> {
         let Self { host, dma, deadline, bus_master } = self;
         host.control.connections.add_opening(stream);
-        let options = Options { deadline, journal: true, ..Options::default() };
+        let options = Options { deadline, journal: true, vfio: true, ..Options::default() };
         let dma_by_message = MessageDma::new(host.ram.clone(), bus_master);
         let client = Client::on(stream.clone(), Arc::new(dma_by_message), &options).map_err(AttachError::from)?;
+        let tie = host.open_vfio(&client)?;
         let description = discover(&client)?;
         let journal = agree(&client, &description)?;
         for region in host.ram.regions() {
             let file = (dma == Dma::Shared).then(|| (host.ram.fd(), region.file_offset));
             client.dma_map(region.guest, region.size, file).map_err(AttachError::from)?;
         }
-        let link = Arc::new(Link::new(client, deadline));
+        let link = Arc::new(Link::new(client, deadline).tied(tie));
         host.control.connections.add(&link);
         Ok(Opened { link, description, journal })
+    }
+}
+
+impl Host {
+    /// Lets the server open its physical device, if that is what it has, after KVM has been told of it.
+    fn open_vfio(&self, client: &Client) -> Result<Option<Tie>, Problem> {
+        let Some(file) = client.vfio_file().map_err(AttachError::from)? else { return Ok(None) };
+        let tie = self.vfio.tie(file).map_err(Problem::Tie)?;
+        client.open_vfio(true).map_err(AttachError::from)?;
+        Ok(Some(tie))
     }
 }
 

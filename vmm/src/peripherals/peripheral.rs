@@ -92,6 +92,7 @@ impl Peripheral {
         let Parts { slot, config, host, bus_master, process } = parts;
         let Opened { link, description, journal: kept } = opened;
         let budget = match config.restart {
+            Restart::Within(_) if link.is_tied() => return Err(Problem::NoRestart),
             Restart::Within(budget) => Some(budget),
             Restart::IfUnnoticed => kept.as_ref().map(|_| Budget::default()),
             Restart::Off => None,
