@@ -3,6 +3,7 @@
 //! Everything that is wrong with them is told in one line ([`UsageError`]), clap's own complaints included.
 
 mod ctl;
+mod vfio;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -12,11 +13,13 @@ use clap::{Arg, ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Par
 use outrigger_process::options::named;
 
 use self::ctl::CtlArgs;
+use self::vfio::VfioArgs;
 use crate::config::device::Kind;
 use crate::config::{
     self, AllowedPaths, Config, ConsoleConfig, DEFAULT_CMDLINE, DeviceConfig, KINDS, MemoryConfig, Problem, UsageError,
 };
 use crate::ctl::Call;
+use crate::vfio::Command as VfioCommand;
 
 /// Exit statuses, in the help and nowhere else in words.
 const EXIT_STATUS: &str = "\
@@ -41,6 +44,7 @@ Examples:
   outrigger run --kernel bzImage --disk path=root.img,queues=4,dma=messages --paths message --show-devices
   outrigger run --kernel bzImage --device program=./my-device,color=red
   outrigger run --kernel bzImage --disk path=root.img --control vm.sock
+  outrigger vfio bind 0000:01:00.0 && outrigger run --kernel bzImage --initrd initramfs.img --vfio 0000:01:00.0
 
 PCI devices get the slots 00:01.0, 00:02.0 and so on in the order given, 31 at most.
 A comma inside a value is written twice: --disk path=a,,b.img opens 'a,b.img'.
@@ -67,6 +71,7 @@ struct Cli {
 enum Command {
     Run(RunArgs),
     Ctl(CtlArgs),
+    Vfio(VfioArgs),
 }
 
 /// Boot a guest and stay until it ends
@@ -165,7 +170,11 @@ const DEVICE_ORDER: usize = 1000;
 /// The command line with a flag for each kind of device.
 fn command() -> clap::Command {
     let flags = (1..).zip(&KINDS).map(|(order, kind)| {
-        let Kind { flag, program, value, about } = kind;
+        let Kind { flag, program, value, about, own } = kind;
+        let own = match own {
+            [keys @ .., last] if !keys.is_empty() => format!("are Outrigger's own: {} and {last}", keys.join(", ")),
+            keys => format!("is Outrigger's own: {}", keys.concat()),
+        };
         Arg::new(*flag)
             .long(*flag)
             .value_name(*value)
@@ -173,7 +182,7 @@ fn command() -> clap::Command {
             .help(format!("{about}; repeat it for more"))
             .long_help(format!(
                 "{about}; repeat it for more\n\nShort for --device program={program},…; '{program} --help' explains its keys,\n\
-                 and below are Outrigger's own: dma, restart and deadline"
+                 and below {own}"
             ))
             .help_heading(DEVICES)
             .display_order(order)
@@ -192,6 +201,8 @@ pub enum Request {
     Run(Box<Config>),
     /// Ask something of one that runs.
     Ctl(Call),
+    /// See or change which of the host's PCI devices a guest can have.
+    Vfio(VfioCommand),
     /// Print this text (help or version) to standard output, and succeed.
     Print(String),
 }
@@ -206,7 +217,8 @@ where
     I::Item: Into<OsString> + Clone,
 {
     let arguments: Vec<OsString> = arguments.into_iter().map(Into::into).collect();
-    let subcommand = if arguments.get(1).is_some_and(|word| word == "ctl") { "ctl" } else { "run" };
+    let subcommand = ["ctl", "vfio"].into_iter().find(|name| arguments.get(1).is_some_and(|word| word == name));
+    let subcommand = subcommand.unwrap_or("run");
     let matches = match command().try_get_matches_from(arguments) {
         Ok(matches) => matches,
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
@@ -216,6 +228,7 @@ where
     };
     match Cli::from_arg_matches(&matches).map_err(|error| one_line(&error, subcommand))?.command {
         Command::Ctl(args) => Ok(Request::Ctl(args.call()?)),
+        Command::Vfio(args) => Ok(Request::Vfio(args.command()?)),
         Command::Run(args) => {
             let run = matches.subcommand_matches("run").expect("it was just parsed");
             Ok(Request::Run(Box::new(config(args, run)?)))
@@ -298,9 +311,11 @@ fn one_line(error: &clap::Error, subcommand: &str) -> UsageError {
         ErrorKind::InvalidSubcommand => {
             let given = text(ContextKind::InvalidSubcommand).unwrap_or_default();
             let words = match subcommand {
-                "ctl" => format!("unknown command; {see}"),
+                "ctl" | "vfio" => format!("unknown command; {see}"),
                 _ => {
-                    "unknown command; there are 'outrigger run' and 'outrigger ctl', see 'outrigger --help'".to_owned()
+                    "unknown command; there are 'outrigger run', 'outrigger ctl' and 'outrigger vfio', see 'outrigger \
+                      --help'"
+                        .to_owned()
                 }
             };
             usage(given, words)

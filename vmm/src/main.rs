@@ -11,6 +11,7 @@ use outrigger::config::Config;
 use outrigger::control::Control;
 use outrigger::control::outcome::{STATUS_HOST, STATUS_POWER_OFF, STATUS_USAGE};
 use outrigger::ctl;
+use outrigger::vfio::Host;
 use outrigger_process::output::{self, tell};
 
 /// How long standard error may take to accept the last lines.
@@ -30,6 +31,13 @@ fn main() -> ExitCode {
     let status = match cli::parse(std::env::args_os()) {
         Ok(Request::Run(config)) => start(&config, &mut patience),
         Ok(Request::Ctl(call)) => match ctl::run(&call) {
+            Ok(text) => print(&text),
+            Err(error) => {
+                tell(error.line());
+                error.status()
+            }
+        },
+        Ok(Request::Vfio(command)) => match Host::default().run(&command) {
             Ok(text) => print(&text),
             Err(error) => {
                 tell(error.line());

@@ -105,7 +105,7 @@ fn mistakes_of_form_are_refused_in_one_exact_line() {
         ("outrigger", "no command given: try 'outrigger run --help'"),
         (
             "outrigger boot",
-            "boot: unknown command; there are 'outrigger run' and 'outrigger ctl', see 'outrigger --help'",
+            "boot: unknown command; there are 'outrigger run', 'outrigger ctl' and 'outrigger vfio', see 'outrigger --help'",
         ),
         ("outrigger --kernel k", "--kernel: unknown option; see 'outrigger run --help'"),
         ("outrigger run", "--kernel: is missing; see 'outrigger run --help'"),
@@ -129,6 +129,14 @@ fn mistakes_of_form_are_refused_in_one_exact_line() {
             "1: is no slot; the places of devices are written 00:01.0 to 00:1f.0, see 'outrigger ctl PATH status'",
         ),
         ("outrigger ctl s replace 00:01.0 --program", "--program: needs a value; see 'outrigger ctl --help'"),
+        ("outrigger vfio", "no command given: try 'outrigger vfio --help'"),
+        ("outrigger vfio show", "show: unknown command; see 'outrigger vfio --help'"),
+        ("outrigger vfio bind", "ADDRESS: is missing; see 'outrigger vfio --help'"),
+        (
+            "outrigger vfio bind 0000:01:00",
+            "0000:01:00: is no PCI address; they are written 0000:01:00.0, see 'outrigger vfio list'",
+        ),
+        ("outrigger vfio list 01:00.0", "01:00.0: unexpected argument; see 'outrigger vfio --help'"),
         ("outrigger ctl s status --json", "--json: unknown option; see 'outrigger ctl --help'"),
     ];
     for (words, line) in table {
@@ -268,7 +276,7 @@ fn devices_keep_the_order_of_the_command_line() {
 fn the_bus_has_room_for_31_devices() {
     let values: Vec<String> = (0..32).map(|index| format!("--disk=path=d{index}")).collect();
     let mut words: Vec<&str> = values.iter().map(String::as_str).collect();
-    assert_eq!(line(&words), "--disk, --net, --device: 32 PCI devices given, the bus has room for 31");
+    assert_eq!(line(&words), "--disk, --net, --vfio, --device: 32 PCI devices given, the bus has room for 31");
     words.pop();
     assert_eq!(config(&words).pci_devices.len(), 31);
 }
@@ -311,6 +319,11 @@ fn help_and_version_are_printed_not_refused() {
     assert!(text("outrigger --help").contains("outrigger run --kernel"));
     let help = text("outrigger ctl --help");
     for word in ["Examples:", "Exit status:", "status", "stop", "restart", "replace", "--program", "curl"] {
+        assert!(help.contains(word), "{word} is not in:\n{help}");
+    }
+    assert!(help.lines().all(|line| line.len() <= 120), "{help}");
+    let help = text("outrigger vfio --help");
+    for word in ["Examples:", "Exit status:", "list", "bind", "unbind", "--vfio 0000:01:00.0"] {
         assert!(help.contains(word), "{word} is not in:\n{help}");
     }
     assert!(help.lines().all(|line| line.len() <= 120), "{help}");

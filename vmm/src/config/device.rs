@@ -26,6 +26,8 @@ const OWN_KEYS: &[&str] = &[PROGRAM, SOCKET, USER, DMA, RESTART, DEADLINE];
 const SOCKET_KEYS: &[&str] = &[SOCKET, USER, DMA, RESTART, DEADLINE];
 /// Outrigger's own keys where the flag says which program is started.
 const KIND_KEYS: &[&str] = &[DMA, RESTART, DEADLINE];
+/// The same for hardware, which reaches memory by itself only, and is not restarted.
+const HARDWARE_KEYS: &[&str] = &[DEADLINE];
 
 /// A flag for one kind of device: `--disk X` means `--device program=outrigger-blk,X`.
 #[derive(Debug)]
@@ -38,21 +40,32 @@ pub struct Kind {
     pub value: &'static str,
     /// What the help says about it.
     pub about: &'static str,
+    /// Outrigger's own keys.
+    pub own: &'static [&'static str],
 }
 
 /// All of them. A new kind of device is a row here.
-pub const KINDS: [Kind; 2] = [
+pub const KINDS: [Kind; 3] = [
     Kind {
         flag: "disk",
         program: "outrigger-blk",
         value: "path=FILE[,KEY=VALUE,…]",
         about: "Disk from an image file or block device",
+        own: KIND_KEYS,
     },
     Kind {
         flag: "net",
         program: "outrigger-net",
         value: "tap=NAME[,KEY=VALUE,…]",
         about: "Network card on a tap interface of the host, which is created if it doesn't exist",
+        own: KIND_KEYS,
+    },
+    Kind {
+        flag: "vfio",
+        program: "outrigger-vfio",
+        value: "ADDRESS[,KEY=VALUE,…]",
+        about: "Physical PCI device of the host that is bound to vfio-pci (outrigger vfio)",
+        own: HARDWARE_KEYS,
     },
 ];
 
@@ -128,7 +141,7 @@ impl DeviceConfig {
 
     /// Reads the value of the flag for one kind of device.
     pub(crate) fn parse_kind(kind: &Kind, text: &str) -> Result<Self, Problem> {
-        let (own, rest) = Options::take_out(text, KIND_KEYS)?;
+        let (own, rest) = Options::take_out(text, kind.own)?;
         let source = Source::Program { program: kind.program.into(), options: rest };
         Self::with(named(&format!("--{}", kind.flag), text), source, &own)
     }

@@ -1,10 +1,10 @@
 //! A status as people read it. Every text in it comes from elsewhere, and is shown without obeying its control characters.
 
-use std::fmt::Write;
 use std::time::Duration;
 
 use outrigger_process::options::one_line;
 
+use crate::aligned::aligned;
 use crate::config::size::Size;
 use crate::control::api::status::{DeviceState, DeviceStatus, RunState, Status};
 
@@ -52,23 +52,6 @@ fn row(device: &DeviceStatus) -> [String; 8] {
         process,
         one_line(&device.label),
     ]
-}
-
-/// Columns as wide as their longest text, the last as it is.
-fn aligned<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: [usize; COLUMNS] = std::array::from_fn(width);
-    let mut text = String::new();
-    for row in rows {
-        let mut line = String::new();
-        for (cell, width) in row.iter().zip(widths) {
-            // Writing to a string does not fail.
-            let _ = write!(line, "{cell:width$}  ");
-        }
-        text.push_str(line.trim_end());
-        text.push('\n');
-    }
-    text
 }
 
 /// `12 s`, `3 min 4 s`, `5 h 6 min`, `7 d 8 h`.

@@ -1,0 +1,159 @@
+//! A function changes its driver.
+
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::path::Path;
+
+use nix::errno::Errno;
+
+use super::functions::Function;
+use super::{Host, VFIO_PCI, VfioError, name_behind};
+
+impl Host {
+    /// Takes a function from its driver and gives it to vfio-pci.
+    ///
+    /// # Errors
+    /// If it cannot be given to a guest, or the host works with it. It has the driver that it had, then.
+    pub(super) fn bind(&self, function: &Function) -> Result<String, VfioError> {
+        let Function { address, directory, .. } = function;
+        if function.is_bridge() {
+            return Err(VfioError::Bridge(address.clone()));
+        }
+        let Some(group) = &function.group else { return Err(VfioError::NoIommu(address.clone())) };
+        let mut in_the_way = String::new();
+        for other in function.in_the_way() {
+            let driver = other.driver.as_deref().unwrap_or_default();
+            in_the_way.push_str(&format!(
+                "; its group also has {} (driver {driver}), which must be bound to vfio-pci, too",
+                other.address
+            ));
+        }
+        if function.is_bound() {
+            return Ok(format!("{address} is bound to vfio-pci already (group {group}){in_the_way}\n"));
+        }
+        if !self.sys.join("bus/pci/drivers").join(VFIO_PCI).exists() {
+            return Err(VfioError::NoDriver);
+        }
+        self.check_unused(function)?;
+        // Before it is taken from its driver: whatever comes next, no other takes it.
+        write(&directory.join("driver_override"), VFIO_PCI)?;
+        let changed = self.change_driver(function);
+        if changed.is_err() || name_behind(&directory.join("driver")).as_deref() != Some(VFIO_PCI) {
+            self.give_back(function)?;
+            changed?;
+            return Err(VfioError::NotTaken(address.clone()));
+        }
+        let before = function.driver.as_deref().unwrap_or("no driver");
+        Ok(format!("{address}: bound to vfio-pci, group {group} (before: {before}){in_the_way}\n"))
+    }
+
+    /// Takes a function from vfio-pci and lets the kernel choose its driver, as if nothing had ever been bound.
+    ///
+    /// # Errors
+    /// If it is not bound to vfio-pci, or somebody uses it.
+    pub(super) fn unbind(&self, function: &Function) -> Result<String, VfioError> {
+        let Function { address, directory, .. } = function;
+        match &function.driver {
+            Some(driver) if !function.is_bound() => {
+                return Err(VfioError::OtherDriver { address: address.clone(), driver: driver.clone() });
+            }
+            _ => self.check_free(function)?,
+        }
+        self.give_back(function)?;
+        let after = name_behind(&directory.join("driver")).unwrap_or_else(|| "none".to_owned());
+        let before = if function.is_bound() { "taken from vfio-pci" } else { "was not bound" };
+        Ok(format!("{address}: {before}; its driver is {after} now\n"))
+    }
+
+    /// No driver is asked for any more: the kernel chooses.
+    fn give_back(&self, function: &Function) -> Result<(), VfioError> {
+        // A line break alone is what empties it (kernel, Documentation/ABI/testing/sysfs-bus-pci).
+        write(&function.directory.join("driver_override"), "\n")?;
+        self.change_driver(function)
+    }
+
+    fn change_driver(&self, function: &Function) -> Result<(), VfioError> {
+        let name = function.address.to_string();
+        let unbind = function.directory.join("driver/unbind");
+        match write(&unbind, &name) {
+            // It has no driver.
+            Err(VfioError::File { problem, .. }) if problem.kind() == ErrorKind::NotFound => {}
+            other => other?,
+        }
+        let probe = self.sys.join("bus/pci/drivers_probe");
+        match write(&probe, &name) {
+            // The driver's own answer; whether it has taken the function is seen by the link.
+            Err(VfioError::File { problem, .. }) if problem.kind() != ErrorKind::PermissionDenied => {
+                log::info!("{name}: {}: {problem}", probe.display());
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    /// Whether nothing of the function is mounted or used as swap: its driver would let go of it all the same.
+    fn check_unused(&self, function: &Function) -> Result<(), VfioError> {
+        let mounts = fs::read_to_string(self.proc.join("self/mountinfo")).unwrap_or_default();
+        let swaps = fs::read_to_string(self.proc.join("swaps")).unwrap_or_default();
+        let refuse = |what: String, remedy| {
+            let address = function.address.clone();
+            Err(VfioError::HostUses { address, what, remedy })
+        };
+        for disk in self.block_devices(function) {
+            // Fields of mountinfo (proc(5)): the third is the device, the fifth where it is mounted.
+            let mount = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+            let mut places = mount.filter(|fields| fields.get(2) == Some(&disk.number.as_str()));
+            if let Some(place) = places.find_map(|fields| fields.get(4).map(|place| (*place).to_owned())) {
+                return refuse(format!("its disk {} (mounted at {place})", disk.name), "unmount it first");
+            }
+            let holders = self.sys.join("class/block").join(&disk.name).join("holders");
+            if let Some(holder) = fs::read_dir(holders).ok().and_then(|mut holders| holders.next()?.ok()) {
+                let holder = holder.file_name();
+                return refuse(format!("its disk {} for {}", disk.name, holder.display()), "take that down first");
+            }
+            let file = format!("/dev/{}", disk.name);
+            if swaps.lines().any(|line| line.split_whitespace().next() == Some(&file)) {
+                return refuse(format!("its disk {} as swap", disk.name), "switch it off first: swapoff");
+            }
+        }
+        Ok(())
+    }
+
+    /// Disks and partitions that are there by a function.
+    fn block_devices(&self, function: &Function) -> Vec<Block> {
+        let Ok(home) = function.directory.canonicalize() else { return Vec::new() };
+        let Ok(entries) = fs::read_dir(self.sys.join("class/block")) else { return Vec::new() };
+        let block = |path: &Path| {
+            let is_its = path.canonicalize().is_ok_and(|place| place.starts_with(&home));
+            let number = fs::read_to_string(path.join("dev")).ok().filter(|_| is_its)?;
+            Some(Block { name: path.file_name()?.to_string_lossy().into_owned(), number: number.trim().to_owned() })
+        };
+        entries.flatten().filter_map(|entry| block(&entry.path())).collect()
+    }
+
+    /// Whether nobody has the group open: taking the function away would wait for as long as somebody has.
+    fn check_free(&self, function: &Function) -> Result<(), VfioError> {
+        let Some(group) = &function.group else { return Ok(()) };
+        let path = self.dev.join("vfio").join(group);
+        match fs::OpenOptions::new().read(true).write(true).open(&path) {
+            Err(error) if error.raw_os_error() == Some(Errno::EBUSY as i32) => {
+                Err(VfioError::InUse { address: function.address.clone(), path })
+            }
+            // The system says so of what follows as well.
+            _ => Ok(()),
+        }
+    }
+}
+
+struct Block {
+    name: String,
+    /// Major and minor number, `259:1`.
+    number: String,
+}
+
+/// Writes a file of sysfs, in one go as it wants.
+fn write(path: &Path, text: &str) -> Result<(), VfioError> {
+    let file = fs::OpenOptions::new().write(true).open(path);
+    let written = file.and_then(|mut file| io::Write::write_all(&mut file, text.as_bytes()));
+    written.map_err(|problem| VfioError::File { path: path.to_owned(), problem })
+}
