@@ -10,6 +10,7 @@ pub mod binaries;
 pub mod control;
 pub mod disk;
 pub mod driver;
+pub mod faltering;
 pub mod guest;
 pub mod hostile;
 pub mod kills;

@@ -224,10 +224,16 @@ impl Peripheral {
         self.now().link.end();
     }
 
-    /// Takes note of what is to serve the device from now on.
-    pub(super) fn is_served_by(&self, source: Source, link: &Arc<Link>, process: Option<Arc<DeviceProcess>>) {
+    /// Takes note of what serves the device from now on, or has failed to.
+    pub(super) fn is_served_by(
+        &self,
+        source: Source,
+        link: &Arc<Link>,
+        process: Option<Arc<DeviceProcess>>,
+        state: ServiceState,
+    ) {
         let mut now = self.now();
-        (now.source, now.link, now.process) = (source, link.clone(), process);
+        (now.source, now.link, now.process, now.state) = (source, link.clone(), process, state);
         drop(now);
         // The run may have ended meanwhile.
         if self.succession.has_ended() {

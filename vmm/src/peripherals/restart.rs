@@ -171,14 +171,13 @@ impl Peripheral {
         let patience = Patience { end, process: process.as_deref(), probe: self.config.deadline / PROBES };
         let (result, _) = patience.watch(|| link.fail(Cause::Silent), || self.device.succeed(successor, knows, take));
         // From the first message on it may have been at work: whatever comes after it waits for its end.
-        self.is_served_by(source, &link, process.clone());
+        let state = if result.is_ok() { ServiceState::Serving } else { ServiceState::Restarting };
+        self.is_served_by(source, &link, process.clone(), state);
         result.map_err(|error| {
             link.fail((&error).into());
             let problem = Problem::from(crate::attach::AttachError::from(error));
             problem.or_end_of(process.as_ref(), EXIT_WAIT)
-        })?;
-        self.now().state = ServiceState::Serving;
-        Ok(())
+        })
     }
 }
 
