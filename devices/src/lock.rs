@@ -3,6 +3,10 @@
 //! An open-file-description lock belongs to the open file. A process that is killed is gone at once, but io_uring still has
 //! its files open as long as a request of its is under way, and lets go of them in the background. So once somebody else has
 //! the lock, nothing of the kind happens any more.
+//!
+//! Whether a request outlives its process depends on the file: one through the page cache does not, as a thread of the process
+//! does it and dies with it, or the process does not end before it. One past the page cache does (`tests/tests/slow_disk.rs`,
+//! Linux 6.1): a file opened with O_DIRECT, or one whose file system reads and writes like that by itself.
 
 use std::fs::File;
 use std::thread;

@@ -27,4 +27,5 @@ pub mod repository;
 pub mod rude;
 pub mod rude_client;
 pub mod server;
+pub mod slow_disk;
 pub mod testbed;

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, fallocate};
+use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl};
 use nix::sys::stat::{major, minor};
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 
@@ -139,6 +139,7 @@ impl Backing {
             })?;
         let metadata = file.metadata().map_err(OpenError::Io)?;
         check_kind(&metadata)?;
+        may_wait(&file).map_err(OpenError::Io)?;
         if locking == Locking::AtOnce {
             lock(&file, readonly, LOCK_PATIENCE)?;
         }
@@ -183,6 +184,14 @@ impl Backing {
 /// Whether it could be served with `readonly=on`. Does not wait, whatever the file has become meanwhile.
 fn can_read(path: &Path) -> bool {
     OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path).is_ok()
+}
+
+/// From now on requests wait for storage that cannot be asked without waiting, as that behind an encrypted disk of the device
+/// mapper: io_uring answers EAGAIN where a file that must not block is on such a device.
+fn may_wait(file: &File) -> io::Result<()> {
+    let flags = OFlag::from_bits_retain(fcntl(file, FcntlArg::F_GETFL)?);
+    fcntl(file, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK))?;
+    Ok(())
 }
 
 fn check_kind(metadata: &Metadata) -> Result<(), OpenError> {
@@ -297,6 +306,14 @@ mod tests {
         let _reader = Backing::open(file.path(), true, false, Locking::AtOnce).unwrap();
         Backing::open(file.path(), true, false, Locking::AtOnce).unwrap();
         assert!(matches!(Backing::open(file.path(), false, false, Locking::AtOnce), Err(OpenError::Locked)));
+    }
+
+    #[test]
+    fn requests_may_wait_for_storage() {
+        let file = image(4096);
+        let backing = Backing::open(file.path(), false, false, Locking::AtOnce).unwrap();
+        let flags = OFlag::from_bits_retain(fcntl(&backing.file, FcntlArg::F_GETFL).unwrap());
+        assert!(!flags.contains(OFlag::O_NONBLOCK) && flags.contains(OFlag::O_RDWR));
     }
 
     #[test]

@@ -12,7 +12,8 @@ use crate::virtqueue::{self, SECTOR};
 
 const PATIENCE: u32 = 200_000;
 const ENTRY: u16 = 0;
-const VECTOR: u8 = 2;
+/// Where the disk's interrupts arrive.
+pub(super) const VECTOR: u8 = 2;
 const READ: u32 = 0;
 const WRITE: u32 = 1;
 /// Sector 0 is words of this, each plus its number; sector 1 gets their complement.
@@ -25,7 +26,8 @@ const STEADY: u32 = 63;
 /// It starts the device anew after so many rounds.
 const ROUNDS_PER_START: u32 = 40;
 
-fn start(machine: &Machine, verdict: &mut Verdict) -> Option<(Msix, VirtioBlk)> {
+/// The disk, reset and ready, which interrupts by its first message.
+pub(super) fn start(machine: &Machine, verdict: &mut Verdict) -> Option<(Msix, VirtioBlk)> {
     let Some(function) = machine.function(VENDOR, BLOCK) else {
         verdict.holds("blk-device-found", false);
         return None;

@@ -6,6 +6,7 @@ mod copier;
 mod end;
 mod faults;
 mod hostile;
+mod late;
 mod litmus;
 mod msix;
 mod paths;
@@ -26,6 +27,7 @@ const CHECKS: &[(&[u8], Check)] = &[
     (b"msix", msix::check),
     (b"blk", blk::check),
     (b"blk-steady", blk::steady),
+    (b"blk-late", late::check),
     (b"copier", copier::check),
     (b"shared-pin", copier::shared_pin),
     (b"paths", paths::check),
