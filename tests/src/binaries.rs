@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The names of all of them.
-pub const NAMES: [&str; 3] = ["outrigger", "outrigger-blk", "outrigger-net"];
+pub const NAMES: [&str; 4] = ["outrigger", "outrigger-blk", "outrigger-net", "outrigger-vfio"];
 
-/// The directory that holds the three programs.
+/// The directory that holds the programs.
 ///
 /// # Panics
 /// When one is missing.
@@ -57,7 +57,7 @@ pub fn strip(program: &Path, copy: &Path) {
     assert!(status.success(), "strip {}: {status}", program.display());
 }
 
-/// Copies all three to `destination` without debug information, readable for every user: small enough for the test bed's RAM,
+/// Copies all of them to `destination` without debug information, readable for every user: small enough for the test bed's RAM,
 /// and usable by who cannot look into the target directory.
 pub fn copy_stripped(destination: &Path) {
     let source = directory();

@@ -13,7 +13,7 @@ use crate::{binaries, guest, payload, repository};
 /// How long the first use of a kernel of our own may take, on two processors that are busy.
 const KERNEL_BUILD: Duration = Duration::from_secs(40 * 60);
 
-/// What is copied into the host, and what it runs. Outrigger's three programs are in /bin, the guest's files in /guest.
+/// What is copied into the host, and what it runs. Outrigger's programs are in /bin, the guest's files in /guest.
 pub struct Testbed {
     directory: TempDir,
     files: Vec<(PathBuf, String)>,
@@ -168,7 +168,7 @@ boot() {
   [ $status = $wanted ] || fail "$name: status $status instead of $wanted"
 }
 has() { grep -q "$2" /tmp/$1.out || fail "$1: its output lacks '$2'"; }
-left() { { pidof outrigger outrigger-blk outrigger-net; grep outrigger /proc/net/unix; ls -d /sys/class/net/or*; } 2> /dev/null; }
+left() { { pidof outrigger outrigger-blk outrigger-net outrigger-vfio; grep outrigger /proc/net/unix; ls -d /sys/class/net/or*; } 2> /dev/null; }
 nothing_left() {
   for second in 0 1 2 3 4 5 6 7 8 9; do [ -n "$(left)" ] || return 0; sleep 1; done
   fail "left behind: $(left)"

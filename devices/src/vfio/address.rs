@@ -16,7 +16,7 @@ pub struct Address {
 
 /// A text that is no address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("must be the address of a PCI function, as 0000:01:00.0 (lspci -D lists them)")]
+#[error("must be the address of a PCI function, as 0000:01:00.0 (outrigger vfio list shows them)")]
 pub struct NotAnAddress;
 
 impl FromStr for Address {

@@ -62,7 +62,7 @@ pub enum VfioError {
 #[non_exhaustive]
 pub enum OpenError {
     /// Nothing at this address.
-    #[error("no such PCI device (lspci -D lists them)")]
+    #[error("no such PCI device; outrigger vfio list shows those there are")]
     NoDevice,
     /// A driver of the host has it.
     #[error("bound to the driver {driver}: run outrigger vfio bind {address}")]

@@ -45,7 +45,7 @@ mod tests {
         assert_eq!(problem(""), "is empty");
         assert_eq!(
             problem("nvme0"),
-            "host: must be the address of a PCI function, as 0000:01:00.0 (lspci -D lists them)"
+            "host: must be the address of a PCI function, as 0000:01:00.0 (outrigger vfio list shows them)"
         );
         assert_eq!(problem("01:00.0,iommu=auto"), "unknown key 'iommu'; it takes host");
         assert_eq!(problem("01:00.0,host=02:00.0"), "key 'host' is given twice");
