@@ -249,7 +249,10 @@ impl Device for Paths {
 
     fn write(&mut self, region: u32, offset: u64, data: &[u8]) -> Result<(), Errno> {
         match offset / PAGE {
-            _ if region == CONFIG_REGION => self.config.write(number(offset), data),
+            _ if region == CONFIG_REGION => {
+                // No capability of it asks for a reset.
+                self.config.write(number(offset), data);
+            }
             MAPPED_PAGE => self.registers.mapped.write_all_at(data, offset).map_err(|_| Errno::EIO)?,
             page => self.registers.write(number(page), offset % PAGE, first_word(data)),
         }

@@ -12,17 +12,13 @@ use log::warn;
 use nix::errno::Errno;
 use nix::sys::eventfd::EventFd;
 use outrigger_protocol::ioregionfd::Endpoint;
-use outrigger_protocol::pci::{BAR0_REGION, CONFIG_REGION, INTX_IRQ, MSIX_IRQ, NUM_IRQS, NUM_REGIONS};
+use outrigger_protocol::pci::{BAR0_REGION, CONFIG_REGION, INTX_IRQ};
 use outrigger_protocol::server::{Device, Interrupts, IoFd, IoFdKind, Irq, Journaled, Memory, Migration, Region};
-use outrigger_protocol::wire::{IRQ_AUTOMASKED, IRQ_EVENTFD, IRQ_MASKABLE};
 
 use super::control::{Control, usize_from};
 use super::device::VirtioDevice;
 use super::iommu::Iommu;
-use super::pci_config::{
-    CONFIG_SIZE, ConfigEvent, ConfigSpace, MSIX_BAR, MSIX_BAR_SIZE, NOTIFY_MULTIPLIER, NOTIFY_OFFSET,
-    REGISTERS_BAR_SIZE, Window,
-};
+use super::pci_config::{ConfigEvent, ConfigSpace, MSIX_BAR, MSIX_BAR_SIZE, NOTIFY_MULTIPLIER, NOTIFY_OFFSET, Window};
 use super::shared::Shared;
 use super::{MAX_QUEUES, register_fd};
 use migration::Progress;
@@ -40,8 +36,6 @@ pub struct PciFunction<D> {
     config: ConfigSpace,
     /// The client owns the MSI-X table: to us it is plain memory.
     msix: Vec<u8>,
-    regions: [Region; NUM_REGIONS as usize],
-    irqs: [Irq; NUM_IRQS as usize],
     migration: Progress,
 }
 
@@ -53,14 +47,6 @@ impl<D: VirtioDevice> PciFunction<D> {
     pub fn new(device: D, iommu: Iommu) -> io::Result<Self> {
         let queues = device.queues();
         assert!(queues <= MAX_QUEUES, "a device has at most {MAX_QUEUES} queues");
-        let vectors = u32::from(queues) + 1;
-        let mut regions: [Region; NUM_REGIONS as usize] = Default::default();
-        regions[BAR0_REGION as usize] = Region::messages(REGISTERS_BAR_SIZE);
-        regions[MSIX_REGION as usize] = Region::messages(MSIX_BAR_SIZE);
-        regions[CONFIG_REGION as usize] = Region::messages(CONFIG_SIZE as u64);
-        let mut irqs = [Irq::default(); NUM_IRQS as usize];
-        irqs[INTX_IRQ as usize] = Irq { count: 1, flags: IRQ_EVENTFD | IRQ_MASKABLE | IRQ_AUTOMASKED };
-        irqs[MSIX_IRQ as usize] = Irq { count: vectors, flags: IRQ_EVENTFD };
         let name = device.name();
         let config = ConfigSpace::new(device.identity(), queues, device.config().len());
         let control = Control::new(device, iommu)?;
@@ -70,9 +56,7 @@ impl<D: VirtioDevice> PciFunction<D> {
             registers: Shared::new(control),
             register_fd: OnceCell::new(),
             config,
-            msix: vec![0; usize_from(MSIX_BAR_SIZE)],
-            regions,
-            irqs,
+            msix: vec![0; MSIX_BAR_SIZE as usize],
             migration: Progress::default(),
         };
         function.record_config();
@@ -135,11 +119,11 @@ impl<D: VirtioDevice> PciFunction<D> {
 
 impl<D: VirtioDevice> Device for PciFunction<D> {
     fn regions(&self) -> &[Region] {
-        &self.regions
+        self.config.regions()
     }
 
     fn irqs(&self) -> &[Irq] {
-        &self.irqs
+        self.config.irqs()
     }
 
     fn connected(&mut self, interrupts: &Arc<Interrupts>) {

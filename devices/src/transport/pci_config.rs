@@ -4,12 +4,13 @@
 //! driver's writes on to us. They are kept and read back, and have no effect here: accesses arrive by region, and
 //! interrupts go to whatever eventfd is connected.
 
+use outrigger_protocol::server::{self, Irq, Region};
+
 use super::device::Identity;
 use super::journal::CONFIG_SPACE_WORDS;
 use super::registers::COMMON_SIZE;
 
-/// Bytes of configuration space; the second kilobyte on is empty (no extended capabilities).
-pub const CONFIG_SIZE: usize = 4096;
+const VENDOR: u16 = 0x1af4;
 
 /// Region of the virtio registers.
 pub const REGISTERS_BAR: u8 = 0;
@@ -31,33 +32,15 @@ pub const NOTIFY_MULTIPLIER: u32 = 4;
 /// Region of the MSI-X table and pending bits.
 pub const MSIX_BAR: u8 = 2;
 /// Bytes of [`MSIX_BAR`].
-pub const MSIX_BAR_SIZE: u64 = 0x2000;
+pub const MSIX_BAR_SIZE: u32 = 0x2000;
 const MSIX_PBA_OFFSET: u32 = 0x1000;
 
-const COMMAND: usize = 0x04;
-const STATUS: usize = 0x06;
-const CACHE_LINE: usize = 0x0c;
-const BAR0: usize = 0x10;
-const CAPABILITIES_POINTER: usize = 0x34;
-const INTERRUPT_LINE: usize = 0x3c;
-
-const EXPRESS: usize = 0x40;
-const EXPRESS_DEVICE_CONTROL: usize = EXPRESS + 8;
-const MSIX: usize = 0x7c;
-const COMMON: usize = 0x88;
-const NOTIFY: usize = 0x98;
-const ISR: usize = 0xac;
-const DEVICE: usize = 0xbc;
-const ACCESS: usize = 0xcc;
-const ACCESS_DATA: usize = ACCESS + 16;
-const CAPABILITIES_END: usize = ACCESS + 20;
-
-const _: () = assert!(CAPABILITIES_END <= CONFIG_SPACE_WORDS * size_of::<u64>());
-const _: () = assert!(MSIX == EXPRESS + 0x3c && COMMON == MSIX + 12 && CAPABILITIES_END <= 0x100);
-
 const CAPABILITY_VENDOR: u8 = 0x09;
-const CAPABILITY_EXPRESS: u8 = 0x10;
-const CAPABILITY_MSIX: u8 = 0x11;
+/// Of `struct virtio_pci_cap` and what follows it: fields of the window (virtio 1.2, section 4.1.4.9).
+const WINDOW_BAR: usize = 4;
+const WINDOW_OFFSET: usize = 8;
+const WINDOW_LENGTH: usize = 12;
+const WINDOW_DATA: usize = 16;
 
 /// The window by which configuration cycles reach a base address register (virtio 1.2, section 4.1.4.9, "PCI
 /// configuration access capability").
@@ -85,141 +68,81 @@ pub enum ConfigEvent {
 /// The configuration space of one function.
 #[derive(Debug)]
 pub struct ConfigSpace {
-    bytes: Box<[u8; CONFIG_SIZE]>,
-    /// Which bits the client can write.
-    writable: Box<[u8; CONFIG_SIZE]>,
-    pristine: Box<[u8; CONFIG_SIZE]>,
+    space: server::ConfigSpace,
+    /// Where the capability of the window is.
+    access: usize,
 }
 
 impl ConfigSpace {
     /// For a device with this many queues and bytes of device-specific configuration.
     pub fn new(identity: Identity, queues: u16, device_size: usize) -> Self {
-        let mut space = Self {
-            bytes: Box::new([0; CONFIG_SIZE]),
-            writable: Box::new([0; CONFIG_SIZE]),
-            pristine: Box::new([0; CONFIG_SIZE]),
-        };
-        space.header(identity);
-        space.express();
-        space.msix(queues + 1);
+        // Modern ids, and revision 1: no legacy interface (virtio 1.2, section 4.1.2). Registers have side effects, so
+        // their memory is not prefetchable.
+        let mut space = server::ConfigSpace::new(VENDOR, 0x1040 + identity.device_type, identity.class)
+            .with_subsystem(VENDOR, 0x40 + identity.device_type)
+            .with_revision(1)
+            .with_wide_bar(REGISTERS_BAR.into(), REGISTERS_BAR_SIZE)
+            .with_bar(MSIX_BAR.into(), MSIX_BAR_SIZE)
+            .with_intx()
+            .with_function_level_reset()
+            .with_msix(queues + 1, MSIX_BAR.into(), 0, MSIX_PBA_OFFSET);
         let notify_size = NOTIFY_MULTIPLIER as usize * usize::from(queues);
-        space.virtio(COMMON, NOTIFY, 1, 16, COMMON_OFFSET, COMMON_SIZE);
-        space.virtio(NOTIFY, ISR, 2, 20, NOTIFY_OFFSET, notify_size);
-        space.put(NOTIFY + 16, &NOTIFY_MULTIPLIER.to_le_bytes());
+        add_virtio(&mut space, 1, COMMON_OFFSET, COMMON_SIZE, &[], &[]);
+        add_virtio(&mut space, 2, NOTIFY_OFFSET, notify_size, &NOTIFY_MULTIPLIER.to_le_bytes(), &[]);
+        add_virtio(&mut space, 3, ISR_OFFSET, 1, &[], &[]);
         // A device without configuration has no such capability: a structure of no bytes is none that drivers accept.
-        let after_isr = if device_size > 0 { DEVICE } else { ACCESS };
-        space.virtio(ISR, after_isr, 3, 16, ISR_OFFSET, 1);
         if device_size > 0 {
-            space.virtio(DEVICE, ACCESS, 4, 16, DEVICE_OFFSET, device_size);
+            add_virtio(&mut space, 4, DEVICE_OFFSET, device_size, &[], &[]);
         }
-        space.virtio(ACCESS, 0, 5, 20, 0, 0);
-        space.allow(ACCESS + 4, &[0xff]);
-        space.allow(ACCESS + 8, &[0xff; 12]);
-        space.pristine = space.bytes.clone();
-        space
+        // The driver writes which BAR, which offset, which length, and the data.
+        let writable = [0, 0, 0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff];
+        let access = add_virtio(&mut space, 5, 0, 0, &[0; 4], &writable);
+        Self { space, access }
+    }
+
+    /// For [`server::Device::regions`].
+    pub fn regions(&self) -> &[Region] {
+        self.space.regions()
+    }
+
+    /// For [`server::Device::irqs`].
+    pub fn irqs(&self) -> &[Irq] {
+        self.space.irqs()
     }
 
     /// Back to the state after power-on.
     pub fn reset(&mut self) {
-        self.bytes = self.pristine.clone();
+        self.space.reset();
     }
 
     /// All that there is, for the journal.
     pub fn words(&self) -> impl Iterator<Item = u64> {
-        self.bytes.chunks_exact(8).take(CONFIG_SPACE_WORDS).map(|word| word.try_into().map_or(0, u64::from_le_bytes))
+        let words = self.space.bytes().chunks_exact(size_of::<u64>()).take(CONFIG_SPACE_WORDS);
+        words.map(|word| word.try_into().map_or(0, u64::from_le_bytes))
     }
 
     /// What a journal says, as far as a driver can have written it or read it through the window.
     pub fn restore(&mut self, words: impl IntoIterator<Item = u64>) {
-        self.reset();
-        let bytes = words.into_iter().flat_map(u64::to_le_bytes);
-        for ((kept, mask), byte) in self.bytes.iter_mut().zip(&self.writable[..]).zip(bytes) {
-            *kept = *kept & !mask | byte & mask;
-        }
-    }
-
-    fn header(&mut self, identity: Identity) {
-        let device = 0x1040 + identity.device_type;
-        self.put(0x00, &0x1af4u16.to_le_bytes());
-        self.put(0x02, &device.to_le_bytes());
-        self.allow(COMMAND, &0x0547u16.to_le_bytes());
-        // There is a capability list.
-        self.put(STATUS, &0x0010u16.to_le_bytes());
-        // Revision 1: no legacy interface (virtio 1.2, section 4.1.2).
-        self.put(0x08, &(identity.class << 8 | 1).to_le_bytes());
-        self.allow(CACHE_LINE, &[0xff]);
-        // 64-bit memory, not prefetchable: registers have side effects.
-        self.bar(REGISTERS_BAR, 0b100, REGISTERS_BAR_SIZE);
-        self.bar(MSIX_BAR, 0, MSIX_BAR_SIZE);
-        self.put(0x2c, &0x1af4u16.to_le_bytes());
-        self.put(0x2e, &(0x40 + identity.device_type).to_le_bytes());
-        self.put(CAPABILITIES_POINTER, &EXPRESS.to_le_bytes()[..1]);
-        self.allow(INTERRUPT_LINE, &[0xff]);
-        // INTA.
-        self.put(INTERRUPT_LINE + 1, &[1]);
-    }
-
-    fn bar(&mut self, index: u8, kind: u32, size: u64) {
-        let at = BAR0 + 4 * usize::from(index);
-        self.put(at, &kind.to_le_bytes());
-        let mask = (!(size - 1)).to_le_bytes();
-        let is_64_bit = kind & 0b100 != 0;
-        self.allow(at, if is_64_bit { &mask } else { &mask[..4] });
-    }
-
-    /// A root-complex integrated endpoint, as it sits on bus 0, whose one feature is function-level reset (PCI Express
-    /// base specification, "PCI Express Capability Structure").
-    fn express(&mut self) {
-        const VERSION_2: u16 = 2;
-        const INTEGRATED_ENDPOINT: u16 = 9 << 4;
-        const ROLE_BASED_ERRORS: u32 = 1 << 15;
-        const FUNCTION_LEVEL_RESET: u32 = 1 << 28;
-        self.put(EXPRESS, &[CAPABILITY_EXPRESS, MSIX.to_le_bytes()[0]]);
-        self.put(EXPRESS + 2, &(VERSION_2 | INTEGRATED_ENDPOINT).to_le_bytes());
-        self.put(EXPRESS + 4, &(ROLE_BASED_ERRORS | FUNCTION_LEVEL_RESET).to_le_bytes());
-        // All but the initiate-reset bit, which reads as zero.
-        self.allow(EXPRESS_DEVICE_CONTROL, &0x7fffu16.to_le_bytes());
-    }
-
-    fn msix(&mut self, vectors: u16) {
-        self.put(MSIX, &[CAPABILITY_MSIX, COMMON.to_le_bytes()[0]]);
-        self.put(MSIX + 2, &(vectors - 1).to_le_bytes());
-        // Enable and function mask.
-        self.allow(MSIX + 3, &[0xc0]);
-        self.put(MSIX + 4, &u32::from(MSIX_BAR).to_le_bytes());
-        self.put(MSIX + 8, &(MSIX_PBA_OFFSET | u32::from(MSIX_BAR)).to_le_bytes());
-    }
-
-    /// `struct virtio_pci_cap` (virtio 1.2, section 4.1.4).
-    fn virtio(&mut self, at: usize, next: usize, kind: u8, length: u8, offset: u64, size: usize) {
-        self.put(at, &[CAPABILITY_VENDOR, next.to_le_bytes()[0], length, kind, REGISTERS_BAR]);
-        self.put(at + 8, &offset.to_le_bytes()[..4]);
-        self.put(at + 12, &size.to_le_bytes()[..4]);
-    }
-
-    fn put(&mut self, at: usize, bytes: &[u8]) {
-        self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
-    }
-
-    fn allow(&mut self, at: usize, mask: &[u8]) {
-        self.writable[at..at + mask.len()].copy_from_slice(mask);
+        self.space.restore(words.into_iter().flat_map(u64::to_le_bytes));
     }
 
     /// The window that an access at `offset` of `length` bytes reaches, if it does: the access is to be among those bytes of
     /// `pci_cfg_data` that the window has.
     pub fn window(&self, offset: usize, length: usize) -> Option<Window> {
-        let field = |at: usize| u32::from_le_bytes(self.bytes[at..at + 4].try_into().expect("four bytes"));
-        let (length, reached) = match field(ACCESS + 12) {
+        let capability = &self.space.bytes()[self.access..];
+        let field = |at: usize| capability[at..at + 4].try_into().map_or(0, u32::from_le_bytes);
+        let data = self.access + WINDOW_DATA;
+        let (length, reached) = match field(WINDOW_LENGTH) {
             size @ (1 | 2 | 4) => {
                 let size = size as usize;
-                (size, offset < ACCESS_DATA + size && offset + length > ACCESS_DATA)
+                (size, offset < data + size && offset + length > data)
             }
             _ => return None,
         };
-        let window = Window { bar: self.bytes[ACCESS + 4], offset: field(ACCESS + 8), length };
+        let window = Window { bar: capability[WINDOW_BAR], offset: field(WINDOW_OFFSET), length };
         let size = match window.bar {
             REGISTERS_BAR => REGISTERS_BAR_SIZE,
-            MSIX_BAR => MSIX_BAR_SIZE,
+            MSIX_BAR => MSIX_BAR_SIZE.into(),
             _ => return None,
         };
         let fits = u64::from(window.offset) + length as u64 <= size;
@@ -229,37 +152,44 @@ impl ConfigSpace {
 
     /// Shows what was read through the window, whose bytes these are.
     pub fn set_window_data(&mut self, data: &[u8]) {
-        self.put(ACCESS_DATA, data);
+        self.space.set(self.access + WINDOW_DATA, data);
     }
 
     /// Reads; bytes beyond the end are zero.
     pub fn read(&self, offset: usize, data: &mut [u8]) {
-        for (byte, at) in data.iter_mut().zip(offset..) {
-            *byte = self.bytes.get(at).copied().unwrap_or(0);
-        }
+        self.space.read(offset, data);
     }
 
     /// Writes the bits that can be.
     pub fn write(&mut self, offset: usize, data: &[u8]) -> ConfigEvent {
-        const INITIATE_RESET: usize = EXPRESS_DEVICE_CONTROL + 1;
-        let mut event = ConfigEvent::None;
-        for (&byte, at) in data.iter().zip(offset..) {
-            let (Some(kept), Some(&mask)) = (self.bytes.get_mut(at), self.writable.get(at)) else { break };
-            *kept = *kept & !mask | byte & mask;
-            match at {
-                INITIATE_RESET if byte & 0x80 != 0 => event = ConfigEvent::FunctionReset,
-                _ => {}
-            }
+        if self.space.write(offset, data) {
+            return ConfigEvent::FunctionReset;
         }
         match self.window(offset, data.len()) {
             // What the driver did not write now, it has read or written before.
-            Some(window) if event == ConfigEvent::None => {
-                let bytes = self.bytes[ACCESS_DATA..][..4].try_into().expect("four bytes");
+            Some(window) => {
+                let bytes = self.space.bytes()[self.access + WINDOW_DATA..][..4].try_into().expect("four bytes");
                 ConfigEvent::WriteWindow(window, bytes)
             }
-            _ => event,
+            None => ConfigEvent::None,
         }
     }
+}
+
+/// Adds a `struct virtio_pci_cap` (virtio 1.2, section 4.1.4), and what follows it; returns where it is. `writable`: from the
+/// third byte on.
+fn add_virtio(
+    space: &mut server::ConfigSpace,
+    kind: u8,
+    offset: u64,
+    size: usize,
+    rest: &[u8],
+    writable: &[u8],
+) -> usize {
+    let [offset, size] = [offset, size as u64].map(|number| number.to_le_bytes());
+    let length = 16 + u8::try_from(rest.len()).expect("a few bytes");
+    let place = [length, kind, REGISTERS_BAR, 0, 0, 0];
+    space.add_capability(CAPABILITY_VENDOR, &[&place, &offset[..4], &size[..4], rest].concat(), writable)
 }
 
 #[cfg(test)]
@@ -271,6 +201,13 @@ mod tests {
     fn space() -> ConfigSpace {
         ConfigSpace::new(Identity { device_type: 2, class: 0x01_00_00 }, 4, 60)
     }
+
+    const BAR0: usize = 0x10;
+    const CAPABILITIES_POINTER: usize = 0x34;
+    const EXPRESS_DEVICE_CONTROL: usize = 0x48;
+    const MSIX: usize = 0x7c;
+    const ACCESS: usize = 0xcc;
+    const ACCESS_DATA: usize = ACCESS + WINDOW_DATA;
 
     fn u32_at(space: &ConfigSpace, at: usize) -> u32 {
         let mut data = [0; 4];
@@ -359,22 +296,10 @@ mod tests {
             for (at, &byte) in words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<_>>().iter().enumerate() {
                 written.write(at, &[byte]);
             }
-            prop_assert_eq!(&space.bytes, &written.bytes);
+            prop_assert_eq!(space.space.bytes(), written.space.bytes());
             let mut again = self::space();
             again.restore(space.words());
-            prop_assert_eq!(&space.bytes, &again.bytes);
-        }
-
-        #[test]
-        fn any_write_leaves_the_read_only_bits_alone(writes in prop::collection::vec((0usize..4100, prop::collection::vec(any::<u8>(), 0..16)), 0..64)) {
-            let mut space = space();
-            for (offset, data) in writes {
-                space.write(offset, &data);
-            }
-            for at in 0..CONFIG_SIZE {
-                let fixed = !space.writable[at];
-                prop_assert_eq!(space.bytes[at] & fixed, space.pristine[at] & fixed);
-            }
+            prop_assert_eq!(space.space.bytes(), again.space.bytes());
         }
     }
 }

@@ -102,6 +102,12 @@ impl<R: Registers> Function<R> {
     }
 }
 
+fn reset(registers: &mut impl Registers, bus: &mut Bus) {
+    registers.reset();
+    bus.config.reset();
+    bus.set_intx(false);
+}
+
 impl<R: Registers> Device for Function<R> {
     fn regions(&self) -> &[Region] {
         &self.regions
@@ -137,8 +143,9 @@ impl<R: Registers> Device for Function<R> {
             return Ok(());
         }
         let was_disabled = bus.config.intx_disabled();
-        bus.config.write(offset, data);
-        if was_disabled {
+        if bus.config.write(offset, data) {
+            reset(registers, bus);
+        } else if was_disabled {
             bus.fire();
         }
         Ok(())
@@ -157,9 +164,7 @@ impl<R: Registers> Device for Function<R> {
 
     fn reset(&mut self) {
         let Shared { registers, bus } = &mut *self.shared();
-        registers.reset();
-        bus.config.reset();
-        bus.set_intx(false);
+        reset(registers, bus);
     }
 
     fn disconnected(&mut self) {
@@ -316,6 +321,19 @@ mod tests {
         assert_eq!(requester.read(0, 0, Size::One).unwrap(), 3);
         client.function.disconnected();
         assert!(matches!(requester.read(0, 0, Size::One), Err(AccessError::HungUp)));
+    }
+
+    #[test]
+    fn a_driver_resets_the_function_by_its_capability() {
+        let config = ConfigSpace::new(0x1af4, 0x10f0, 0x08_80_00).with_bar(0, 16).with_function_level_reset();
+        let mut function = Function::new(config, Pin(0));
+        function.write(0, 0, &[5]).unwrap();
+        function.write(CONFIG_REGION, COMMAND, &[4]).unwrap();
+        function.write(CONFIG_REGION, 0x48, &[0, 0x80]).unwrap();
+        let (mut register, mut command) = ([0xff], [0xff]);
+        function.read(0, 0, &mut register).unwrap();
+        function.read(CONFIG_REGION, COMMAND, &mut command).unwrap();
+        assert_eq!((register, command), ([0], [0]));
     }
 
     #[test]
