@@ -3,6 +3,7 @@
 mod bar;
 mod blk;
 mod copier;
+mod edu;
 mod end;
 mod faults;
 mod hostile;
@@ -30,6 +31,8 @@ const CHECKS: &[(&[u8], Check)] = &[
     (b"blk-late", late::check),
     (b"copier", copier::check),
     (b"shared-pin", copier::shared_pin),
+    (b"edu-pin", edu::by_pin),
+    (b"edu-message", edu::by_message),
     (b"paths", paths::check),
     (b"litmus", litmus::check),
     (b"litmus-long", litmus::check_long),

@@ -22,6 +22,8 @@ pub const CAPABILITIES: u16 = 0x34;
 pub const VENDOR_SPECIFIC: u8 = 0x09;
 /// Capability identifier of MSI-X.
 pub const MSIX: u8 = 0x11;
+/// Message-signalled interrupts.
+pub const MSI: u8 = 0x05;
 /// Command register: answer in I/O space.
 pub const IO: u16 = 1 << 0;
 /// Command bits: memory decoding, bus mastering.

@@ -1,0 +1,158 @@
+//! QEMU's teaching device (QEMU, docs/specs/edu.rst), given to the guest as a physical device: registers, DMA both ways, and
+//! its interrupt by pin and by message.
+
+use crate::apic;
+use crate::interrupts::{FIRST_VECTOR, fired, wait};
+use crate::ioapic;
+use crate::machine::Machine;
+use crate::memory::{Raw, map, read8, read32, read64, write8, write32, write64};
+use crate::pci::{BUS_MASTER, Function, MEMORY, MSI};
+use crate::verdict::Verdict;
+
+const VENDOR: u16 = 0x1234;
+const DEVICE: u16 = 0x11e8;
+const INTERRUPT_LINE: u16 = 0x3c;
+
+const IDENTITY: u64 = 0x00;
+const LIVENESS: u64 = 0x04;
+const INTERRUPTS: u64 = 0x24;
+const RAISE: u64 = 0x60;
+const ACKNOWLEDGE: u64 = 0x64;
+const DMA_FROM: u64 = 0x80;
+const DMA_TO: u64 = 0x88;
+const DMA_COUNT: u64 = 0x90;
+const DMA_COMMAND: u64 = 0x98;
+/// Where DMA finds the device's own memory.
+const OWN_MEMORY: u64 = 0x4_0000;
+const START: u64 = 1;
+const TO_RAM: u64 = 2;
+const AND_INTERRUPT: u64 = 4;
+const DMA_DONE: u32 = 0x100;
+
+/// Offsets in the MSI capability and bits of its control (PCI Local Bus 3.0, section 6.8.1).
+const CONTROL: u16 = 2;
+const ENABLE: u16 = 1;
+const WIDE: u16 = 1 << 7;
+
+/// Windows in which something that must come may come, after a tenth of a second where it is DMA.
+const PATIENCE: u32 = 20_000_000;
+/// Windows for what must not come.
+const QUIET: u32 = 20_000;
+const PIN_VECTOR: u8 = 4;
+const MESSAGE_VECTOR: u8 = 5;
+const BYTES: u64 = 512;
+
+static BUFFERS: Raw<[[u8; BYTES as usize]; 2]> = Raw::new([[0; BYTES as usize]; 2]);
+
+struct Edu {
+    function: Function,
+    registers: u64,
+}
+
+/// By the interrupt pin, and DMA.
+pub fn by_pin(machine: &Machine, verdict: &mut Verdict) {
+    let Some(edu) = Edu::find(machine, verdict) else { return };
+    let pin = edu.function.read8(INTERRUPT_LINE);
+    ioapic::route(pin, PIN_VECTOR);
+    // Each time the pin has to be unmasked by the guest's end of the interrupt, or the next one never comes.
+    for value in 1..=3 {
+        let before = fired(PIN_VECTOR);
+        edu.raise(value);
+        verdict.holds("edu-pin-interrupts", wait(PATIENCE, || fired(PIN_VECTOR) != before));
+        verdict.equal("edu-pin-status", u64::from(edu.read(INTERRUPTS)), u64::from(value));
+        // A level stays until it is acknowledged.
+        let more = wait(PATIENCE, || fired(PIN_VECTOR).wrapping_sub(before) > 2);
+        verdict.holds("edu-pin-interrupts-until-acknowledged", more);
+        edu.acknowledge(value);
+        wait(QUIET, || false);
+        let before = fired(PIN_VECTOR);
+        wait(QUIET, || false);
+        verdict.holds("edu-pin-acknowledged", fired(PIN_VECTOR) == before && edu.read(INTERRUPTS) == 0);
+    }
+    edu.copy_both_ways(PIN_VECTOR, verdict);
+    ioapic::mask(pin);
+}
+
+/// By message, and DMA.
+pub fn by_message(machine: &Machine, verdict: &mut Verdict) {
+    let Some(edu) = Edu::find(machine, verdict) else { return };
+    let Some(capability) = edu.function.capabilities(MSI).next() else {
+        verdict.holds("edu-msi-capability", false);
+        return;
+    };
+    let control = edu.function.read16(capability + CONTROL);
+    edu.function.write32(capability + 4, 0xfee0_0000 | u32::from(apic::id()) << 12);
+    let data = if control & WIDE == 0 { capability + 8 } else { capability + 12 };
+    if control & WIDE != 0 {
+        edu.function.write32(capability + 8, 0);
+    }
+    edu.function.write16(data, u16::from(FIRST_VECTOR + MESSAGE_VECTOR));
+    edu.function.write16(capability + CONTROL, control | ENABLE);
+    for value in 1..=3 {
+        let before = fired(MESSAGE_VECTOR);
+        edu.raise(value);
+        verdict.holds("edu-message-interrupts", wait(PATIENCE, || fired(MESSAGE_VECTOR) != before));
+        wait(QUIET, || false);
+        verdict.equal("edu-message-once", u64::from(fired(MESSAGE_VECTOR).wrapping_sub(before)), 1);
+        edu.acknowledge(value);
+    }
+    edu.copy_both_ways(MESSAGE_VECTOR, verdict);
+    edu.function.write16(capability + CONTROL, control & !ENABLE);
+}
+
+impl Edu {
+    fn find(machine: &Machine, verdict: &mut Verdict) -> Option<Self> {
+        let found = machine.function(VENDOR, DEVICE).and_then(|function| Some((function, function.bar(0)?)));
+        verdict.holds("edu-found", found.is_some());
+        let (function, bar) = found?;
+        map(bar.address(), bar.size);
+        function.command(MEMORY | BUS_MASTER, 0);
+        let edu = Self { function, registers: bar.address() };
+        verdict.equal("edu-identity", u64::from(edu.read(IDENTITY) & 0xffff), 0x00ed);
+        edu.write(LIVENESS, 0x1234_5678);
+        verdict.equal("edu-answers", u64::from(edu.read(LIVENESS)), u64::from(!0x1234_5678u32));
+        Some(edu)
+    }
+
+    /// Copies RAM to the device and back to another place.
+    fn copy_both_ways(&self, vector: u8, verdict: &mut Verdict) {
+        let (from, to) = (BUFFERS.address(), BUFFERS.address() + BYTES);
+        let pattern = |at: u64| (at as u8).wrapping_mul(7) ^ vector;
+        (0..BYTES).for_each(|at| {
+            write8(from + at, pattern(at));
+            write8(to + at, 0);
+        });
+        self.copy(from, OWN_MEMORY, 0, vector, verdict);
+        self.copy(OWN_MEMORY, to, TO_RAM, vector, verdict);
+        verdict.holds("edu-dma-copied", (0..BYTES).all(|at| read8(to + at) == pattern(at)));
+    }
+
+    fn copy(&self, from: u64, to: u64, direction: u64, vector: u8, verdict: &mut Verdict) {
+        let before = fired(vector);
+        write64(self.registers + DMA_FROM, from);
+        write64(self.registers + DMA_TO, to);
+        write64(self.registers + DMA_COUNT, BYTES);
+        write64(self.registers + DMA_COMMAND, START | direction | AND_INTERRUPT);
+        verdict.holds("edu-dma-interrupts", wait(PATIENCE, || fired(vector) != before));
+        verdict.equal("edu-dma-status", u64::from(self.read(INTERRUPTS)), u64::from(DMA_DONE));
+        verdict.equal("edu-dma-ended", read64(self.registers + DMA_COMMAND) & START, 0);
+        self.acknowledge(DMA_DONE);
+        wait(QUIET, || false);
+    }
+
+    fn raise(&self, value: u32) {
+        self.write(RAISE, value);
+    }
+
+    fn acknowledge(&self, value: u32) {
+        self.write(ACKNOWLEDGE, value);
+    }
+
+    fn read(&self, register: u64) -> u32 {
+        read32(self.registers + register)
+    }
+
+    fn write(&self, register: u64, value: u32) {
+        write32(self.registers + register, value);
+    }
+}
