@@ -19,6 +19,7 @@ pub mod load;
 pub mod lock;
 pub mod outrigger;
 pub mod payload;
+pub mod physical;
 pub mod process;
 pub mod qemu;
 pub mod random;

@@ -1,5 +1,6 @@
 //! The checks, by the names that the command line calls them by: `checks=pci,bar`. They run in the order given.
 
+mod asleep;
 mod bar;
 mod blk;
 mod copier;
@@ -14,8 +15,8 @@ mod paths;
 mod pci;
 mod ports;
 mod rude;
-mod word;
 mod verified;
+mod word;
 
 use crate::machine::Machine;
 use crate::verdict::Verdict;
@@ -31,6 +32,7 @@ const CHECKS: &[(&[u8], Check)] = &[
     (b"blk-late", late::check),
     (b"copier", copier::check),
     (b"shared-pin", copier::shared_pin),
+    (b"asleep", asleep::check),
     (b"edu-pin", edu::by_pin),
     (b"edu-message", edu::by_message),
     (b"paths", paths::check),

@@ -20,10 +20,12 @@ pub const BAR0: u16 = 0x10;
 pub const CAPABILITIES: u16 = 0x34;
 /// Capability identifier of vendor-specific structures, here virtio's.
 pub const VENDOR_SPECIFIC: u8 = 0x09;
+/// Capability identifier of power management.
+pub const POWER: u8 = 0x01;
+/// Capability identifier of MSI.
+pub const MSI: u8 = 0x05;
 /// Capability identifier of MSI-X.
 pub const MSIX: u8 = 0x11;
-/// Message-signalled interrupts.
-pub const MSI: u8 = 0x05;
 /// Command register: answer in I/O space.
 pub const IO: u16 = 1 << 0;
 /// Command bits: memory decoding, bus mastering.

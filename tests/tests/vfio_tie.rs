@@ -1,0 +1,125 @@
+//! KVM knows of a physical device before it is opened, and forgets it in whatever way it goes: seen by probes in the host's kernel.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::thread;
+
+use nix::errno::Errno;
+use outrigger_protocol::server::{Device, Interrupts, Irq, Memory, Options, Region, Unopened, serve_unopened};
+use outrigger_tests::outrigger::{LIMIT, with_payload};
+use outrigger_tests::physical::{self, EDU};
+use outrigger_tests::process::run;
+use tempfile::TempDir;
+
+#[test]
+fn kvm_knows_of_a_device_for_as_long_as_it_is_open() {
+    let script = r#"
+outrigger vfio bind EDU > /dev/null || fail bind
+mount -t tracefs none /sys/kernel/tracing
+tracing=/sys/kernel/tracing
+# KVM tells VFIO of itself, or that it has forgotten the file; a device is opened; the last descriptor of it is closed.
+echo 'p:tie vfio_file_set_kvm kvm=%si' > $tracing/kprobe_events || fail 'no probes'
+echo 'p:opened vfio_pci_core_enable' >> $tracing/kprobe_events
+echo 'p:closed vfio_pci_core_close_device' >> $tracing/kprobe_events
+echo 1 > $tracing/events/kprobes/enable
+# order NAME: what happened since it was asked last, sorted by time, is in /tmp/NAME.order on one line.
+order() {
+  grep -v '^#' $tracing/trace > /tmp/$1.trace
+  echo > $tracing/trace
+  cat /tmp/$1.trace
+  sed -nE 's/.*: (tie|opened|closed): .*kvm=0x0$/forgotten/p; t; s/.*: (tie|opened|closed): .*/\1/p' /tmp/$1.trace | tr '\n' ' ' > /tmp/$1.order
+}
+edu() { name=$1 checks=$2; shift 2; start $name --kernel /guest/payload --memory 64M --vfio EDU --cmdline checks=$checks; }
+closed() { for try in $(seq 60); do grep -q closed $tracing/trace && return; sleep 0.05; done; fail 'the device stays open'; }
+
+edu whole edu-message
+wait $vmm || fail 'the payload fails'
+order whole
+[ "$(cat /tmp/whole.order)" = 'tie opened closed forgotten ' ] || fail "$(cat /tmp/whole.order)"
+
+edu first edu-pin,spin
+first=$vmm
+see first edu-dma-copied
+kill -9 $(pidof outrigger-vfio)
+see first 'was killed by SIGKILL; from now on the guest reads all-ones'
+closed
+order killed
+case $(cat /tmp/killed.order) in 'tie opened forgotten closed ' | 'tie opened closed forgotten ') ;; *) fail "$(cat /tmp/killed.order)" ;; esac
+# It can be had by another guest while the first one still runs.
+edu second edu-pin
+wait $vmm || fail "$(cat /tmp/second.out)"
+kill $first
+order second
+
+edu third edu-pin,spin
+see third edu-dma-copied
+before=$(cut -d' ' -f1 /proc/uptime)
+kill -9 $vmm
+group=/dev/vfio/$(basename $(readlink /sys/bus/pci/devices/EDU/iommu_group))
+until ( : 3<> $group ) 2> /dev/null; do sleep 0.01; done
+after=$(cut -d' ' -f1 /proc/uptime)
+echo "$before $after" | awk '{ exit !($2 - $1 < 1) }' || fail "it could be opened again only at $after, not at $before"
+order third
+grep -q forgotten /tmp/third.order && grep -q closed /tmp/third.order || fail "$(cat /tmp/third.order)"
+edu fourth edu-pin,edu-message
+wait $vmm || fail "$(cat /tmp/fourth.out)"
+no_splat
+nothing_left
+"#;
+    physical::testbed().run(&[physical::SHELL, &script.replace("EDU", EDU)].concat());
+}
+
+/// A device whose file KVM does not take.
+struct Untied(File);
+
+/// Never opened.
+struct Nothing;
+
+impl Unopened for Untied {
+    type Device = Nothing;
+
+    fn file(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    fn open(&mut self, _: bool) -> Result<Nothing, Errno> {
+        Ok(Nothing)
+    }
+}
+
+impl Device for Nothing {
+    fn regions(&self) -> &[Region] {
+        &[]
+    }
+    fn irqs(&self) -> &[Irq] {
+        &[]
+    }
+    fn connected(&mut self, _: &Arc<Interrupts>) {}
+    fn disconnected(&mut self) {}
+    fn reset(&mut self) {}
+    fn memory_changed(&mut self, _: &Memory) {}
+    fn read(&mut self, _: u32, _: u64, _: &mut [u8]) -> Result<(), Errno> {
+        Err(Errno::EINVAL)
+    }
+    fn write(&mut self, _: u32, _: u64, _: &[u8]) -> Result<(), Errno> {
+        Err(Errno::EINVAL)
+    }
+}
+
+#[test]
+fn a_file_that_kvm_does_not_take_is_one_line() {
+    let directory = TempDir::new().expect("there is room for temporary files");
+    let path = directory.path().join("untied");
+    let listener = UnixListener::bind(&path).expect("the directory is ours");
+    thread::spawn(move || {
+        let (stream, _) = listener.accept().expect("Outrigger connects");
+        let _ = serve_unopened(&mut Untied(File::open("/dev/null").expect("it is there")), stream, &Options::default());
+    });
+    let mut command = with_payload("pci");
+    let ended = run(command.arg("--device").arg(format!("socket={}", path.display())), LIMIT);
+    ended.expect_code(3);
+    let line = "KVM does not take the device's file (KVM_DEV_VFIO_FILE_ADD): Invalid argument (os error 22)\n";
+    assert_eq!(ended.stderr, format!("outrigger: --device socket={}: {line}", path.display()));
+}
