@@ -64,6 +64,8 @@ fn a_region_that_is_mappable_as_a_whole_comes_with_its_descriptor() {
     assert_eq!(reply.fds.len(), 1);
 }
 
+/// As QEMU 11.1 wants it, which refuses the device if it sees the flag and no offset (hw/vfio-user/device.c,
+/// vfio_user_device_io_get_region_info).
 #[test]
 fn without_room_for_the_capabilities_the_reply_says_how_much_is_needed() {
     let server = Server::start();
@@ -71,7 +73,7 @@ fn without_room_for_the_capabilities_the_reply_says_how_much_is_needed() {
     let needed = 32 + 8 + 8 + 2 * 16;
     for argsz in [32, needed - 1] {
         let reply = raw.succeed(GET_REGION_INFO, &request(argsz, SPARSE), &[]);
-        assert_eq!((reply.u32_at(0), reply.u32_at(4)), (needed, READ | WRITE | MMAP | CAPS));
+        assert_eq!((reply.u32_at(0), reply.u32_at(4)), (needed, READ | WRITE | MMAP));
         assert_eq!((reply.payload.len(), reply.u32_at(12), reply.fds.len()), (32, 0, 0));
     }
 }

@@ -41,15 +41,17 @@ impl Commands<'_> {
         let caps = capabilities.size();
         let whole = size_u32(fixed + caps)?;
         let fits = request.argsz >= whole;
+        // Where there is no room for them, no capabilities follow: QEMU takes the flag without an offset for an error.
+        let caps_follow = caps > 0 && fits;
         let flag = |set: bool, flag: u32| if set { flag } else { 0 };
         reply.push(&wire::RegionInfo {
             argsz: whole,
             flags: flag(region.readable, wire::REGION_READ)
                 | flag(region.writable, wire::REGION_WRITE)
                 | flag(mapping.is_some(), wire::REGION_MMAP)
-                | flag(caps > 0, wire::REGION_CAPS),
+                | flag(caps_follow, wire::REGION_CAPS),
             index: request.index,
-            cap_offset: if caps > 0 && fits { size_u32(fixed)? } else { 0 },
+            cap_offset: if caps_follow { size_u32(fixed)? } else { 0 },
             size: region.size,
             offset: mapping.map_or(0, |mapping| mapping.offset),
         });
