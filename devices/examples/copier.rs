@@ -2,9 +2,12 @@
 //!
 //! BAR 0 keeps what is written to it. START is a doorbell that carries data, the number of bytes: it copies them from
 //! address SOURCE to DESTINATION, leaves 1 (done) or 2 (failed) in STATUS, and raises the interrupt pin; a write to
-//! STATUS lowers it.
+//! STATUS lowers it. All that the device is are those bytes, so another process can go on with it: it migrates.
 
 use std::error::Error;
+use std::io::stdin;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 
 use outrigger_protocol::server::{Bus, ConfigSpace, Function, Listener, Memory, Options, Registers, serve};
 
@@ -46,13 +49,22 @@ impl Registers for Copier {
     fn reset(&mut self) {
         self.0.fill(0);
     }
+
+    fn state(&mut self) -> Option<&mut [u8]> {
+        Some(&mut self.0)
+    }
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let path = std::env::args_os().nth(1).ok_or("usage: copier SOCKET")?;
+    let argument = std::env::args_os().nth(1).ok_or("usage: copier SOCKET")?;
     let config = ConfigSpace::new(0x1af4, 0x10f0, 0x08_80_00).with_bar(0, 4096).with_intx();
     let mut device = Function::new(config, Copier([0; 4096])).with_doorbell(0, START as u64, 8);
-    let listener = Listener::bind(path.as_ref())?;
+    if argument == "--options" {
+        // Outrigger has started this, and standard input is the socket: docs/DEVICE-PROGRAMS.md.
+        let stream = UnixStream::from(stdin().as_fd().try_clone_to_owned()?);
+        return Ok(serve(&mut device, stream, &Options::default())?);
+    }
+    let listener = Listener::bind(argument.as_ref())?;
     loop {
         let served = serve(&mut device, listener.accept()?, &Options::default());
         served.unwrap_or_else(|error| eprintln!("copier: {error}"));

@@ -121,3 +121,13 @@ pub fn ctl(path: &Path, words: &[&str]) -> Ended {
 pub fn expect_removed(path: &Path) {
     assert!(eventually(PATIENCE, || fs::symlink_metadata(path).is_err()), "{} is left", path.display());
 }
+
+/// How long accesses waited, in milliseconds, as `outrigger ctl` tells it of a replacement.
+///
+/// # Panics
+/// If it does not.
+#[track_caller]
+pub fn pause(done: &Ended) -> f64 {
+    let number = done.stdout.split("waited ").nth(1).and_then(|rest| rest.split(' ').next());
+    number.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("it does not tell the pause: {done}"))
+}

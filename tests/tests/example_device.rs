@@ -25,7 +25,7 @@ grep uio_pci_generic /proc/interrupts
 "#;
 
 /// The most lines that a device author has to read.
-const LINES: usize = 60;
+const LINES: usize = 75;
 
 fn initramfs(directory: &Path) -> PathBuf {
     let path = directory.join("copier.cpio");

@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::process::Command;
 
 use outrigger_tests::binaries;
-use outrigger_tests::control::{Controlled, ctl};
+use outrigger_tests::control::{Controlled, ctl, pause};
 use outrigger_tests::leftovers::{children, expect_ended};
 use outrigger_tests::process::Ended;
 use tempfile::TempDir;
@@ -51,6 +51,47 @@ fn a_device_migrates_from_process_to_process_and_keeps_what_it_is() {
     assert_eq!((before.len(), after.len()), (2, 2));
     expect_ended(&before.into_iter().filter(|process| !after.contains(process)).collect::<Vec<_>>());
     println!("{}", ends_well(run).stdout);
+}
+
+/// The example device, which copies memory by DMA and interrupts all the while, between two builds of it.
+fn the_example_device_moves(times: usize, options: &str) {
+    let programs = TempDir::new().expect("there is room for temporary files");
+    let builds = [binaries::example("copier"), programs.path().join("copier")];
+    binaries::strip(&builds[0], &builds[1]);
+    let builds = builds.map(|build| build.display().to_string());
+    let program = format!("program={}{options}", builds[0]);
+    let mut run = Controlled::start("copies", |command| command.arg("--device").arg(program));
+    let mut pauses = Vec::new();
+    for build in builds.iter().cycle().skip(1).take(times) {
+        let done = ctl(&run.socket(), &["replace", SLOT, "--program", build]);
+        assert_eq!(done.code(), 0, "{done}\nthe VMM said:\n{}\n{}", run.vmm.stdout(), run.vmm.stderr());
+        pauses.push(pause(&done));
+    }
+    run.vmm.send("q");
+    let ended = run.vmm.finish();
+    ended.expect_code(0).expect_stdout("ok copies\n").expect_stdout("payload: passed");
+    assert_eq!(ended.stderr, "", "a replacement that works is worth no line");
+    pauses.sort_by(f64::total_cmp);
+    let (middle, longest) = (pauses[pauses.len() / 2], pauses[pauses.len() - 1]);
+    println!("{times} migrations: {middle} ms in the middle, {longest} ms at most\n{}", ended.stdout);
+}
+
+#[test]
+fn the_example_device_moves_from_build_to_build() {
+    the_example_device_moves(TIMES, "");
+}
+
+#[test]
+fn and_with_memory_by_messages() {
+    the_example_device_moves(TIMES, ",dma=messages");
+}
+
+#[test]
+#[ignore = "takes long: scripts/test --long replacements"]
+fn hundreds_of_migrations() {
+    for options in ["", ",dma=messages"] {
+        the_example_device_moves(500, options);
+    }
 }
 
 #[test]

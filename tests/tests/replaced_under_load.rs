@@ -6,7 +6,7 @@ use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
 
-use outrigger_tests::control::{ctl, expect_removed};
+use outrigger_tests::control::{ctl, expect_removed, pause};
 use outrigger_tests::kills::{expect_whole_blocks, held};
 use outrigger_tests::leftovers::{children, expect_ended};
 use outrigger_tests::outrigger::with_payload;
@@ -22,8 +22,14 @@ const REPLACEMENTS: usize = 25;
 const LONG: usize = 500;
 const SLOT: &str = "00:01.0";
 
-/// `program`, and another build of it: without what a debugger needs.
+/// Where another build of the programs is, such as `target/release`: `scripts/test --long replacements` makes one.
+const OTHER_BUILD: &str = "OUTRIGGER_OTHER_BUILD";
+
+/// `program`, and another build of it; where there is none, the same without what a debugger needs.
 fn builds(program: &str, directory: &Path) -> [PathBuf; 2] {
+    if let Some(build) = std::env::var_os(OTHER_BUILD) {
+        return [Path::new(&build).join(program), binaries::path(program)];
+    }
     let other = directory.join(program);
     binaries::strip(&binaries::path(program), &other);
     [other, binaries::path(program)]
@@ -65,12 +71,6 @@ fn replaced(mut command: Command, program: &str, directory: &Path, count: usize)
     expect_ended(&devices);
     expect_removed(&socket);
     ended
-}
-
-/// How long accesses waited, in milliseconds, as `outrigger ctl` tells it.
-fn pause(done: &Ended) -> f64 {
-    let number = done.stdout.split("waited ").nth(1).and_then(|rest| rest.split(' ').next());
-    number.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("it does not tell the pause: {done}"))
 }
 
 fn controlled(check: &str, directory: &Path) -> Command {

@@ -7,8 +7,10 @@ use nix::errno::Errno;
 use super::config_space::{ConfigSpace, Irqs, Regions};
 use super::device::{Device, IoFd, Region};
 use super::function_fds::Offered;
+use super::function_migration::Moving;
 use super::interrupts::{Interrupts, Irq};
 use super::memory::Memory;
+use super::migration::Migration;
 use crate::pci::{BAR5_REGION, CONFIG_REGION, INTX_IRQ};
 
 /// The registers of a device, and what happens when they are written. One access at a time, on the thread that serves the
@@ -23,6 +25,12 @@ pub trait Registers: Send + 'static {
 
     /// Back to the state after power-on. The interrupt pin is lowered by the caller.
     fn reset(&mut self);
+
+    /// The bytes that the registers are, always as many, if another process can go on from them: the function migrates then.
+    /// What is put here may come from anybody, so every byte may have any value.
+    fn state(&mut self) -> Option<&mut [u8]> {
+        None
+    }
 }
 
 /// What a device reaches of its client: memory, and the interrupt pin.
@@ -48,7 +56,22 @@ impl Bus {
         self.fire();
     }
 
-    fn fire(&self) {
+    pub(super) fn config(&self) -> &ConfigSpace {
+        &self.config
+    }
+
+    pub(super) fn intx(&self) -> bool {
+        self.intx
+    }
+
+    /// What the guest has written to configuration space, and the level of the pin.
+    pub(super) fn restore(&mut self, config: &[u8], intx: bool) {
+        self.config.restore(config.iter().copied());
+        self.config.set_interrupt_status(intx);
+        self.intx = intx;
+    }
+
+    pub(super) fn fire(&self) {
         if let Some(interrupts) = self.interrupts.as_ref().filter(|_| self.intx && !self.config.intx_disabled()) {
             interrupts.trigger(INTX_IRQ, 0);
         }
@@ -64,7 +87,8 @@ pub struct Function<R> {
     regions: Regions,
     irqs: Irqs,
     shared: Arc<Mutex<Shared<R>>>,
-    offered: Offered,
+    pub(super) offered: Offered,
+    pub(super) moving: Moving,
 }
 
 /// What is accessed by messages and by ioregionfd.
@@ -79,7 +103,8 @@ impl<R: Registers> Function<R> {
     pub fn new(mut config: ConfigSpace, registers: R) -> Self {
         let (regions, irqs) = config.take_description();
         let bus = Bus { config, memory: Memory::default(), interrupts: None, intx: false };
-        Self { regions, irqs, shared: Arc::new(Mutex::new(Shared { registers, bus })), offered: Offered::default() }
+        let shared = Arc::new(Mutex::new(Shared { registers, bus }));
+        Self { regions, irqs, shared, offered: Offered::default(), moving: Moving::default() }
     }
 
     /// Says that nobody has to wait until a write within the `size` bytes at `offset` of a BAR has had its effect: a doorbell
@@ -97,7 +122,7 @@ impl<R: Registers> Function<R> {
         self
     }
 
-    fn shared(&self) -> MutexGuard<'_, Shared<R>> {
+    pub(super) fn shared(&self) -> MutexGuard<'_, Shared<R>> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -163,8 +188,16 @@ impl<R: Registers> Device for Function<R> {
     }
 
     fn reset(&mut self) {
-        let Shared { registers, bus } = &mut *self.shared();
+        let mut shared = self.shared();
+        let Shared { registers, bus } = &mut *shared;
         reset(registers, bus);
+        drop(shared);
+        self.moving = Moving::default();
+    }
+
+    fn migration(&mut self) -> Option<&mut dyn Migration> {
+        let migrates = self.shared().registers.state().is_some();
+        migrates.then_some(self)
     }
 
     fn disconnected(&mut self) {

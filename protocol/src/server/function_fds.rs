@@ -4,11 +4,17 @@ use std::cell::OnceCell;
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use nix::errno::Errno;
 
 use super::device::{IoFd, IoFdKind};
 use super::function::{Registers, Shared};
-use crate::ioregionfd::{Endpoint, Handler, Size, SocketType};
+use crate::ioregionfd::{Endpoint, Handler, Requester, Size, SocketType};
 use crate::pci::BAR5_REGION;
+
+/// How long accesses that are under way may take to be done when the function stops. Less than a client waits for an answer.
+const SETTLE_TIME: Duration = Duration::from_secs(2);
 
 /// What is offered to a client.
 #[derive(Debug, Default)]
@@ -55,6 +61,18 @@ impl Offered {
             at = doorbell.end;
             [(before, false), (doorbell, true)].into_iter().filter(|(range, _)| !range.is_empty())
         })
+    }
+
+    /// Waits until all that the client has sent on them is done. It sends nothing meanwhile.
+    ///
+    /// # Errors
+    /// The client takes the answers of others, or the thread has ended.
+    pub fn settle(&self) -> Result<(), Errno> {
+        let Some(Some(endpoint)) = self.endpoint.get() else { return Ok(()) };
+        let fd = endpoint.as_fd().try_clone_to_owned().map_err(|_| Errno::EMFILE)?;
+        let requester = Requester::new(Arc::new(fd.into()), SETTLE_TIME).map_err(|_| Errno::EIO)?;
+        // There is no such BAR. The answer comes after all that was asked before.
+        requester.read(u64::MAX, 0, Size::One).map(drop).map_err(|_| Errno::EIO)
     }
 
     /// Ends what the client has been given. No access is under way after that.

@@ -29,6 +29,7 @@ mod dma;
 mod features;
 mod function;
 mod function_fds;
+mod function_migration;
 mod interrupts;
 mod journal;
 mod listener;

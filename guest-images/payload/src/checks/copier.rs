@@ -5,6 +5,7 @@ use crate::ioapic;
 use crate::machine::Machine;
 use crate::memory::{Raw, map, read8, read32, read64, write8, write32, write64};
 use crate::pci::{BUS_MASTER, Function, MEMORY};
+use crate::serial::{decimal, line, received, text};
 use crate::verdict::Verdict;
 
 /// 1af4:10f0.
@@ -24,6 +25,8 @@ const FAILED: u32 = 2;
 
 /// Windows in which something that must come may come.
 const PATIENCE: u32 = 200_000;
+/// The same while processes come and go.
+const LONG_PATIENCE: u32 = 60_000_000;
 /// Windows for what must not come.
 const QUIET: u32 = 20_000;
 const VECTOR: u8 = 4;
@@ -66,6 +69,46 @@ pub fn check(machine: &Machine, verdict: &mut Verdict) {
     verdict.holds("copier-allowed-again", fires());
     copier.lower();
     verdict.holds("copier-lowered-again", !copier.pending() && quiet());
+    ioapic::mask(copier.pin);
+}
+
+/// Copies blocks that differ, sees the interrupt of each, and keeps a number in a register, until a `q` comes by the console: whatever
+/// happens to the process that serves the device meanwhile.
+pub fn steady(machine: &Machine, verdict: &mut Verdict) {
+    let Some(copier) = Copier::all(machine).next() else {
+        verdict.holds("copier-found", false);
+        return;
+    };
+    ioapic::route(copier.pin, VECTOR);
+    line("ready");
+    let registers = copier.registers;
+    let (from, to) = (BUFFERS.address(), BUFFERS.address() + BYTES);
+    let mut round = 0u64;
+    while received() != Some(b'q') {
+        round += 1;
+        write64(registers + SCRATCH, round);
+        (0..BYTES).for_each(|at| write8(from + at, (at ^ round).to_le_bytes()[0]));
+        let before = fired(VECTOR);
+        copier.start(from, to, BYTES);
+        let interrupted = wait(LONG_PATIENCE, || fired(VECTOR) != before);
+        let status = read32(registers + STATUS);
+        let copied = (0..BYTES).all(|at| read8(to + at) == read8(from + at));
+        copier.lower();
+        if !interrupted || status != DONE || !copied || read64(registers + SCRATCH) != round {
+            let found = [("interrupted ", interrupted.into()), (", status ", status.into()), (", copied ", copied.into())];
+            for (name, value) in found.into_iter().chain([(", round ", round)]) {
+                text(name);
+                decimal(value);
+            }
+            line("");
+            verdict.holds("copies", false);
+            return;
+        }
+    }
+    text("copies ");
+    decimal(round);
+    line("");
+    verdict.holds("copies", true);
     ioapic::mask(copier.pin);
 }
 

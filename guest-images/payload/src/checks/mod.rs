@@ -31,6 +31,7 @@ const CHECKS: &[(&[u8], Check)] = &[
     (b"blk-steady", blk::steady),
     (b"blk-late", late::check),
     (b"copier", copier::check),
+    (b"copies", copier::steady),
     (b"shared-pin", copier::shared_pin),
     (b"asleep", asleep::check),
     (b"edu-pin", edu::by_pin),
