@@ -92,6 +92,11 @@ impl Receiver {
         Self { buffer: vec![0; READ_AHEAD], start: 0, end: 0, fds: Vec::new(), limit, patience, due: None }
     }
 
+    /// Changes how long a message may take from its first bytes on; not for one that has begun.
+    pub fn set_patience(&mut self, patience: Duration) {
+        self.patience = patience;
+    }
+
     /// Changes the limit, when a new one has been negotiated.
     pub fn set_limit(&mut self, limit: usize) {
         self.limit = limit;

@@ -147,48 +147,63 @@ fn one_that_does_not_answer_ends_the_run_at_the_deadline() {
 
 /// One after the other fails at the same message, as often as they may; the guest goes on without the disk.
 #[track_caller]
-fn is_withdrawn(fault: &str, moments: &[&str], deadline: &str, lines: usize, why: &str) {
+fn is_withdrawn(fault: &str, moments: &[&str], lines: usize, why: &str) {
+    let messages = all_messages();
+    for moment in moments {
+        kinds(&messages).into_iter().for_each(|at| is_withdrawn_at(&messages, at, (fault, moment), lines, why));
+    }
+}
+
+/// What a successor is told.
+fn all_messages() -> Vec<u16> {
     let faltering = Faltering::new();
     let vmm = faltering.start("allones", "");
-    let messages = messages(&faltering, &vmm, 0);
-    drop(vmm);
-    for moment in moments {
-        for at in kinds(&messages) {
-            let case = format!("{fault} {moment} message {} ({at})", messages[at]);
-            faltering.script("0");
-            let vmm = faltering.start("allones", &format!(",restart=3/60s{deadline}"));
-            faltering.script(&format!("1000 {at} {moment} {fault}"));
-            kill(faltering.serving().expect("it has just begun"), Signal::SIGKILL).expect("it runs");
-            let ended = vmm.finish();
-            assert!(faltering.has_faltered(), "{case}: it has not:\n{ended}");
-            ended.expect_code(6).expect_stdout("ok allones\n").expect_stdout("payload: passed");
-            ended.expect_stderr(&format!("and {why}; from now on the guest reads all-ones from it"));
-            assert_eq!(ended.stderr.matches("no successor: ").count(), lines, "{case}:\n{ended}");
-            assert_eq!(ended.stderr.lines().count(), lines + 2, "{case}: more lines than those:\n{ended}");
-            assert!(eventually(PATIENCE, || faltering.left().is_empty()), "{case}: {:?} live on", faltering.left());
-        }
-    }
+    messages(&faltering, &vmm, 0)
+}
+
+#[track_caller]
+fn is_withdrawn_at(messages: &[u16], at: usize, (fault, moment): (&str, &str), lines: usize, why: &str) {
+    let faltering = Faltering::new();
+    let case = format!("{fault} {moment} message {} ({at})", messages[at]);
+    faltering.script("0");
+    let vmm = faltering.start("allones", ",restart=3/60s,deadline=1s");
+    faltering.script(&format!("1000 {at} {moment} {fault}"));
+    kill(faltering.serving().expect("it has just begun"), Signal::SIGKILL).expect("it runs");
+    let ended = vmm.finish();
+    assert!(faltering.has_faltered(), "{case}: it has not:\n{ended}");
+    ended.expect_code(6).expect_stdout("ok allones\n").expect_stdout("payload: passed");
+    ended.expect_stderr(&format!("and {why}; from now on the guest reads all-ones from it"));
+    assert_eq!(ended.stderr.matches("no successor: ").count(), lines, "{case}:\n{ended}");
+    assert_eq!(ended.stderr.lines().count(), lines + 2, "{case}: more lines than those:\n{ended}");
+    assert!(eventually(PATIENCE, || faltering.left().is_empty()), "{case}: {:?} live on", faltering.left());
 }
 
 #[test]
 fn successors_that_all_die_are_bounded_and_told_on_one_line_each() {
-    is_withdrawn("killed", &MOMENTS, "", 3, "3 restarts in 60 s are used up");
+    is_withdrawn("killed", &MOMENTS, 3, "3 restarts in 60 s are used up");
 }
 
 #[test]
 fn successors_that_all_close_the_connection_are_bounded() {
-    is_withdrawn("closes", &MOMENTS, "", 3, "3 restarts in 60 s are used up");
+    is_withdrawn("closes", &MOMENTS, 3, "3 restarts in 60 s are used up");
 }
 
 #[test]
 fn successors_that_all_send_nonsense_are_bounded() {
-    is_withdrawn("nonsense", &MOMENTS, "", 3, "3 restarts in 60 s are used up");
+    is_withdrawn("nonsense", &MOMENTS, 3, "3 restarts in 60 s are used up");
 }
 
-/// The guest waits for as long as it may have to, and no longer.
+/// The guest waits for as long as it may have to, which is longer than for an answer, and no longer. All cases wait at once.
 #[test]
 fn a_successor_that_does_not_answer_is_the_last() {
-    is_withdrawn("silent", &["after"], ",deadline=1s", 1, "nothing took its place within 1s");
+    let messages = &all_messages();
+    std::thread::scope(|scope| {
+        for at in kinds(messages) {
+            scope.spawn(move || {
+                is_withdrawn_at(messages, at, ("silent", "after"), 1, "nothing took its place within 10s");
+            });
+        }
+    });
 }
 
 /// It serves the guest already, which has asked it this and that by then. What finds out that a message is none closes the connection, and

@@ -110,6 +110,11 @@ fn a_disk_that_is_stopped() {
 }
 
 #[test]
+fn a_card_that_is_stopped() {
+    card_under(&Manner::Stop, ",deadline=1s", 8);
+}
+
+#[test]
 #[ignore = "takes long: scripts/test --long kills"]
 fn thousands_of_kills() {
     for options in ["", ",dma=messages"] {

@@ -43,6 +43,8 @@ echo LOAD-ENDS
 enum Manner {
     /// SIGKILL while the loads run.
     Kill,
+    /// SIGSTOP while the loads run.
+    Stop,
     /// SIGKILL from the kernel's first line to its power-off.
     Throughout,
 }
@@ -71,7 +73,10 @@ fn under_kills(options: &str, manner: Manner, kills: usize) {
         let received = scope.spawn(|| stream::receive(&stream, From::Guest));
         let start = Instant::now();
         while killer.kills < kills && !received.is_finished() {
-            killer.kill_one(&vmm);
+            match manner {
+                Manner::Stop => killer.stop_one(&vmm),
+                Manner::Kill | Manner::Throughout => killer.kill_one(&vmm),
+            }
         }
         let time = start.elapsed();
         sleep(Duration::from_secs(2));
@@ -169,6 +174,17 @@ fn a_guest_boots_and_ends_while_its_devices_are_killed() {
 }
 
 #[test]
+fn a_guest_verifies_while_its_devices_are_stopped() {
+    in_bed("stopped", 10, 20);
+}
+
+#[test]
+#[ignore = "takes long: scripts/test --long stops"]
+fn two_hundred_stops() {
+    in_bed("stopped", 200, 115);
+}
+
+#[test]
 #[ignore = "takes hours: scripts/test --long kills"]
 fn five_thousand_kills() {
     in_bed("shared_memory", 5_000, 115);
@@ -190,6 +206,12 @@ fn shared_memory() {
 #[ignore = "is what runs in the bed"]
 fn memory_by_messages() {
     under_kills(",dma=messages", Manner::Kill, kills());
+}
+
+#[test]
+#[ignore = "is what runs in the bed"]
+fn stopped() {
+    under_kills(",deadline=1s", Manner::Stop, kills());
 }
 
 #[test]

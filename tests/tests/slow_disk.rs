@@ -76,7 +76,8 @@ fn killed_at_requests(place: Place, way: Way, fence: Fence) -> Ended {
     let delay = Duration::from_secs(if (way, fence) == (Way::Direct, Fence::Open) { 4 } else { 1 });
     let setting = Setting::new(place, delay);
     let disk = &setting.disk;
-    let mut vmm = setting.start("");
+    // To wait for what the kernel is at may take longer than an answer.
+    let mut vmm = setting.start(",deadline=500ms");
     for (before, after) in [("writing\n", "newer is written\n"), ("reading once\n", "memory is used again\n")] {
         disk.take(Speed::Slow);
         let device = children(vmm.pid());

@@ -82,6 +82,12 @@ impl Connection {
         })
     }
 
+    /// Changes how long the server may take, from the next message on.
+    pub(super) fn set_deadline(&mut self, deadline: Duration) {
+        self.deadline = deadline;
+        self.receiver.set_patience(deadline);
+    }
+
     /// From now on serves the twin as well while it waits.
     pub(super) fn serve_beside(&mut self, twin: &Arc<Twin>, stream: &Arc<ForeignFd>) -> io::Result<()> {
         self.socket = Socket::ticking(Arc::clone(stream), ALONE)?;
@@ -345,6 +351,11 @@ impl Connection {
 impl Twin {
     pub(super) fn new(stream: Arc<ForeignFd>, connection: Connection) -> Self {
         Self { stream, connection: Mutex::new(connection) }
+    }
+
+    /// As [`Connection::set_deadline`].
+    pub(super) fn set_deadline(&self, deadline: Duration) {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner).set_deadline(deadline);
     }
 
     /// [`Connection::serve_step`], when it is this thread's turn.

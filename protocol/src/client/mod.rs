@@ -32,7 +32,7 @@ pub use step::Step;
 pub use write_multi::RegionWrite;
 
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -78,7 +78,8 @@ pub struct Client {
     main_stream: Arc<ForeignFd>,
     memory: Arc<ExportedMemory>,
     server: Capabilities,
-    deadline: Duration,
+    /// In nanoseconds.
+    deadline: AtomicU64,
     closed: AtomicBool,
     fault: OnceLock<Fault>,
     /// Something came for [`Client::serve_step`] while a call held the connection.
@@ -126,11 +127,18 @@ impl Client {
             }
             None => None,
         };
-        let (deadline, main) = (options.deadline, Mutex::new(main));
+        let (deadline, main) = (AtomicU64::new(nanoseconds(options.deadline)), Mutex::new(main));
         let left_over = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|errno| ClientError::Io { command: Command::Version, source: errno.into() })?;
         let (closed, fault, unserved, callers) = Default::default();
         Ok(Self { main, twin, main_stream, memory, server, deadline, closed, fault, unserved, callers, left_over })
+    }
+
+    /// Changes how long the server may take for an answer, from the next call on. Waits for a call that is under way.
+    pub fn set_deadline(&self, deadline: Duration) {
+        self.deadline.store(nanoseconds(deadline), Ordering::Relaxed);
+        lock(&self.main).set_deadline(deadline);
+        self.twin.iter().for_each(|twin| twin.set_deadline(deadline));
     }
 
     /// What the server is capable of.
@@ -320,7 +328,7 @@ impl Client {
     }
 
     fn deadline_from_now(&self) -> Instant {
-        Instant::now() + self.deadline
+        Instant::now() + Duration::from_nanos(self.deadline.load(Ordering::Relaxed))
     }
 
     fn max_transfer(&self) -> usize {
@@ -335,6 +343,10 @@ fn region_access(region: u32, offset: u64, length: usize) -> wire::RegionAccess 
 
 fn size_u32<T>() -> u32 {
     u32::try_from(size_of::<T>()).expect("wire structures are small")
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::unistd::{Uid, User};
 use outrigger_process::options::{OptionError, Options, named};
 
-use super::restart::{DEFAULT_DEADLINE, parse_deadline};
+use super::restart::{DEFAULT_DEADLINE, SHORTEST_RESTART, parse_deadline};
 use super::{Problem, Restart};
 
 /// Longest path of a Unix socket in bytes: Linux's `sockaddr_un`, less the terminating zero.
@@ -126,6 +126,12 @@ pub enum ServerUser {
 }
 
 impl DeviceConfig {
+    /// How long a process that is to serve the device in place of another may take until it does.
+    #[must_use]
+    pub fn restart_deadline(&self) -> Duration {
+        self.deadline.max(SHORTEST_RESTART)
+    }
+
     /// Reads the value of `--device`.
     pub(crate) fn parse(text: &str) -> Result<Self, Problem> {
         let (own, rest) = Options::take_out(text, OWN_KEYS)?;

@@ -67,8 +67,11 @@ impl Restart {
     }
 }
 
-/// How long a device process has for any answer, and a successor to serve the device, where `deadline=` gives nothing.
+/// How long a device process has for any answer, where `deadline=` gives nothing.
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a restart may take at least, and any answer in it: a program starts, its storage is asked, and what the kernel is at
+/// for the predecessor ends. To give that up is to lose the device.
+pub(super) const SHORTEST_RESTART: Duration = Duration::from_secs(10);
 
 /// Reads `deadline=`.
 pub(super) fn parse_deadline(text: &str) -> Result<Duration, String> {

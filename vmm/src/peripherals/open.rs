@@ -33,8 +33,10 @@ pub(super) struct Host {
 pub(super) struct Opening {
     pub(super) host: Arc<Host>,
     pub(super) dma: Dma,
-    /// For each message.
+    /// For each message, until the process serves the device.
     pub(super) deadline: Duration,
+    /// From then on.
+    serving: Duration,
     pub(super) bus_master: Arc<BusMaster>,
 }
 
@@ -49,7 +51,12 @@ pub(super) struct Opened<T> {
 impl Opening {
     pub(super) fn new(host: &Arc<Host>, config: &DeviceConfig, bus_master: &Arc<BusMaster>) -> Self {
         let (dma, deadline) = (config.dma, config.deadline);
-        Self { host: host.clone(), dma, deadline, bus_master: bus_master.clone() }
+        Self { host: host.clone(), dma, deadline, serving: deadline, bus_master: bus_master.clone() }
+    }
+
+    /// Of a process that takes the place of another. Once it serves the device, [`Client::set_deadline`] is to be called.
+    pub(super) fn of_successor(host: &Arc<Host>, config: &DeviceConfig, bus_master: &Arc<BusMaster>) -> Self {
+        Self { deadline: config.restart_deadline(), ..Self::new(host, config, bus_master) }
     }
 
     /// Negotiates, asks what the device is, agrees on its journal, and makes guest RAM known to it.
@@ -61,7 +68,7 @@ impl Opening {
         stream: &Arc<ForeignFd>,
         agree: impl FnOnce(&Client, &Description) -> Result<T, Problem>,
     ) -> Result<Opened<T>, Problem> {
-        let Self { host, dma, deadline, bus_master } = self;
+        let Self { host, dma, deadline, serving, bus_master } = self;
         host.control.connections.add_opening(stream);
         let options = Options { deadline, journal: true, vfio: true, ..Options::default() };
         let dma_by_message = MessageDma::new(host.ram.clone(), bus_master);
@@ -73,7 +80,7 @@ impl Opening {
             let file = (dma == Dma::Shared).then(|| (host.ram.fd(), region.file_offset));
             client.dma_map(region.guest, region.size, file).map_err(AttachError::from)?;
         }
-        let link = Arc::new(Link::new(client, deadline).tied(tie));
+        let link = Arc::new(Link::new(client, serving).tied(tie));
         host.control.connections.add(&link);
         Ok(Opened { link, description, journal })
     }

@@ -131,7 +131,7 @@ impl Peripheral {
         }
         let source = Source::Program { program: program.unwrap_or(present), options };
         let refused = |problem: Problem| ReplaceError::Refused(problem.to_string());
-        let ready = self.get_ready(source, Instant::now() + self.config.deadline).map_err(refused)?;
+        let ready = self.get_ready(source, Instant::now() + self.config.restart_deadline()).map_err(refused)?;
         if takeover == Takeover::Migration && !ready.link.call(migrates).unwrap_or(false) {
             self.discard(&ready);
             return Err(refused(Problem::Other("does not migrate".to_owned())));
@@ -153,7 +153,7 @@ impl Peripheral {
             return None;
         }
         let begun = Instant::now();
-        let end = begun + self.config.deadline;
+        let end = begun + self.config.restart_deadline();
         let (link, process) = {
             let now = self.now();
             (now.link.clone(), now.process.clone())
@@ -175,7 +175,7 @@ impl Peripheral {
         link.fail(Cause::Replaced);
         if let Some(process) = &process {
             // It finishes what it has begun, which may take as long as its storage does.
-            if process.wait(self.config.deadline / 2).is_none() {
+            if process.wait(self.config.restart_deadline() / 2).is_none() {
                 process.signal(Signal::SIGKILL);
                 if process.wait(end.saturating_duration_since(Instant::now())).is_none() {
                     self.discard(&ready);

@@ -79,7 +79,7 @@ impl Peripheral {
             return false;
         };
         let since = self.now().link.lost_at().unwrap_or_else(Instant::now);
-        let outage = Outage { cause, since, end: Instant::now() + self.config.deadline };
+        let outage = Outage { cause, since, end: Instant::now() + self.config.restart_deadline() };
         self.now().state = ServiceState::Restarting;
         let mut pause = FIRST_PAUSE;
         loop {
@@ -100,7 +100,7 @@ impl Peripheral {
                             pause = (pause * 2).min(LONGEST_PAUSE);
                             continue;
                         }
-                        format!("nothing took its place within {:?}", self.config.deadline)
+                        format!("nothing took its place within {:?}", self.config.restart_deadline())
                     }
                 },
             };
@@ -173,6 +173,9 @@ impl Peripheral {
         // From the first message on it may have been at work: whatever comes after it waits for its end.
         let state = if result.is_ok() { ServiceState::Serving } else { ServiceState::Restarting };
         self.is_served_by(source, &link, process.clone(), state);
+        if result.is_ok() {
+            link.client().set_deadline(self.config.deadline);
+        }
         result.map_err(|error| {
             link.fail((&error).into());
             let problem = Problem::from(crate::attach::AttachError::from(error));

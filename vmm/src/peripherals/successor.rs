@@ -38,7 +38,7 @@ impl Peripheral {
         };
         let Reached { stream, process } = reached;
         let stream = socket(stream);
-        let opening = Opening::new(&self.host, &self.config, &self.bus_master);
+        let opening = Opening::of_successor(&self.host, &self.config, &self.bus_master);
         let agree = |client: &Client, description: &Description| match self.device.difference(description) {
             Some(difference) => Err(Problem::Other(format!("is another device: {difference}"))),
             None => self.kept.iter().try_for_each(|kept| kept.offer(client)),
