@@ -13,9 +13,9 @@ use outrigger_tests::{disk, hostile};
 use tempfile::TempDir;
 
 /// The longest pause between two kills: often a successor dies while it attaches.
-const PAUSE: Duration = Duration::from_millis(200);
+const PAUSE: Duration = Duration::from_millis(60);
 const HANGS: Duration = Duration::from_secs(600);
-const KILLS: usize = 200;
+const KILLS: usize = 400;
 const LONG: usize = 5_000;
 
 enum Manner {
