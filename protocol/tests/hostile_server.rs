@@ -19,6 +19,7 @@ use outrigger_protocol::client::{Client, ClientError, Fault, Options};
 use outrigger_protocol::codec::ReceiveError;
 
 const SHORT: Duration = Duration::from_millis(200);
+const LONG: Duration = Duration::from_secs(60);
 
 fn connect(deadline: Duration, server: impl FnOnce(UnixStream) + Send + 'static) -> Result<Client, ClientError> {
     let (ours, theirs) = UnixStream::pair().unwrap();
@@ -51,6 +52,37 @@ fn a_server_that_never_answers_a_request_is_given_up_for_good() {
     let (client, server) = with_server(SHORT, |raw, _| raw.closed());
     assert!(matches!(client.device_info(), Err(ClientError::TimedOut { .. })));
     assert!(matches!(client.device_info(), Err(ClientError::Disconnected(_))));
+    server.join().unwrap();
+}
+
+/// As where a process had time to begin, and has less once it serves.
+#[test]
+fn a_deadline_that_is_changed_is_that_of_the_next_request() {
+    let (client, server) = with_server(LONG, |raw, _| raw.closed());
+    client.set_deadline(SHORT);
+    let begun = Instant::now();
+    let result = client.device_info();
+    assert!(matches!(result, Err(ClientError::TimedOut { deadline: SHORT, .. })), "{result:?}");
+    assert!((SHORT..LONG / 2).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+    server.join().unwrap();
+}
+
+/// Nobody waits for an answer, and a request that has begun must go on all the same.
+#[test]
+fn a_deadline_that_is_changed_is_that_of_a_request_of_the_servers_own() {
+    let (client, server) = with_server(LONG, |mut raw, request| {
+        raw.answer(&request, &[], &[]);
+        raw.stream.write_all(&[0; 4]).unwrap();
+        raw.closed();
+    });
+    client.set_deadline(SHORT);
+    client.reset().unwrap();
+    let begun = Instant::now();
+    while !client.is_closed() && begun.elapsed() < LONG / 2 {
+        let _ = client.serve_step();
+        std::thread::sleep(SHORT / 20);
+    }
+    assert!(client.is_closed());
     server.join().unwrap();
 }
 
