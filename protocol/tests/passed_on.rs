@@ -7,7 +7,7 @@ mod common;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 
-use common::device::PassedOn::{self, Connect, ConnectUnmask, Map, Mask, Unmap};
+use common::device::PassedOn::{self, Connect, ConnectUnmask, Map, Mask, Stop, Unmap};
 use common::device::VECTORS;
 use common::raw::*;
 use common::{Server, memfd};
@@ -98,7 +98,7 @@ fn a_range_that_is_refused_is_not_made() {
 }
 
 #[test]
-fn ranges_go_with_their_client() {
+fn a_device_stops_before_its_ranges_go_with_their_client() {
     let server = Server::start();
     let mut raw = Raw::client(server.connect());
     let memory = memfd(2 * PAGE);
@@ -107,7 +107,7 @@ fn ranges_go_with_their_client() {
     passed_on(&server);
     drop(raw);
     server.ended().unwrap();
-    assert_eq!(passed_on(&server), [Unmap(PAGE, PAGE), Unmap(4 * PAGE, PAGE)]);
+    assert_eq!(passed_on(&server), [Stop, Unmap(PAGE, PAGE), Unmap(4 * PAGE, PAGE)]);
 }
 
 #[test]

@@ -130,6 +130,14 @@ impl Device for PhysicalFunction {
         self.was_reset.inspect_err(|errno| error!("the device cannot be reset: {}", errno.desc()))
     }
 
+    fn stop(&mut self) {
+        // Otherwise what the device is at would fault in the IOMMU. It also takes the registers from a client that has left and
+        // still maps them: VFIO lets nobody reach what is not decoded.
+        if let Err(errno) = self.file.write(CONFIG_REGION, COMMAND, &[0, 0]) {
+            error!("the device cannot be stopped: {}", errno.desc());
+        }
+    }
+
     fn disconnected(&mut self) {
         (0..).zip(&mut self.types).for_each(|(index, kind)| kind.disconnect(&self.file, index));
         self.interrupts = None;

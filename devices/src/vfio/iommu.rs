@@ -34,12 +34,13 @@ impl DeviceMemory {
 
     /// Opens a range to the device. What is wrong with it goes to the log in one line.
     pub(super) fn map(&mut self, range: &DmaRange<'_>) -> Result<(), Errno> {
-        let &DmaRange { address, size, host, readable, writable, .. } = range;
-        if !readable && !writable {
-            // Nothing may reach it, and nothing will.
-            return Ok(());
-        }
-        let Some(host) = host else {
+        let &DmaRange { address, size, host, writable, .. } = range;
+        let Some(host) = host.filter(|_| is_reachable(range)) else {
+            if !writable {
+                // Of a range that is closed in both directions, and of ROMs, which QEMU offers without a file: a device that
+                // reads there finds nothing.
+                return Ok(());
+            }
             error!("memory at {address:#x} came without a file to map: a physical device reaches shared memory only");
             return Err(Errno::EINVAL);
         };
@@ -73,8 +74,8 @@ impl DeviceMemory {
 
     /// Closes a range to the device. When this returns, it is closed.
     pub(super) fn unmap(&mut self, range: &DmaRange<'_>) {
-        let &DmaRange { address, size, readable, writable, .. } = range;
-        if !readable && !writable {
+        let &DmaRange { address, size, .. } = range;
+        if !is_reachable(range) {
             return;
         }
         self.mapped -= size;
@@ -84,6 +85,11 @@ impl DeviceMemory {
             std::process::abort();
         }
     }
+}
+
+/// Whether the device can reach a range that is accepted.
+fn is_reachable(range: &DmaRange<'_>) -> bool {
+    range.host.is_some() && (range.readable || range.writable)
 }
 
 /// Why the kernel cannot pin `needed` bytes, and what to do.

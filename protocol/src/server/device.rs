@@ -120,6 +120,10 @@ pub trait Device {
         Ok(())
     }
 
+    /// The client is gone, and its memory will be taken back: hardware that reaches memory by itself stops here. Called before
+    /// the last [`Device::memory_changed`] and [`Device::unmap`].
+    fn stop(&mut self) {}
+
     /// The client is gone: stop using its memory and interrupts. Guest-visible state is kept
     /// (specification: "Client Disconnection").
     fn disconnected(&mut self);

@@ -162,6 +162,7 @@ impl Session {
         };
         // Threads that wait for the client give up first.
         connection.fail(ended);
+        commands.device.stop();
         // The device lets go of the client's memory before it is unmapped.
         commands.device.memory_changed(&Memory::default());
         let unmapped = commands.dma.unmap_all();

@@ -84,6 +84,8 @@ pub enum PassedOn {
     ConnectUnmask(u32, u32, Vec<bool>),
     /// Type, vector, whether it is masked now.
     Mask(u32, u32, bool),
+    /// The client has left.
+    Stop,
 }
 
 pub struct TestDevice {
@@ -191,6 +193,11 @@ impl Device for TestDevice {
         }
         // Nothing can be refused here.
         let _ = self.pass_on(PassedOn::Unmap(range.address, range.size));
+    }
+
+    fn stop(&mut self) {
+        // Nothing can be refused here.
+        let _ = self.pass_on(PassedOn::Stop);
     }
 
     fn connect(&mut self, irq: u32, start: u32, eventfds: &[Option<BorrowedFd<'_>>]) -> Result<(), Errno> {
