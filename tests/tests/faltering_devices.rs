@@ -225,3 +225,19 @@ fn a_disk_that_breaks_the_protocol_is_killed_and_succeeded() {
         assert_eq!(ended.stderr.lines().count(), 1, "{at}: not one line:\n{ended}");
     }
 }
+
+/// The guest waits for an answer until the deadline, and has it from the next process.
+#[test]
+fn a_disk_that_stops_answering_is_killed_and_succeeded() {
+    let faltering = Faltering::new();
+    faltering.script("1 60 before silent");
+    let mut vmm = faltering.start("blk-steady", ",deadline=2s");
+    vmm.wait_for_stderr("another one took its place in ");
+    assert!(faltering.has_faltered(), "it has not");
+    assert_eq!(children(vmm.pid()).len(), 1, "one disk is one process");
+    vmm.send("q");
+    let ended = vmm.finish();
+    ended.expect_code(0).expect_stdout("ok blk-steady\n").expect_stdout("payload: passed");
+    ended.expect_stderr("disk stopped answering; another one took its place in ");
+    assert_eq!(ended.stderr.lines().count(), 1, "not one line:\n{ended}");
+}

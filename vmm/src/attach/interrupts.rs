@@ -132,6 +132,14 @@ impl Interrupts {
         self.follow(link, mode)
     }
 
+    /// Puts new eventfds in place of those that a server has which may live on. The next server is given them by
+    /// [`hand_over`](Self::hand_over).
+    pub(super) fn renew(&mut self) -> Result<(), IrqError> {
+        self.msix().map_or(Ok(()), |mut msix| msix.renew())?;
+        self.msi.as_mut().map_or(Ok(()), Msi::renew)?;
+        self.intx.as_mut().map_or(Ok(()), Intx::renew)
+    }
+
     /// Disconnects KVM's side, so that no signal of the device's becomes an interrupt any more. What the guest set up stays.
     pub(super) fn disconnect(&mut self) {
         self.connected = None;
@@ -174,6 +182,7 @@ impl Interrupts {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
     use std::sync::mpsc::channel;
     use std::thread;
     use std::time::Duration;
@@ -227,6 +236,46 @@ mod tests {
         let mut pending = [0];
         interrupts.msix().unwrap().read_pba(0, &mut pending);
         assert_eq!(pending, [0b11], "KVM has taken a signal of MSI-X");
+    }
+
+    /// A server that hung up and lives on keeps its eventfds.
+    #[test]
+    fn what_is_renewed_is_signalled_by_its_new_eventfds_alone() {
+        let mut description = description();
+        description.intx = true;
+        description.msi = Some(MsiCapability { offset: 0x50, vectors: 2, wide: true, maskable: true });
+        description.msix = Some(MsixCapability { offset: 0x70, vectors: 2, table: (0, 0), pba: (0, 0x800) });
+        let vm = Vm::new(1).unwrap();
+        let mut interrupts = Interrupts::new(&vm, &Routes::new(vm.clone()).unwrap(), &description, 16).unwrap();
+        let message = Message { address: 0xfee0_0000, data: 0x41 };
+        // One vector that KVM listens to, and one that is masked and pending.
+        let state = MsiState { enabled: true, message, granted: 2, mask: 0b10 };
+        interrupts.msi.as_mut().unwrap().set(state).unwrap();
+        interrupts.intx.as_mut().unwrap().set_connected(true).unwrap();
+        interrupts.msix().unwrap().set_control(true, true).unwrap();
+        let own = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().unwrap();
+        let old: Vec<_> = interrupts.msi.as_ref().unwrap().fds().map(own).collect();
+        let old_msix: Vec<_> = interrupts.msix().unwrap().fds().map(own).collect();
+        let old_pin = own(interrupts.intx.as_ref().unwrap().fd());
+        signal(old[1].as_fd());
+        interrupts.renew().unwrap();
+        assert_eq!(interrupts.msi.as_ref().unwrap().pending(), 0b10, "what was pending is lost");
+
+        old.iter().chain(&old_msix).chain([&old_pin]).for_each(|fd| signal(fd.as_fd()));
+        for fd in [&old[0], &old_pin] {
+            assert!(nix::unistd::read(fd, &mut [0; 8]).is_ok(), "KVM takes the old one's signals");
+        }
+        let pending = |interrupts: &Interrupts| {
+            let mut bits = [0];
+            interrupts.msix().unwrap().read_pba(0, &mut bits);
+            bits[0]
+        };
+        assert_eq!(pending(&interrupts), 0, "the old eventfds still count");
+        interrupts.msix().unwrap().fds().for_each(signal);
+        assert_eq!(pending(&interrupts), 0b11);
+        signal(interrupts.msi.as_ref().unwrap().fds().next().unwrap());
+        let taken = || nix::unistd::read(interrupts.msi.as_ref().unwrap().fds().next().unwrap(), &mut [0; 8]).is_err();
+        assert!(taken(), "KVM does not listen to the new one");
     }
 
     fn signal(fd: BorrowedFd<'_>) {

@@ -49,6 +49,19 @@ impl Intx {
         &self.resample
     }
 
+    /// Puts a new trigger in place of this one: what has the old one raises the pin no more. Whoever is given the new one
+    /// raises it if the cause still stands.
+    ///
+    /// # Errors
+    /// If there are no eventfds left, or KVM refuses.
+    pub fn renew(&mut self) -> Result<(), IrqError> {
+        let next = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(IrqError::EventFd)?;
+        let was_connected = self.connected;
+        self.set_connected(false)?;
+        self.trigger = next;
+        self.set_connected(was_connected)
+    }
+
     /// Connects or disconnects the pin.
     ///
     /// # Errors

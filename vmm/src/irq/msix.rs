@@ -43,6 +43,14 @@ impl Msix {
         self.vectors.iter_mut().map(Vector::disconnect).fold(Ok(()), Result::and)
     }
 
+    /// Puts new eventfds in place of all: what has the old ones interrupts nobody any more.
+    ///
+    /// # Errors
+    /// If there are none left, or KVM refuses.
+    pub fn renew(&mut self) -> Result<(), IrqError> {
+        self.vectors.iter_mut().try_for_each(Vector::renew)
+    }
+
     /// The eventfds that the device process signals, by vector.
     pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.vectors.iter().map(Vector::fd)

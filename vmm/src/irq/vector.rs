@@ -97,6 +97,24 @@ impl Vector {
         unregistered.map_err(|source| kvm("KVM_IRQFD", route.gsi(), source))
     }
 
+    /// Puts an eventfd that no process has yet in place of this one. What this one has signalled is not lost.
+    pub(super) fn renew(&mut self) -> Result<(), IrqError> {
+        let next = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(IrqError::EventFd)?;
+        let was_connected = self.connected;
+        self.disconnect()?;
+        if self.take_signal() {
+            next.write(1).map_err(IrqError::EventFd)?;
+        }
+        self.eventfd = next;
+        if let Some(route) = self.route.as_ref().filter(|_| was_connected) {
+            let gsi = route.gsi();
+            let registered = self.vm.fd().register_irqfd(&self.eventfd, gsi);
+            registered.map_err(|source| kvm("KVM_IRQFD", gsi, source))?;
+            self.connected = true;
+        }
+        Ok(())
+    }
+
     /// Disconnects, forgets what is pending, and gives the route back.
     pub(super) fn release(&mut self) -> Result<(), IrqError> {
         let disconnected = self.disconnect();

@@ -169,6 +169,9 @@ impl Peripheral {
         };
         let knows = if takeover == Takeover::Reset { Knows::Nothing } else { Knows::Everything };
         let patience = Patience { end, process: process.as_deref(), probe: self.config.deadline / PROBES };
+        if self.now().process.is_none() {
+            self.device.renew_interrupts();
+        }
         let (result, _) = patience.watch(|| link.fail(Cause::Silent), || self.device.succeed(successor, knows, take));
         // From the first message on it may have been at work: whatever comes after it waits for its end.
         let state = if result.is_ok() { ServiceState::Serving } else { ServiceState::Restarting };

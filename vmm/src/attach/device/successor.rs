@@ -68,6 +68,13 @@ impl Device {
         }
     }
 
+    /// What served the device may live on: it interrupts the guest no more, nor whatever serves it next.
+    pub fn renew_interrupts(&self) {
+        if let Err(error) = self.lock().interrupts.renew() {
+            self.warnings.warn(format_args!("{error}"));
+        }
+    }
+
     /// Lets a successor serve the device, whose last link is lost and whose process is gone: accesses that wait are done by
     /// it. `take` is called when the guest can reach the predecessor by no path any more; what it asks of the server, the
     /// server does before anything else.
