@@ -241,3 +241,17 @@ fn a_disk_that_stops_answering_is_killed_and_succeeded() {
     ended.expect_stderr("disk stopped answering; another one took its place in ");
     assert_eq!(ended.stderr.lines().count(), 1, "not one line:\n{ended}");
 }
+
+/// A successor had more time while it took over.
+#[test]
+fn a_successor_that_stops_answering_later_has_no_longer_than_the_first() {
+    let faltering = Faltering::new();
+    let mut vmm = faltering.start("blk-steady", ",restart=100/1s,deadline=1s");
+    faltering.succeeded(&vmm, "1 120 before silent");
+    let begun = Instant::now();
+    vmm.wait_for_stderr("disk stopped answering; another one took its place in ");
+    assert!(begun.elapsed() < Duration::from_secs(6), "it was waited for {:?}", begun.elapsed());
+    vmm.send("q");
+    let ended = vmm.finish();
+    ended.expect_code(0).expect_stdout("ok blk-steady\n").expect_stdout("payload: passed");
+}
