@@ -6,7 +6,8 @@ use crate::interrupts::{FIRST_VECTOR, fired, wait};
 use crate::ioapic;
 use crate::machine::Machine;
 use crate::memory::{Raw, map, read8, read32, read64, write8, write32, write64};
-use crate::pci::{BUS_MASTER, Function, MEMORY, MSI};
+use crate::pci::{BUS_MASTER, Function, MEMORY, MSI, NOTHING};
+use crate::serial::line;
 use crate::verdict::Verdict;
 
 const VENDOR: u16 = 0x1234;
@@ -100,6 +101,33 @@ pub fn by_message(machine: &Machine, verdict: &mut Verdict) {
     edu.function.write16(capability + CONTROL, control & !ENABLE);
 }
 
+/// Copies both ways until nothing answers any more: the device's process was killed.
+pub fn steady(machine: &Machine, verdict: &mut Verdict) {
+    let Some(edu) = Edu::find(machine, verdict) else { return };
+    // What a guest before this one has begun ends by itself.
+    verdict.holds("edu-idle", edu.is_idle());
+    let (from, to) = (BUFFERS.address(), BUFFERS.address() + BYTES);
+    for round in (0..=u8::MAX).cycle() {
+        (0..BYTES).for_each(|at| write8(from + at, (at as u8) ^ round));
+        edu.begin(from, OWN_MEMORY, START);
+        let is_out = edu.is_idle();
+        edu.begin(OWN_MEMORY, to, START | TO_RAM);
+        let is_back = edu.is_idle();
+        if edu.read(IDENTITY) == NOTHING {
+            verdict.holds("edu-lost", true);
+            return;
+        }
+        let is_equal = (0..BYTES).all(|at| read8(to + at) == (at as u8) ^ round);
+        if !is_out || !is_back || !is_equal {
+            verdict.holds("edu-copies", false);
+            return;
+        }
+        if round == 0 {
+            line("ready");
+        }
+    }
+}
+
 impl Edu {
     fn find(machine: &Machine, verdict: &mut Verdict) -> Option<Self> {
         let found = machine.function(VENDOR, DEVICE).and_then(|function| Some((function, function.bar(0)?)));
@@ -129,15 +157,27 @@ impl Edu {
 
     fn copy(&self, from: u64, to: u64, direction: u64, vector: u8, verdict: &mut Verdict) {
         let before = fired(vector);
-        write64(self.registers + DMA_FROM, from);
-        write64(self.registers + DMA_TO, to);
-        write64(self.registers + DMA_COUNT, BYTES);
-        write64(self.registers + DMA_COMMAND, START | direction | AND_INTERRUPT);
+        self.begin(from, to, START | direction | AND_INTERRUPT);
         verdict.holds("edu-dma-interrupts", wait(PATIENCE, || fired(vector) != before));
         verdict.equal("edu-dma-status", u64::from(self.read(INTERRUPTS)), u64::from(DMA_DONE));
         verdict.equal("edu-dma-ended", read64(self.registers + DMA_COMMAND) & START, 0);
         self.acknowledge(DMA_DONE);
         wait(QUIET, || false);
+    }
+
+    fn begin(&self, from: u64, to: u64, command: u64) {
+        write64(self.registers + DMA_FROM, from);
+        write64(self.registers + DMA_TO, to);
+        write64(self.registers + DMA_COUNT, BYTES);
+        write64(self.registers + DMA_COMMAND, command);
+    }
+
+    /// Waits until DMA has ended, or nothing answers.
+    fn is_idle(&self) -> bool {
+        wait(
+            PATIENCE,
+            || matches!(read64(self.registers + DMA_COMMAND), command if command & START == 0 || command == u64::MAX),
+        )
     }
 
     fn raise(&self, value: u32) {

@@ -35,6 +35,7 @@ const CHECKS: &[(&[u8], Check)] = &[
     (b"shared-pin", copier::shared_pin),
     (b"asleep", asleep::check),
     (b"edu-pin", edu::by_pin),
+    (b"edu-steady", edu::steady),
     (b"edu-message", edu::by_message),
     (b"paths", paths::check),
     (b"litmus", litmus::check),
