@@ -54,12 +54,12 @@ fn a_device_migrates_from_process_to_process_and_keeps_what_it_is() {
 }
 
 /// The example device, which copies memory by DMA and interrupts all the while, between two builds of it.
-fn the_example_device_moves(times: usize) {
+fn the_example_device_moves(times: usize, options: &str) {
     let programs = TempDir::new().expect("there is room for temporary files");
     let builds = [binaries::example("copier"), programs.path().join("copier")];
     binaries::strip(&builds[0], &builds[1]);
     let builds = builds.map(|build| build.display().to_string());
-    let program = format!("program={}", builds[0]);
+    let program = format!("program={}{options}", builds[0]);
     let mut run = Controlled::start("copies", |command| command.arg("--device").arg(program));
     let mut pauses = Vec::new();
     for build in builds.iter().cycle().skip(1).take(times) {
@@ -78,13 +78,20 @@ fn the_example_device_moves(times: usize) {
 
 #[test]
 fn the_example_device_moves_from_build_to_build() {
-    the_example_device_moves(TIMES);
+    the_example_device_moves(TIMES, "");
+}
+
+#[test]
+fn and_with_memory_by_messages() {
+    the_example_device_moves(TIMES, ",dma=messages");
 }
 
 #[test]
 #[ignore = "takes long: scripts/test --long replacements"]
 fn hundreds_of_migrations() {
-    the_example_device_moves(500);
+    for options in ["", ",dma=messages"] {
+        the_example_device_moves(500, options);
+    }
 }
 
 #[test]

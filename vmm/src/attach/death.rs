@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use outrigger_protocol::client::{ClientError, Fault, Watch};
+use outrigger_protocol::client::{ClientError, Fault, Step, Watch};
 use outrigger_protocol::ioregionfd::AccessError;
 
 use super::link::Link;
@@ -71,7 +71,11 @@ impl Link {
         let _ = self.lost.set((Cause::Replaced, Instant::now()));
         // Ordered after the above: a call that is not seen here sees that the link is lost.
         while self.calls.load(Ordering::SeqCst) > 0 && !self.client.is_closed() {
-            thread::sleep(RETIRE_PAUSE);
+            // An access by ioregionfd may wait for the process, and the process for its DMA by message, which this thread
+            // serves. An error is that of a connection that is closed now.
+            if self.client.serve_step().is_ok_and(|step| step != Step::Again) {
+                thread::sleep(RETIRE_PAUSE);
+            }
         }
     }
 
