@@ -36,7 +36,7 @@ nothing_left
 echo "ROUNDS rounds passed"
 "#;
     let script = script.replace("EDU", EDU).replace("ROUNDS", &rounds.to_string());
-    let ended = physical::testbed().minutes(110).run(&[physical::SHELL, &script].concat());
+    let ended = physical::testbed().minutes(5 + u64::from(rounds) / 2).run(&[physical::SHELL, &script].concat());
     println!("{}", ended.stdout);
 }
 
