@@ -48,6 +48,13 @@ pub fn faults(stdout: &str, stderr: &str) -> String {
     faults.join("\n")
 }
 
+/// How many attacks a payload's output has that passed, and how many that failed.
+#[must_use]
+pub fn counts(stdout: &str) -> (usize, usize) {
+    let begin = |word: &str| stdout.lines().filter(|line| line.starts_with(word)).count();
+    (begin("ok hostile-"), begin("FAIL"))
+}
+
 /// Fails the test unless the image is as [`disk::for_payload`] made it, but for the sectors that attacks write to.
 ///
 /// # Panics

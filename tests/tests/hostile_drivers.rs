@@ -6,12 +6,15 @@ use std::path::{Path, PathBuf};
 
 use outrigger_tests::outrigger::{LIMIT, with_payload};
 use outrigger_tests::process::run;
+use outrigger_tests::random::Random;
 use outrigger_tests::testbed::Testbed;
 use outrigger_tests::{disk, hostile, payload};
 use tempfile::TempDir;
 
 /// Outrigger makes it.
 const TAP: &str = "orhost0";
+/// Of all attacks, in each of the long counts.
+const ROUNDS: u32 = 20;
 
 /// Two directories with a disk each.
 fn disks() -> [(TempDir, PathBuf); 2] {
@@ -54,6 +57,31 @@ fn with_shared_memory() {
 #[test]
 fn with_memory_by_messages() {
     attacked_here("messages");
+}
+
+/// The attacks in ever another order, so that each may find what another has left.
+fn attacked_in_any_order(dma: &str) {
+    let [(_first, disk), (_second, read_only)] = disks();
+    let (mut random, seed) = Random::fresh();
+    let checks = format!("hostile dma={dma} rounds={ROUNDS} seed={}", random.below(u32::MAX.into()));
+    println!("seed {seed}: {checks}");
+    let mut command = with_payload(&checks);
+    command.args(devices(&disk, &read_only, TAP, dma));
+    let ended = run(&mut hostile::in_own_network(&command), LIMIT * ROUNDS);
+    let (attacks, faults) = hostile::counts(&ended.stdout);
+    println!("{attacks} attacks, {faults} failed");
+    ended.expect_code(0).expect_stdout("payload: passed");
+    assert_eq!((attacks, faults), (hostile::ATTACKS * ROUNDS as usize, 0));
+    assert!(!ended.stderr.contains("panicked"), "{ended}");
+    hostile::expect_unharmed(&disk);
+    hostile::expect_unharmed(&read_only);
+}
+
+#[test]
+#[ignore = "takes many minutes: scripts/test --long hostile"]
+fn twenty_rounds_in_any_order() {
+    attacked_in_any_order("shared");
+    attacked_in_any_order("messages");
 }
 
 #[test]
