@@ -3,7 +3,6 @@
 //! Everything that is wrong with them is told in one line ([`UsageError`]), clap's own complaints included.
 
 mod ctl;
-mod vfio;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -13,13 +12,11 @@ use clap::{Arg, ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Par
 use outrigger_process::options::named;
 
 use self::ctl::CtlArgs;
-use self::vfio::VfioArgs;
 use crate::config::device::Kind;
 use crate::config::{
     self, AllowedPaths, Config, ConsoleConfig, DEFAULT_CMDLINE, DeviceConfig, KINDS, MemoryConfig, Problem, UsageError,
 };
 use crate::ctl::Call;
-use crate::vfio::Command as VfioCommand;
 
 /// Exit statuses, in the help and nowhere else in words.
 const EXIT_STATUS: &str = "\
@@ -71,7 +68,13 @@ struct Cli {
 enum Command {
     Run(RunArgs),
     Ctl(CtlArgs),
-    Vfio(VfioArgs),
+    /// List the host's PCI devices, and change their drivers so that a guest can have them (see --vfio)
+    #[command(disable_help_flag = true)]
+    Vfio {
+        /// list, bind ADDRESS or unbind ADDRESS: for outrigger-vfio, which is the authority on them
+        #[arg(value_name = "COMMAND", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<OsString>,
+    },
 }
 
 /// Boot a guest and stay until it ends
@@ -152,8 +155,8 @@ struct RunArgs {
     ///           for a program that keeps a journal, with which the guest notices nothing; off for others. Without a
     ///           journal the device is reset, which its driver must be able to bear. With socket, Outrigger connects
     ///           again as soon as somebody listens
-    /// deadline  how long the process may take for any answer (default: 10s; 100ms to 600s). A restart may take as long
-    ///           in all, but at least 10s
+    /// deadline  how long the process may take for any answer (default: 10s; 100ms to 600s). A restart may take as
+    ///           long in all, but at least 10s
     #[arg(
         long,
         value_name = "program=PATH|socket=PATH[,KEY=VALUE,…]",
@@ -202,8 +205,8 @@ pub enum Request {
     Run(Box<Config>),
     /// Ask something of one that runs.
     Ctl(Call),
-    /// See or change which of the host's PCI devices a guest can have.
-    Vfio(VfioCommand),
+    /// Have outrigger-vfio do what these words say.
+    Vfio(Vec<OsString>),
     /// Print this text (help or version) to standard output, and succeed.
     Print(String),
 }
@@ -229,7 +232,7 @@ where
     };
     match Cli::from_arg_matches(&matches).map_err(|error| one_line(&error, subcommand))?.command {
         Command::Ctl(args) => Ok(Request::Ctl(args.call()?)),
-        Command::Vfio(args) => Ok(Request::Vfio(args.command()?)),
+        Command::Vfio { words } => Ok(Request::Vfio(words)),
         Command::Run(args) => {
             let run = matches.subcommand_matches("run").expect("it was just parsed");
             Ok(Request::Run(Box::new(config(args, run)?)))
@@ -294,7 +297,7 @@ fn one_line(error: &clap::Error, subcommand: &str) -> UsageError {
         _ => None,
     };
     // clap names an argument as "--cpus <N>" or "<PATH>"; the flag, or the bare name, says enough.
-    let bare = |name: &str| name.split(' ').next().unwrap_or_default().trim_matches(['<', '>']).to_owned();
+    let bare = |name: &str| name.split(' ').next().unwrap_or_default().trim_matches(['<', '>', '.']).to_owned();
     let flag = |kind| text(kind).map(|name| bare(&name));
     let argument = flag(ContextKind::InvalidArg).unwrap_or_else(|| "the command line".to_owned());
     let usage = |option: String, words: String| UsageError::new(option, Problem::Syntax(words));
@@ -312,7 +315,7 @@ fn one_line(error: &clap::Error, subcommand: &str) -> UsageError {
         ErrorKind::InvalidSubcommand => {
             let given = text(ContextKind::InvalidSubcommand).unwrap_or_default();
             let words = match subcommand {
-                "ctl" | "vfio" => format!("unknown command; {see}"),
+                "ctl" => format!("unknown command; {see}"),
                 _ => {
                     "unknown command; there are 'outrigger run', 'outrigger ctl' and 'outrigger vfio', see 'outrigger \
                       --help'"

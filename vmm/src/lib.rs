@@ -5,12 +5,11 @@
 //! | [`cli`], [`config`] | the command line, and what it comes to |
 //! | [`run`], [`control`] | a run from start to end; signals, device processes, the control socket, the end |
 //! | [`ctl`] | a control socket's client for people |
-//! | [`vfio`] | which of the host's PCI devices a guest can have, and their drivers |
+//! | [`vfio`] | what outrigger-vfio does with the host's PCI devices and their drivers |
 //! | `machine`, `vcpu`, `irq`, `boot`, `acpi`, `console` | what the guest runs on |
 //! | `pci`, `attach`, `peripherals` | PCI devices: bus and BARs, how each is reached, where each comes from |
 
 mod acpi;
-mod aligned;
 mod attach;
 mod boot;
 pub mod cli;

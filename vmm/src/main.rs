@@ -10,8 +10,7 @@ use outrigger::cli::{self, Request};
 use outrigger::config::Config;
 use outrigger::control::Control;
 use outrigger::control::outcome::{STATUS_HOST, STATUS_POWER_OFF, STATUS_USAGE};
-use outrigger::ctl;
-use outrigger::vfio::Host;
+use outrigger::{ctl, vfio};
 use outrigger_process::output::{self, tell};
 
 /// How long standard error may take to accept the last lines.
@@ -37,13 +36,10 @@ fn main() -> ExitCode {
                 error.status()
             }
         },
-        Ok(Request::Vfio(command)) => match Host::default().run(&command) {
-            Ok(text) => print(&text),
-            Err(error) => {
-                tell(error.line());
-                error.status()
-            }
-        },
+        Ok(Request::Vfio(words)) => {
+            tell(vfio::become_program(&words));
+            STATUS_USAGE
+        }
         Ok(Request::Print(text)) => print(&text),
         Err(error) => {
             tell(error);

@@ -1,12 +1,10 @@
-//! Where a PCI function of the host is: its address, and what sysfs says about it.
+//! Where a PCI function of the host is.
 
 use std::fmt;
-use std::fs;
-use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 /// The address of a PCI function: domain, bus, device, function.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Address {
     domain: u32,
     bus: u8,
@@ -49,73 +47,8 @@ impl fmt::Display for Address {
     }
 }
 
-/// The driver of a function.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Driver(pub String);
-
-impl Driver {
-    /// Whether it gives its device to user space: vfio-pci, or a variant of it such as mlx5_vfio_pci.
-    pub fn is_vfio(&self) -> bool {
-        self.0.split(['-', '_']).any(|part| part == "vfio")
-    }
-}
-
-/// A function that exists.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Function {
-    /// Its name in sysfs, which is its address.
-    pub name: String,
-    /// None: no driver has it.
-    pub driver: Option<Driver>,
-    /// The number of its IOMMU group. None: there is no IOMMU in front of it.
-    pub group: Option<u32>,
-}
-
-/// The PCI functions that sysfs shows.
-#[derive(Clone, Debug)]
-pub struct Sysfs {
-    root: PathBuf,
-}
-
-impl Default for Sysfs {
-    fn default() -> Self {
-        Self { root: "/sys".into() }
-    }
-}
-
-impl Sysfs {
-    /// What is at an address. None: nothing.
-    pub fn function(&self, address: Address) -> Option<Function> {
-        self.named(&address.to_string())
-    }
-
-    /// Everything in an IOMMU group, by name. Bridges are there, too.
-    pub fn group(&self, group: u32) -> Vec<Function> {
-        let devices = fs::read_dir(self.root.join(format!("kernel/iommu_groups/{group}/devices")));
-        let names = devices.into_iter().flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok());
-        let mut functions: Vec<Function> = names.filter_map(|name| self.named(&name)).collect();
-        functions.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        functions
-    }
-
-    fn named(&self, name: &str) -> Option<Function> {
-        let directory = self.root.join("bus/pci/devices").join(name);
-        let last_part = |link: &str| {
-            let target: PathBuf = fs::read_link(directory.join(link)).ok()?;
-            Some(target.file_name()?.to_str()?.to_owned())
-        };
-        Path::is_dir(&directory).then(|| Function {
-            name: name.to_owned(),
-            driver: last_part("driver").map(Driver),
-            group: last_part("iommu_group").and_then(|group| group.parse().ok()),
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
-
     use super::*;
 
     #[test]
@@ -155,44 +88,5 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Address>(), Err(NotAnAddress), "{text:?}");
         }
-    }
-
-    #[test]
-    fn vfio_pci_and_its_variants_are_for_user_space() {
-        let is_vfio = |name: &str| Driver(name.to_owned()).is_vfio();
-        assert!(is_vfio("vfio-pci") && is_vfio("mlx5_vfio_pci") && is_vfio("nvgrace-gpu-vfio-pci"));
-        assert!(!is_vfio("nvme") && !is_vfio("pci-stub") && !is_vfio("novfio"));
-    }
-
-    #[test]
-    fn sysfs_tells_driver_and_group() {
-        let root = tempfile::tempdir().unwrap();
-        let sysfs = Sysfs { root: root.path().to_owned() };
-        let function = |name: &str, driver: Option<&str>, group: Option<&str>| {
-            let directory = root.path().join("bus/pci/devices").join(name);
-            fs::create_dir_all(&directory).unwrap();
-            if let Some(driver) = driver {
-                symlink(format!("../../../bus/pci/drivers/{driver}"), directory.join("driver")).unwrap();
-            }
-            if let Some(group) = group {
-                let members = root.path().join(format!("kernel/iommu_groups/{group}/devices"));
-                fs::create_dir_all(&members).unwrap();
-                symlink(format!("../../kernel/iommu_groups/{group}"), directory.join("iommu_group")).unwrap();
-                symlink(&directory, members.join(name)).unwrap();
-            }
-        };
-        function("0000:01:00.1", None, Some("7"));
-        function("0000:01:00.0", Some("nvme"), Some("7"));
-        function("0000:02:00.0", Some("vfio-pci"), None);
-        let find = |text: &str| sysfs.function(text.parse().unwrap());
-        let nvme = find("01:00.0").unwrap();
-        assert_eq!((nvme.driver, nvme.group), (Some(Driver("nvme".into())), Some(7)));
-        assert_eq!(find("02:00.0").unwrap().group, None);
-        assert_eq!(find("03:00.0"), None);
-        let group: Vec<_> = sysfs.group(7).into_iter().map(|function| (function.name, function.driver)).collect();
-        let expected =
-            [("0000:01:00.0".to_owned(), Some(Driver("nvme".to_owned()))), ("0000:01:00.1".to_owned(), None)];
-        assert_eq!(group, expected);
-        assert_eq!(sysfs.group(8), []);
     }
 }

@@ -11,8 +11,8 @@ use nix::errno::Errno;
 use vfio_bindings::bindings::vfio as spec;
 
 use super::OpenError;
-use super::address::{Function, Sysfs};
 use super::ioctls;
+use super::sysfs::{Function, Sysfs};
 
 /// How long a client that has left may take to let go of the device's file.
 const LETTING_GO: Duration = Duration::from_secs(1);
@@ -93,23 +93,25 @@ impl Group {
 
 /// The functions of a group whose drivers keep it from user space, and those drivers.
 fn in_the_way(functions: &[Function]) -> String {
-    let of_host = functions.iter().filter_map(|function| {
-        let driver = function.driver.as_ref().filter(|driver| !driver.is_vfio())?;
-        // These do no DMA of their own (drivers/pci/pcie/portdrv.c, drivers/pci/pci-stub.c).
-        (!matches!(driver.0.as_str(), "pcieport" | "pci-stub")).then(|| format!("{} ({})", function.name, driver.0))
+    let of_host = functions.iter().filter(|function| function.is_in_the_way()).map(|function| match &function.driver {
+        Some(driver) => format!("{} ({})", function.address, driver.0),
+        None => function.address.to_string(),
     });
     of_host.collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::address::Driver;
+    use super::super::sysfs::Driver;
     use super::*;
 
     #[test]
     fn the_drivers_in_the_way_are_named() {
         let function = |name: &str, driver: Option<&str>| Function {
-            name: name.to_owned(),
+            address: name.parse().unwrap(),
+            directory: name.into(),
+            ids: (0, 0),
+            class: 0,
             driver: driver.map(|driver| Driver(driver.to_owned())),
             group: Some(1),
         };

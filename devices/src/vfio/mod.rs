@@ -7,6 +7,7 @@
 mod address;
 mod container;
 mod device_file;
+mod drivers;
 mod function;
 mod group;
 mod ioctls;
@@ -14,6 +15,7 @@ mod iommu;
 mod irqs;
 mod options;
 mod regions;
+mod sysfs;
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -27,12 +29,14 @@ use outrigger_process::options::{OptionError, named};
 use outrigger_protocol::server::{Options, ServeError, Unopened, serve_unopened};
 
 use crate::process::{Server, StartError};
-use address::{Address, Function, Sysfs};
+use address::Address;
 use container::Container;
 use device_file::DeviceFile;
 use group::Group;
 use iommu::DeviceMemory;
+use sysfs::{Function, Sysfs};
 
+pub use drivers::Command;
 pub use function::PhysicalFunction;
 pub use options::HELP;
 
@@ -174,7 +178,8 @@ impl Vfio {
     }
 
     fn take(address: Address, sysfs: &Sysfs) -> Result<Self, OpenError> {
-        let Function { name, driver, group } = sysfs.function(address).ok_or(OpenError::NoDevice)?;
+        let Function { driver, group, .. } = sysfs.function(address).ok_or(OpenError::NoDevice)?;
+        let name = address.to_string();
         let group = group.ok_or(OpenError::NoIommu)?;
         match driver {
             None => return Err(OpenError::Unbound { address: name }),

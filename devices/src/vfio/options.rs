@@ -10,15 +10,18 @@ Keys of --vfio:
   host=ADDRESS   the PCI function, as 0000:01:00.0; host= can be left out where it comes first
 
 Examples:
+  outrigger vfio list                 (the same as outrigger-vfio list)
   outrigger vfio bind 0000:01:00.0
   outrigger-vfio --vfio 0000:01:00.0 --socket /run/nvme.sock
   outrigger run --kernel vmlinuz --device socket=/run/nvme.sock
+  outrigger vfio unbind 0000:01:00.0
 
 The client must share its memory: a physical device reaches it by itself, through the host's IOMMU.
 
 Log level: RUST_LOG=error|warn|info|debug (default warn), on standard error.
-Exit status: 0 when told to end or the client of --fd left, 1 when that client broke the protocol,
-2 for bad usage, 3 when the host lacks something (a permission, an IOMMU, a module).";
+Exit status: 0 when told to end or the client of --fd left, 1 when that client broke the protocol or
+vfio-pci does not take a device, 2 for bad usage or a device that cannot be had, 3 when the host
+lacks something (a permission, an IOMMU, a module).";
 
 const HOST: &str = "host";
 const KEYS: &[&str] = &[HOST];

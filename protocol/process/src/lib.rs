@@ -5,11 +5,13 @@
 //! | [`launch`] | how the VMM starts a device program, and how a program says that it cannot start |
 //! | [`options`] | the text of an option, `KEY=VALUE,KEY=VALUE` |
 //! | [`inherited`] | state that the caller left behind (signals, limits), brought into a known form |
+//! | [`aligned`] | text in columns |
 //! | [`child`] | a child process that starts in that known form and ends with its parent |
 //! | [`heap`] | one heap for all threads |
 //! | [`output`] | lines for the user and the log, written by a thread that alone may block |
 //! | [`rate_limit`] | a bound on the lines that a peer or a guest can cause |
 
+pub mod aligned;
 pub mod child;
 pub mod heap;
 pub mod inherited;

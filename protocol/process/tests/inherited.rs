@@ -47,6 +47,10 @@ fn unkind(command: &mut Command) -> File {
             for ignored in [Signal::SIGHUP, Signal::SIGCHLD, Signal::SIGUSR1] {
                 signal(ignored, SigHandler::SigIgn)?;
             }
+            // Whoever runs these tests in the background of a script has them ignored.
+            for heeded in [Signal::SIGINT, Signal::SIGQUIT] {
+                signal(heeded, SigHandler::SigDfl)?;
+            }
             let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
             setrlimit(Resource::RLIMIT_NOFILE, 256, hard)?;
             let leak = std::os::fd::BorrowedFd::borrow_raw(number);

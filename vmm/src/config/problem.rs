@@ -97,9 +97,6 @@ pub enum Problem {
     /// Not the place of a device.
     #[error("is no slot; the places of devices are written 00:01.0 to 00:1f.0, see 'outrigger ctl PATH status'")]
     NotSlot,
-    /// No place of a PCI device of the host's.
-    #[error("is no PCI address; they are written 0000:01:00.0, see 'outrigger vfio list'")]
-    NotAddress,
     /// None of the places a console can lead to.
     #[error("must be stdio, file=PATH or none")]
     NotConsole,

@@ -77,6 +77,7 @@ impl AsFd for Signals {
 #[cfg(test)]
 mod tests {
     use nix::sys::pthread::{pthread_kill, pthread_self};
+    use nix::sys::signal::SigHandler;
 
     use super::*;
 
@@ -85,6 +86,9 @@ mod tests {
         for signal in END {
             // Each in a thread of its own, whose mask and pending signals end with it.
             let read = std::thread::spawn(move || {
+                // Whoever runs these tests in the background of a script has some ignored.
+                // SAFETY: the default, and the signal is blocked before it comes.
+                unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) }.unwrap();
                 let signals = Signals::block().unwrap();
                 pthread_kill(pthread_self(), signal).unwrap();
                 signals.read().collect::<Vec<_>>()

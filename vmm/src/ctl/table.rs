@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
+use outrigger_process::aligned::aligned;
 use outrigger_process::options::one_line;
 
-use crate::aligned::aligned;
 use crate::config::size::Size;
 use crate::control::api::status::{DeviceState, DeviceStatus, RunState, Status};
 

@@ -6,6 +6,7 @@ use std::os::unix::fs::symlink;
 
 use tempfile::TempDir;
 
+use super::super::sysfs::tests::add_function;
 use super::*;
 
 struct Fake {
@@ -33,30 +34,15 @@ fn fake(rows: &[Row<'_>]) -> Fake {
     fs::write(path("sys/bus/pci/drivers_probe"), "").unwrap();
     fs::create_dir_all(path("proc/self")).unwrap();
     for (address, (vendor, device), class, driver, group) in rows {
-        let directory = path("sys/bus/pci/devices").join(address);
-        fs::create_dir(&directory).unwrap();
-        for (name, text) in [("vendor", vendor), ("device", device), ("class", class), ("driver_override", &"(null)")] {
-            fs::write(directory.join(name), format!("{text}\n")).unwrap();
-        }
-        if let Some(driver) = driver {
-            let home = path("sys/bus/pci/drivers").join(driver);
-            fs::create_dir_all(&home).unwrap();
-            fs::write(home.join("unbind"), "").unwrap();
-            symlink(&home, directory.join("driver")).unwrap();
-        }
-        if let Some(group) = group {
-            let home = path("sys/kernel/iommu_groups").join(group);
-            fs::create_dir_all(&home).unwrap();
-            symlink(&home, directory.join("iommu_group")).unwrap();
-        }
+        add_function(&path("sys"), address, [vendor, device, class], *driver, *group);
     }
-    let host = Host { sys: path("sys"), dev: path("dev"), proc: path("proc") };
+    let host = Host { sysfs: Sysfs::at(path("sys")), dev: path("dev"), proc: path("proc") };
     Fake { host, root }
 }
 
 impl Fake {
     fn line(&self, command: &Command) -> String {
-        self.host.run(command).unwrap_err().line()
+        one_line(&self.host.run(command).unwrap_err().to_string())
     }
 
     fn read(&self, name: &str) -> String {
@@ -64,28 +50,12 @@ impl Fake {
     }
 }
 
-fn address(text: &str) -> Address {
-    Address::parse(text).unwrap()
-}
-
 fn bind(text: &str) -> Command {
-    Command::Bind(address(text))
+    Command::Bind { address: text.parse().unwrap() }
 }
 
 fn unbind(text: &str) -> Command {
-    Command::Unbind(address(text))
-}
-
-#[test]
-fn addresses_are_those_of_sysfs_or_of_lspci() {
-    for (text, full) in [(NVME, NVME), ("01:00.0", NVME), ("00:1F.7", "0000:00:1f.7"), ("10000:e1:00.0", "")] {
-        assert_eq!(Address::parse(text).map(|address| address.to_string()).unwrap_or_default(), full, "{text}");
-    }
-    for text in
-        ["", "1:0.0", "0000:01:00", "0000:01:00.8", "0000:01:00.00", "../../x:00.0", "0000:01:0g.0", "a:b:c:d.0"]
-    {
-        assert_eq!(Address::parse(text), None, "{text}");
-    }
+    Command::Unbind { address: text.parse().unwrap() }
 }
 
 #[test]

@@ -6,33 +6,35 @@ use std::path::Path;
 
 use nix::errno::Errno;
 
-use super::functions::Function;
-use super::{Host, VFIO_PCI, VfioError, name_behind};
+use super::super::sysfs::{Function, name_behind};
+use super::{DriverError, Host, VFIO_PCI};
 
 impl Host {
     /// Takes a function from its driver and gives it to vfio-pci.
     ///
     /// # Errors
     /// If it cannot be given to a guest, or the host works with it. It has the driver that it had, then.
-    pub(super) fn bind(&self, function: &Function) -> Result<String, VfioError> {
+    pub(super) fn bind(&self, function: &Function) -> Result<String, DriverError> {
         let Function { address, directory, .. } = function;
         if function.is_bridge() {
-            return Err(VfioError::Bridge(address.clone()));
+            return Err(DriverError::Bridge(*address));
         }
-        let Some(group) = &function.group else { return Err(VfioError::NoIommu(address.clone())) };
+        let Some(group) = function.group else { return Err(DriverError::NoIommu(*address)) };
         let mut in_the_way = String::new();
-        for other in function.in_the_way() {
-            let driver = other.driver.as_deref().unwrap_or_default();
+        let in_group = self.sysfs.group(group);
+        for other in in_group.iter().filter(|other| other.address != *address && other.is_in_the_way()) {
+            let driver = driver_of(other).unwrap_or_default();
             in_the_way.push_str(&format!(
                 "; its group also has {} (driver {driver}), which must be bound to vfio-pci, too",
                 other.address
             ));
         }
         if function.is_bound() {
-            return Ok(format!("{address} is bound to vfio-pci already (group {group}){in_the_way}\n"));
+            let driver = driver_of(function).unwrap_or_default();
+            return Ok(format!("{address} is bound to {driver} already (group {group}){in_the_way}\n"));
         }
-        if !self.sys.join("bus/pci/drivers").join(VFIO_PCI).exists() {
-            return Err(VfioError::NoDriver);
+        if !self.sysfs.path("bus/pci/drivers").join(VFIO_PCI).exists() {
+            return Err(DriverError::NoDriver);
         }
         self.check_unused(function)?;
         // Before it is taken from its driver: whatever comes next, no other takes it.
@@ -41,9 +43,9 @@ impl Host {
         if changed.is_err() || name_behind(&directory.join("driver")).as_deref() != Some(VFIO_PCI) {
             self.give_back(function)?;
             changed?;
-            return Err(VfioError::NotTaken(address.clone()));
+            return Err(DriverError::NotTaken(*address));
         }
-        let before = function.driver.as_deref().unwrap_or("no driver");
+        let before = driver_of(function).unwrap_or("no driver");
         Ok(format!("{address}: bound to vfio-pci, group {group} (before: {before}){in_the_way}\n"))
     }
 
@@ -51,39 +53,42 @@ impl Host {
     ///
     /// # Errors
     /// If it is not bound to vfio-pci, or somebody uses it.
-    pub(super) fn unbind(&self, function: &Function) -> Result<String, VfioError> {
+    pub(super) fn unbind(&self, function: &Function) -> Result<String, DriverError> {
         let Function { address, directory, .. } = function;
         match &function.driver {
             Some(driver) if !function.is_bound() => {
-                return Err(VfioError::OtherDriver { address: address.clone(), driver: driver.clone() });
+                return Err(DriverError::OtherDriver { address: *address, driver: driver.0.clone() });
             }
             _ => self.check_free(function)?,
         }
         self.give_back(function)?;
         let after = name_behind(&directory.join("driver")).unwrap_or_else(|| "none".to_owned());
-        let before = if function.is_bound() { "taken from vfio-pci" } else { "was not bound" };
+        let before = match driver_of(function) {
+            Some(driver) => format!("taken from {driver}"),
+            None => "was not bound".to_owned(),
+        };
         Ok(format!("{address}: {before}; its driver is {after} now\n"))
     }
 
     /// No driver is asked for any more: the kernel chooses.
-    fn give_back(&self, function: &Function) -> Result<(), VfioError> {
+    fn give_back(&self, function: &Function) -> Result<(), DriverError> {
         // A line break alone is what empties it (kernel, Documentation/ABI/testing/sysfs-bus-pci).
         write(&function.directory.join("driver_override"), "\n")?;
         self.change_driver(function)
     }
 
-    fn change_driver(&self, function: &Function) -> Result<(), VfioError> {
+    fn change_driver(&self, function: &Function) -> Result<(), DriverError> {
         let name = function.address.to_string();
         let unbind = function.directory.join("driver/unbind");
         match write(&unbind, &name) {
             // It has no driver.
-            Err(VfioError::File { problem, .. }) if problem.kind() == ErrorKind::NotFound => {}
+            Err(DriverError::File { problem, .. }) if problem.kind() == ErrorKind::NotFound => {}
             other => other?,
         }
-        let probe = self.sys.join("bus/pci/drivers_probe");
+        let probe = self.sysfs.path("bus/pci/drivers_probe");
         match write(&probe, &name) {
             // The driver's own answer; whether it has taken the function is seen by the link.
-            Err(VfioError::File { problem, .. }) if problem.kind() != ErrorKind::PermissionDenied => {
+            Err(DriverError::File { problem, .. }) if problem.kind() != ErrorKind::PermissionDenied => {
                 log::info!("{name}: {}: {problem}", probe.display());
                 Ok(())
             }
@@ -92,12 +97,12 @@ impl Host {
     }
 
     /// Whether nothing of the function is mounted or used as swap: its driver would let go of it all the same.
-    fn check_unused(&self, function: &Function) -> Result<(), VfioError> {
+    fn check_unused(&self, function: &Function) -> Result<(), DriverError> {
         let mounts = fs::read_to_string(self.proc.join("self/mountinfo")).unwrap_or_default();
         let swaps = fs::read_to_string(self.proc.join("swaps")).unwrap_or_default();
         let refuse = |what: String, remedy| {
-            let address = function.address.clone();
-            Err(VfioError::HostUses { address, what, remedy })
+            let address = function.address;
+            Err(DriverError::HostUses { address, what, remedy })
         };
         for disk in self.block_devices(function) {
             // Fields of mountinfo (proc(5)): the third is the device, the fifth where it is mounted.
@@ -106,7 +111,7 @@ impl Host {
             if let Some(place) = places.find_map(|fields| fields.get(4).map(|place| (*place).to_owned())) {
                 return refuse(format!("its disk {} (mounted at {place})", disk.name), "unmount it first");
             }
-            let holders = self.sys.join("class/block").join(&disk.name).join("holders");
+            let holders = self.sysfs.path("class/block").join(&disk.name).join("holders");
             if let Some(holder) = fs::read_dir(holders).ok().and_then(|mut holders| holders.next()?.ok()) {
                 let holder = holder.file_name();
                 return refuse(format!("its disk {} for {}", disk.name, holder.display()), "take that down first");
@@ -122,7 +127,7 @@ impl Host {
     /// Disks and partitions that are there by a function.
     fn block_devices(&self, function: &Function) -> Vec<Block> {
         let Ok(home) = function.directory.canonicalize() else { return Vec::new() };
-        let Ok(entries) = fs::read_dir(self.sys.join("class/block")) else { return Vec::new() };
+        let Ok(entries) = fs::read_dir(self.sysfs.path("class/block")) else { return Vec::new() };
         let block = |path: &Path| {
             let is_its = path.canonicalize().is_ok_and(|place| place.starts_with(&home));
             let number = fs::read_to_string(path.join("dev")).ok().filter(|_| is_its)?;
@@ -132,17 +137,21 @@ impl Host {
     }
 
     /// Whether nobody has the group open: taking the function away would wait for as long as somebody has.
-    fn check_free(&self, function: &Function) -> Result<(), VfioError> {
-        let Some(group) = &function.group else { return Ok(()) };
-        let path = self.dev.join("vfio").join(group);
+    fn check_free(&self, function: &Function) -> Result<(), DriverError> {
+        let Some(group) = function.group else { return Ok(()) };
+        let path = self.dev.join("vfio").join(group.to_string());
         match fs::OpenOptions::new().read(true).write(true).open(&path) {
             Err(error) if error.raw_os_error() == Some(Errno::EBUSY as i32) => {
-                Err(VfioError::InUse { address: function.address.clone(), path })
+                Err(DriverError::InUse { address: function.address, path })
             }
             // The system says so of what follows as well.
             _ => Ok(()),
         }
     }
+}
+
+fn driver_of(function: &Function) -> Option<&str> {
+    function.driver.as_ref().map(|driver| driver.0.as_str())
 }
 
 struct Block {
@@ -152,8 +161,8 @@ struct Block {
 }
 
 /// Writes a file of sysfs, in one go as it wants.
-fn write(path: &Path, text: &str) -> Result<(), VfioError> {
+fn write(path: &Path, text: &str) -> Result<(), DriverError> {
     let file = fs::OpenOptions::new().write(true).open(path);
     let written = file.and_then(|mut file| io::Write::write_all(&mut file, text.as_bytes()));
-    written.map_err(|problem| VfioError::File { path: path.to_owned(), problem })
+    written.map_err(|problem| DriverError::File { path: path.to_owned(), problem })
 }

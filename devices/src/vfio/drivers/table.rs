@@ -1,50 +1,54 @@
 //! The host's PCI functions as people read them.
 
-use super::functions::{Function, Other};
-use crate::aligned::aligned;
+use outrigger_process::aligned::aligned;
+
+use super::super::sysfs::Function;
 
 const HEADINGS: [&str; 6] = ["address", "ids", "what it is", "driver", "group", "can be given to a guest"];
 
 /// Every function that is no bridge, one line each.
 pub(super) fn text(functions: &[Function]) -> String {
-    let rows: Vec<_> = functions.iter().filter(|function| !function.is_bridge()).map(row).collect();
+    let devices = functions.iter().filter(|function| !function.is_bridge());
+    let rows: Vec<_> = devices.map(|function| row(function, functions)).collect();
     if rows.is_empty() {
         return "this host has no PCI devices that could be given to a guest\n".to_owned();
     }
     aligned(&std::iter::once(HEADINGS.map(str::to_owned)).chain(rows).collect::<Vec<_>>())
 }
 
-fn row(function: &Function) -> [String; 6] {
+fn row(function: &Function, all: &[Function]) -> [String; 6] {
     let (vendor, device) = function.ids;
-    let or_none = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+    let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     [
         function.address.to_string(),
         format!("{vendor:04x}:{device:04x}"),
         what(function.class),
-        or_none(&function.driver),
-        or_none(&function.group),
-        can_be_given(function),
+        or_none(function.driver.as_ref().map(|driver| driver.0.clone())),
+        or_none(function.group.map(|group| group.to_string())),
+        can_be_given(function, all),
     ]
 }
 
 /// Whether, or what is missing.
-fn can_be_given(function: &Function) -> String {
-    let named = |other: &Other| match &other.driver {
-        Some(driver) => format!("{} ({driver})", other.address),
+fn can_be_given(function: &Function, all: &[Function]) -> String {
+    let named = |other: &Function| match &other.driver {
+        Some(driver) => format!("{} ({})", other.address, driver.0),
         None => other.address.to_string(),
     };
     if function.group.is_none() {
         return "no: this host has no IOMMU for it".to_owned();
     }
-    let in_the_way: Vec<_> = function.in_the_way().map(named).collect();
+    let others = || all.iter().filter(|other| other.group == function.group && other.address != function.address);
+    let in_the_way: Vec<_> = others().filter(|other| other.is_in_the_way()).map(named).collect();
     if !in_the_way.is_empty() {
         return format!("no: its group also has {}", in_the_way.join(", "));
     }
-    let others: Vec<_> = function.others.iter().map(named).collect();
+    let others: Vec<_> = others().map(named).collect();
     let with = if others.is_empty() { String::new() } else { format!("; its group also has {}", others.join(", ")) };
-    let can = if function.is_bound() { "yes" } else { "when it is bound: outrigger vfio bind" };
-    let address = if function.is_bound() { String::new() } else { format!(" {}", function.address) };
-    format!("{can}{address}{with}")
+    match function.is_bound() {
+        true => format!("yes{with}"),
+        false => format!("when it is bound: outrigger vfio bind {}{with}", function.address),
+    }
 }
 
 /// A class's name (PCI Code and ID Assignment 1.11, section 1); its number where it is rare.
