@@ -18,6 +18,10 @@ pub const UNLIMITED: &str = "restart=10000/1s";
 const MISSING: Duration = Duration::from_secs(20);
 /// When a successor serves, on a machine that is busy.
 const SERVING: Duration = Duration::from_millis(700);
+/// In the names of the threads of queues: `blk-q0`.
+const QUEUE: &str = "-q";
+/// So many are killed one after the other before they serve; then one may.
+const HURRIED: u32 = 6;
 /// Words of which each block of the payload's `verified-disk` has one, over and over: the block's number and its generation.
 const SECTOR: usize = 512;
 const BLOCKS: usize = 256;
@@ -28,6 +32,8 @@ pub struct Killer {
     random: Random,
     /// The longest time between two kills.
     pause: Duration,
+    /// How many of the last were killed before they served the device.
+    hurried: u32,
     /// How many were killed.
     pub kills: usize,
 }
@@ -37,16 +43,23 @@ impl Killer {
     pub fn new(vmm: &Process, pause: Duration) -> Self {
         let (random, seed) = Random::fresh();
         println!("seed {seed}");
-        Self { vmm: vmm.pid(), random, pause, kills: 0 }
+        Self { vmm: vmm.pid(), random, pause, hurried: 0, kills: 0 }
     }
 
-    /// Waits for a while, and kills one of the processes that are there. A successor that has only begun is as good as any.
+    /// Waits for a while, and kills one of the processes that are there. A successor that has only begun is as good as any, but not
+    /// again and again: on a busy machine none would serve before the restart's deadline.
     ///
     /// # Panics
     /// When there is none any more, or the VMM has ended.
     pub fn kill_one(&mut self, vmm: &Process) {
         sleep(self.random.time(self.pause));
-        let victim = self.victim(vmm);
+        let mut victim = self.victim(vmm);
+        let start = Instant::now();
+        while self.hurried == HURRIED && !serves(&victim) && start.elapsed() < MISSING {
+            sleep(Duration::from_millis(1));
+            victim = self.victim(vmm);
+        }
+        self.hurried = if serves(&victim) { 0 } else { self.hurried + 1 };
         // It may have ended by itself when it saw that it was of no use.
         if kill(victim.pid, Signal::SIGKILL).is_ok() {
             self.kills += 1;
@@ -101,6 +114,13 @@ impl Killer {
             sleep(Duration::from_millis(1));
         }
     }
+}
+
+/// Whether a process has a thread for a queue, and so serves the device to its driver.
+fn serves(device: &Seen) -> bool {
+    let tasks = fs::read_dir(format!("/proc/{}/task", device.pid)).into_iter().flatten().flatten();
+    let names = tasks.filter_map(|task| fs::read_to_string(task.path().join("comm")).ok());
+    names.into_iter().any(|name| name.contains(QUEUE))
 }
 
 /// What a process holds: descriptors, threads, mappings.
