@@ -21,13 +21,13 @@ mod error;
 mod journal;
 mod migration;
 mod open;
-mod patience;
 mod peripheral;
+mod prepare;
 pub mod replace;
 mod restart;
 mod source;
 pub mod status;
-mod successor;
+mod watchdog;
 
 use std::path::PathBuf;
 use std::sync::Arc;

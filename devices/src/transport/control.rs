@@ -1,7 +1,7 @@
 //! What the registers of a virtio device control: the device, its negotiation with the driver, and the service of its
 //! queues.
 
-mod succession;
+mod resume;
 
 use std::fmt::Arguments;
 use std::io;
@@ -21,7 +21,7 @@ use super::registers::{Action, CommonRegisters, NO_VECTOR, TRANSPORT_FEATURES};
 use super::signals::Signals;
 use super::worker::{Context, Ended, Endings, Order, STOP_DEADLINE, Worker, WorkerError};
 
-pub use succession::TakeError;
+pub use resume::TakeError;
 
 /// One queue's service.
 #[derive(Debug, Default)]

@@ -109,7 +109,7 @@ impl Mapped {
     pub fn set_used(&mut self, index: u16, element: UsedElement) {
         let [id, length] = &self.used[self.position(index)];
         #[cfg(test)]
-        super::journal::stores::about_to_store();
+        super::journal::kill_points::about_to_store();
         id.store(element.id.to_le(), Ordering::Relaxed);
         length.store(element.length.to_le(), Ordering::Relaxed);
         self.memory.mark_dirty(self.layout.used_entry(index), size_of::<UsedElement>());
@@ -118,7 +118,7 @@ impl Mapped {
     #[inline]
     pub fn set_used_index(&self, index: u16) {
         #[cfg(test)]
-        super::journal::stores::about_to_store();
+        super::journal::kill_points::about_to_store();
         self.device[1].store(index.to_le(), Ordering::Release);
         self.memory.mark_dirty(self.layout.used_index(), 2);
     }

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::super::journal::stores;
+use super::super::journal::kill_points;
 use super::*;
 use crate::testing::{BUFFERS, RAM_SIZE, RAM_START, device_memory, device_memory_in_pieces, ram};
 
@@ -120,7 +120,7 @@ impl Rig {
                 resume_unwind(Box::new(Killed));
             }
         };
-        let end = catch_unwind(AssertUnwindSafe(|| stores::watch(before, || self.work(succeeds))));
+        let end = catch_unwind(AssertUnwindSafe(|| kill_points::watch(before, || self.work(succeeds))));
         match end {
             Ok(()) => true,
             Err(payload) if payload.is::<Killed>() => false,

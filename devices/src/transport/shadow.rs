@@ -66,7 +66,7 @@ impl Shadow {
             self.memory.write(layout.used_entry(first_of(at)), self.used[at..at + count].as_bytes())?;
         }
         #[cfg(test)]
-        super::journal::stores::about_to_store();
+        super::journal::kill_points::about_to_store();
         self.memory.store_u16(layout.used_index(), end, Ordering::Release)
     }
 

@@ -13,11 +13,11 @@ use super::bus_master::BusMaster;
 use super::config_space::{ConfigSpace, touches};
 use super::discovery::Description;
 use super::dispatch::{AccessCounts, Dispatch, Served};
+use super::generations::Generations;
 use super::identity::Identity;
 use super::interrupts::{InterruptError, Interrupts};
 use super::link::Link;
 use super::region::{Placement, Region, regions};
-use super::succession::Succession;
 use super::warnings::Warnings;
 use super::{AttachError, Backplane};
 use crate::irq::IrqError;
@@ -27,9 +27,9 @@ use crate::pci::bar::{BARS, Bar, Bars, Kind, ROM};
 use crate::pci::windows::Windows;
 use crate::pci::{Function, Slot, capabilities, command, register};
 
-mod successor;
+mod take_over;
 
-pub use successor::{Knows, Successor};
+pub use take_over::{Knows, Successor};
 
 /// A device: what the guest sees of it, for as long as the slot exists.
 pub struct Device {
@@ -37,7 +37,7 @@ pub struct Device {
     backplane: Backplane,
     bus_master: Arc<BusMaster>,
     warnings: Arc<Warnings>,
-    succession: Arc<Succession>,
+    generations: Arc<Generations>,
     can_be_succeeded: bool,
     identity: Identity,
     /// Vendor and device id, for people.
@@ -85,7 +85,7 @@ pub struct Place {
     /// Whether the device may reach memory on its own.
     pub bus_master: Arc<BusMaster>,
     /// Who serves the device, one after another.
-    pub succession: Arc<Succession>,
+    pub generations: Arc<Generations>,
     /// Whether a process that ends may have a successor.
     pub can_be_succeeded: bool,
 }
@@ -105,7 +105,7 @@ impl Device {
         backplane: &Backplane,
         windows: &mut Windows,
     ) -> Result<Self, AttachError> {
-        let Place { slot, bus_master, succession, can_be_succeeded } = place;
+        let Place { slot, bus_master, generations, can_be_succeeded } = place;
         let gsi = intx_gsi(slot.0, 0);
         let warnings = Warnings::new(slot);
         let interrupts = Interrupts::new(&backplane.addresses.vm, &backplane.routes, description, gsi)?;
@@ -113,10 +113,10 @@ impl Device {
         windows.place(&mut bars)?;
         let mut config = ConfigSpace::new(description, u8::try_from(gsi).unwrap_or(0));
         config.refresh_bars(&bars);
-        let generation = succession.next_generation();
-        let served = Served { succession: succession.clone(), generation, can_be_succeeded };
+        let generation = generations.next_generation();
+        let served = Served { generations: generations.clone(), generation, can_be_succeeded };
         let regions = regions(&link, description, interrupts.msix.as_ref(), &served, backplane, &warnings)?;
-        succession.publish(dispatches(&regions));
+        generations.publish(dispatches(&regions));
         let served_before = vec![AccessCounts::default(); regions.len()];
         let attachment = Attachment { link, generation, regions, claims: Default::default(), served_before };
         let state = State { config, bars, interrupts, life: Life::Attached(Box::new(attachment)) };
@@ -125,7 +125,7 @@ impl Device {
             backplane: backplane.clone(),
             bus_master,
             warnings,
-            succession,
+            generations,
             can_be_succeeded,
             identity: Identity::of(description),
             ids: capabilities::read_u32(&description.config, 0),
@@ -193,7 +193,7 @@ impl Device {
         state.life = Life::Lost { served };
         // After the mappings of its registers, which keep a physical device open.
         link.untie();
-        self.succession.end();
+        self.generations.end();
         true
     }
 
@@ -341,7 +341,7 @@ impl Function for Device {
     fn config_read(&self, offset: u16, data: &mut [u8]) {
         self.config_accesses.fetch_add(1, Ordering::Relaxed);
         while let Err(Unanswered(generation)) = self.config_read_once(offset, data) {
-            if !self.succession.wait_after(generation) {
+            if !self.generations.wait_after(generation) {
                 return data.fill(0xff);
             }
         }
@@ -350,7 +350,7 @@ impl Function for Device {
     fn config_write(&self, offset: u16, data: &[u8]) {
         self.config_accesses.fetch_add(1, Ordering::Relaxed);
         while let Err(Unanswered(generation)) = self.config_write_once(offset, data) {
-            if !self.succession.wait_after(generation) {
+            if !self.generations.wait_after(generation) {
                 return;
             }
         }

@@ -3,17 +3,17 @@
 //! vfio-user message on the vCPU's own thread.
 //!
 //! An access whose link is lost before the answer is done again by the process that serves the device next, see
-//! [`Succession`]. If there is none, it reads as all-ones, or vanishes.
+//! [`Generations`]. If there is none, it reads as all-ones, or vanishes.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use outrigger_protocol::ioregionfd::Size;
 
+use super::generations::Generations;
 use super::ioregionfd::{Asked, Channel};
 use super::link::Link;
 use super::plan::{Ioregion, Part, Path, Plan};
-use super::succession::Succession;
 use super::warnings::Warnings;
 use crate::irq::msix::Msix;
 use crate::machine::bus::BusDevice;
@@ -32,7 +32,7 @@ pub(super) struct Dispatch {
 /// By whom a device is served, among those that have served it and will.
 #[derive(Clone)]
 pub(super) struct Served {
-    pub(super) succession: Arc<Succession>,
+    pub(super) generations: Arc<Generations>,
     pub(super) generation: u64,
     /// A process that ends may have a successor: what it was sent and did not read must be known.
     pub(super) can_be_succeeded: bool,
@@ -143,8 +143,8 @@ impl Dispatch {
 
     /// Who answers for the region when this generation does not, as soon as that is known.
     fn successor(&self) -> Option<Arc<Dispatch>> {
-        let Served { succession, generation, .. } = &self.served;
-        succession.dispatch_after(*generation, self.messages.region)
+        let Served { generations, generation, .. } = &self.served;
+        generations.dispatch_after(*generation, self.messages.region)
     }
 
     /// Asks the device process to read.
@@ -289,9 +289,9 @@ impl Messages {
 impl Served {
     /// By one that nobody comes after.
     pub(super) fn unsucceeded() -> Self {
-        let succession = Arc::<Succession>::default();
-        succession.end();
-        Self { succession, generation: 1, can_be_succeeded: false }
+        let generations = Arc::<Generations>::default();
+        generations.end();
+        Self { generations, generation: 1, can_be_succeeded: false }
     }
 }
 

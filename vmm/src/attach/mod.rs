@@ -17,7 +17,7 @@
 //! | [`link`] | the connection to the device process |
 //! | [`death`] | how it is decided that the process is dead to us |
 //! | [`identity`] | what the guest relies on, and a successor must not change |
-//! | [`succession`] | who serves the device after a link was lost, and where accesses wait for it |
+//! | [`generations`] | who serves the device after a link was lost, and where accesses wait for it |
 //! | [`device`] | the function on the PCI bus, made of the above |
 //! | `ping` | whether the process still answers |
 //! | [`serving`] | the thread that serves one device: its own requests, its hang-up, the end of an INTx interrupt |
@@ -29,6 +29,7 @@ pub mod death;
 pub mod device;
 pub mod discovery;
 pub mod dispatch;
+pub mod generations;
 pub mod identity;
 mod interrupts;
 mod ioeventfd;
@@ -39,7 +40,6 @@ mod ping;
 pub mod plan;
 mod region;
 pub mod serving;
-pub mod succession;
 #[cfg(test)]
 mod testing;
 mod warnings;

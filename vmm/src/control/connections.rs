@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use outrigger_protocol::foreign::ForeignFd;
 
+use crate::attach::generations::Generations;
 use crate::attach::link::Link;
-use crate::attach::succession::Succession;
 
 /// The connections of a run.
 #[derive(Clone, Default)]
@@ -16,7 +16,7 @@ struct State {
     ended: bool,
     opening: Vec<Weak<ForeignFd>>,
     open: Vec<Weak<Link>>,
-    successions: Vec<Weak<Succession>>,
+    generations: Vec<Weak<Generations>>,
 }
 
 impl Connections {
@@ -41,11 +41,11 @@ impl Connections {
     }
 
     /// Adds a place where accesses wait for the next connection of a device.
-    pub fn add_succession(&self, succession: &Arc<Succession>) {
+    pub fn add_generations(&self, generations: &Arc<Generations>) {
         let mut state = self.lock();
-        state.successions.push(Arc::downgrade(succession));
+        state.generations.push(Arc::downgrade(generations));
         if state.ended {
-            succession.end();
+            generations.end();
         }
     }
 
@@ -54,7 +54,7 @@ impl Connections {
         let mut state = self.lock();
         state.ended = true;
         // First: an access that meets an ended link waits for no other.
-        state.successions.iter().filter_map(Weak::upgrade).for_each(|succession| succession.end());
+        state.generations.iter().filter_map(Weak::upgrade).for_each(|generations| generations.end());
         state.open.iter().filter_map(Weak::upgrade).for_each(|link| link.end());
         state.opening.iter().filter_map(Weak::upgrade).for_each(|stream| stream.hang_up());
     }

@@ -9,8 +9,8 @@ use outrigger_protocol::migration::DeviceState;
 
 use super::error::Problem;
 use super::peripheral::Peripheral;
+use super::prepare::Ready;
 use super::restart::Takeover;
-use super::successor::Ready;
 use crate::attach::AttachError;
 use crate::attach::discovery::discover;
 use crate::attach::link::Link;

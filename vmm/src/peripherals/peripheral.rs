@@ -21,9 +21,9 @@ use crate::attach::Backplane;
 use crate::attach::bus_master::BusMaster;
 use crate::attach::death::Cause;
 use crate::attach::device::{Device, Place, region_name};
+use crate::attach::generations::Generations;
 use crate::attach::link::Link;
 use crate::attach::serving::{Interruption, STACK, Service, ServiceError};
-use crate::attach::succession::Succession;
 use crate::config::{Budget, DeviceConfig, Restart, Source};
 use crate::control::processes::{DeviceProcess, ending};
 use crate::pci::Slot;
@@ -41,7 +41,7 @@ pub(super) struct Peripheral {
     pub(super) host: Arc<Host>,
     pub(super) device: Arc<Device>,
     pub(super) bus_master: Arc<BusMaster>,
-    pub(super) succession: Arc<Succession>,
+    pub(super) generations: Arc<Generations>,
     /// Its journal; none: a successor begins anew.
     pub(super) kept: Option<Kept>,
     /// None: the device is withdrawn when its process fails.
@@ -97,10 +97,10 @@ impl Peripheral {
             Restart::IfUnnoticed => kept.as_ref().map(|_| Budget::default()),
             Restart::Off => None,
         };
-        let succession = Arc::<Succession>::default();
-        host.control.connections.add_succession(&succession);
+        let generations = Arc::<Generations>::default();
+        host.control.connections.add_generations(&generations);
         let can_be_succeeded = kept.is_some() || budget.is_some();
-        let place = Place { slot, bus_master: bus_master.clone(), succession: succession.clone(), can_be_succeeded };
+        let place = Place { slot, bus_master: bus_master.clone(), generations: generations.clone(), can_be_succeeded };
         let device = Arc::new(Device::new(place, link.clone(), &description, backplane, windows)?);
         let now = Now {
             source: config.source.clone(),
@@ -114,7 +114,7 @@ impl Peripheral {
         };
         let (now, orders) = (Mutex::new(now), Orders::new()?);
         let (lines, failures) = (RateLimit::new(), RateLimit::new());
-        Ok(Self { slot, config, host, device, bus_master, succession, kept, budget, now, orders, lines, failures })
+        Ok(Self { slot, config, host, device, bus_master, generations, kept, budget, now, orders, lines, failures })
     }
 
     pub(super) fn now(&self) -> MutexGuard<'_, Now> {
@@ -220,7 +220,7 @@ impl Peripheral {
 
     /// Ends the connection, and every wait for one.
     pub(super) fn disconnect(&self) {
-        self.succession.end();
+        self.generations.end();
         self.now().link.end();
     }
 
@@ -236,7 +236,7 @@ impl Peripheral {
         (now.source, now.link, now.process, now.state) = (source, link.clone(), process, state);
         drop(now);
         // The run may have ended meanwhile.
-        if self.succession.has_ended() {
+        if self.generations.has_ended() {
             link.end();
         }
     }
@@ -252,7 +252,7 @@ impl Peripheral {
 
     /// Waits for no device process, nor for a vCPU that does.
     pub(super) fn status(&self) -> DeviceStatus {
-        let regions = self.succession.paths().into_iter().enumerate();
+        let regions = self.generations.paths().into_iter().enumerate();
         let named = |(index, lines): (usize, Vec<(Range<u64>, String)>)| {
             lines.into_iter().map(move |(range, line)| (region_name(index), range, line))
         };
@@ -282,7 +282,7 @@ struct EndOfThread<'a>(&'a Peripheral);
 impl Drop for EndOfThread<'_> {
     fn drop(&mut self) {
         self.0.orders.close();
-        self.0.succession.end();
+        self.0.generations.end();
     }
 }
 

@@ -15,9 +15,9 @@ use nix::sys::signal::Signal;
 use super::error::Problem;
 use super::migration::{copy, migrates};
 use super::peripheral::Peripheral;
+use super::prepare::Ready;
 use super::restart::Takeover;
 use super::status::ServiceState;
-use super::successor::Ready;
 use crate::attach::death::Cause;
 use crate::config::Source;
 
@@ -147,7 +147,7 @@ impl Peripheral {
     /// Changes to a process that is ready. None: there is none, or it came too late; false: both are gone.
     pub(super) fn follow_order(&self) -> Option<bool> {
         let Order { ready, answer } = self.orders.take()?;
-        if !ready.successor.is_next(&self.succession) {
+        if !ready.successor.is_next(&self.generations) {
             self.discard(&ready);
             let _ = answer.send(Err(ReplaceError::Busy(ServiceState::Restarting.name())));
             return None;

@@ -13,10 +13,10 @@ use outrigger_protocol::client::Client;
 use outrigger_protocol::migration::DeviceState;
 
 use super::error::Problem;
-use super::patience::{PROBES, Patience};
 use super::peripheral::{EXIT_WAIT, Peripheral};
+use super::prepare::Ready;
 use super::status::ServiceState;
-use super::successor::Ready;
+use super::watchdog::{PROBES, Watchdog};
 use crate::attach::death::Cause;
 use crate::attach::device::Knows;
 use crate::config::Budget;
@@ -88,7 +88,7 @@ impl Peripheral {
                 false => format!("{budget} are used up"),
                 true => match self.try_successor(&outage) {
                     Ok(()) => return true,
-                    Err(_) if self.succession.has_ended() => return false,
+                    Err(_) if self.generations.has_ended() => return false,
                     Err(problem) => {
                         if !problem.is_told() {
                             let (slot, label) = (self.slot, &self.config.label);
@@ -168,11 +168,11 @@ impl Peripheral {
             Takeover::Reset => Ok(()),
         };
         let knows = if takeover == Takeover::Reset { Knows::Nothing } else { Knows::Everything };
-        let patience = Patience { end, process: process.as_deref(), probe: self.config.deadline / PROBES };
+        let watchdog = Watchdog { end, process: process.as_deref(), probe: self.config.deadline / PROBES };
         if self.now().process.is_none() {
             self.device.renew_interrupts();
         }
-        let (result, _) = patience.watch(|| link.fail(Cause::Silent), || self.device.succeed(successor, knows, take));
+        let (result, _) = watchdog.watch(|| link.fail(Cause::Silent), || self.device.succeed(successor, knows, take));
         // From the first message on it may have been at work: whatever comes after it waits for its end.
         let state = if result.is_ok() { ServiceState::Serving } else { ServiceState::Restarting };
         self.is_served_by(source, &link, process.clone(), state);

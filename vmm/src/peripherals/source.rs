@@ -10,7 +10,7 @@ use outrigger_protocol::foreign::ForeignFd;
 use super::connect::{ConnectError, connect};
 use super::error::Problem;
 use super::open::Host;
-use crate::attach::succession::Succession;
+use crate::attach::generations::Generations;
 use crate::config::Source;
 use crate::control::launcher::Launch;
 use crate::control::processes::DeviceProcess;
@@ -59,13 +59,13 @@ pub(super) fn reach(source: &Source, host: &Host, deadline: Duration) -> Result<
 pub(super) fn reach_again(
     source: &Source,
     host: &Host,
-    succession: &Succession,
+    generations: &Generations,
     end: Instant,
 ) -> Result<Reached, Problem> {
     loop {
         let remaining = end.saturating_duration_since(Instant::now());
         match reach(source, host, remaining) {
-            Err(Problem::Connect(ConnectError::NobodyListens)) if !remaining.is_zero() && !succession.has_ended() => {
+            Err(Problem::Connect(ConnectError::NobodyListens)) if !remaining.is_zero() && !generations.has_ended() => {
                 thread::sleep(RETRY.min(remaining));
             }
             reached => return reached,

@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use proptest::prelude::*;
 
 use super::super::device::Identity;
-use super::super::journal::{HeadSet, JournalError, Words, stores};
+use super::super::journal::{HeadSet, JournalError, Words, kill_points};
 use super::super::worker::Work;
 use super::*;
 use crate::testing::{RAM_START, device_memory, ram};
@@ -48,7 +48,7 @@ fn until_killed(kill: usize, body: impl FnOnce()) -> bool {
             resume_unwind(Box::new(Killed));
         }
     };
-    match catch_unwind(AssertUnwindSafe(|| stores::watch(before, body))) {
+    match catch_unwind(AssertUnwindSafe(|| kill_points::watch(before, body))) {
         Ok(()) => true,
         Err(payload) if payload.is::<Killed>() => false,
         Err(other) => resume_unwind(other),

@@ -18,8 +18,8 @@
 
 use std::io;
 
+use super::memory::Words;
 use super::queue::{QUEUE_STATE_WORDS, QueueJournal};
-use super::words::Words;
 
 /// "outrigge", the first word.
 const MAGIC: u64 = u64::from_le_bytes(*b"outrigge");

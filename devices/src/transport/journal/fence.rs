@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::words::Words;
+use super::memory::Words;
 use crate::lock::FENCE_PATIENCE;
 
 /// A lock on the client's journal, for a device that has no better fence: what it has the kernel do must hold this file open

@@ -2,7 +2,7 @@
 //!
 //! A device always keeps its journal. Without a client that offers memory for it, that is ordinary memory, so there is one
 //! way to keep state and not two. A client's memory is a memfd that it holds; when this process has ended, however it ended,
-//! the client hands the memfd to a successor (`control/succession.rs`).
+//! the client hands the memfd to a successor (`control/resume.rs`).
 //!
 //! # The order of stores
 //! A process can be killed between any two stores, and what it has stored until then is there. So whatever the journal says
@@ -29,14 +29,14 @@
 
 mod device;
 mod fence;
-mod heads;
-mod queue;
+mod head_set;
 #[cfg(test)]
-pub mod stores;
-mod words;
+pub mod kill_points;
+mod memory;
+mod queue;
 
 pub use device::{COMMON_WORDS, CONFIG_SPACE_WORDS, DEVICE_WORDS, Journal, JournalError, QUEUE_REGISTER_WORDS};
 pub use fence::Fence;
-pub use heads::HeadSet;
+pub use head_set::HeadSet;
+pub use memory::Words;
 pub use queue::QueueJournal;
-pub use words::Words;

@@ -4,8 +4,8 @@
 //! and the used index as far as the journal has followed it. The next entry of the available ring to take is not stored,
 //! as it follows from both: every entry that was taken is either in the used ring or in flight.
 
-use super::heads::{HEAD_WORDS, HeadSet};
-use super::words::Words;
+use super::head_set::{HEAD_WORDS, HeadSet};
+use super::memory::Words;
 
 /// Words of a queue's part.
 pub(super) const QUEUE_STATE_WORDS: usize = 1 + HEAD_WORDS;

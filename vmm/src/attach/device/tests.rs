@@ -108,8 +108,8 @@ fn attach(refuses_bars: bool) -> (Device, Arc<BusMaster>, Receiver<Told>) {
         AddressRange::new(0x1000, 0x2000),
     );
     let bus_master = Arc::new(BusMaster::default());
-    let (slot, succession) = (Slot(1), Arc::default());
-    let place = Place { slot, bus_master: bus_master.clone(), succession, can_be_succeeded: false };
+    let (slot, generations) = (Slot(1), Arc::default());
+    let place = Place { slot, bus_master: bus_master.clone(), generations, can_be_succeeded: false };
     let device = Device::new(place, link, &description, &backplane, &mut windows).unwrap();
     (device, bus_master, is_told)
 }
@@ -207,7 +207,7 @@ fn accesses_wait_for_the_successor_and_are_done_there() {
     let (link, description, told) = serve(false);
     assert_eq!(device.difference(&description), None);
     let successor = device.prepare(link, &description).unwrap();
-    assert!(successor.is_next(&device.succession));
+    assert!(successor.is_next(&device.generations));
     device.succeed(successor, Knows::Nothing, |_| Ok(())).unwrap();
     assert_eq!(accesses.map(|access| access.join().unwrap()), [0x7777_7777, 0x1042_1af4]);
     let mut expected = vec![Told::Reset, Told::Write(0x44, 0x1234_5678), Told::Write(4, command::MEMORY.into())];

@@ -8,9 +8,9 @@ use outrigger_protocol::client::Client;
 
 use super::error::Problem;
 use super::open::{Opened, Opening};
-use super::patience::{PROBES, Patience};
 use super::peripheral::{EXIT_WAIT, KILL_WAIT, Peripheral, socket};
 use super::source::{Reached, reach_again, start};
+use super::watchdog::{PROBES, Watchdog};
 use crate::attach::device::Successor;
 use crate::attach::discovery::Description;
 use crate::attach::link::Link;
@@ -34,7 +34,7 @@ impl Peripheral {
         let kept = self.kept.as_ref().map(|kept| kept.descriptors.clone());
         let reached = match start(&source, &self.host, kept)? {
             Some(reached) => reached,
-            None => reach_again(&source, &self.host, &self.succession, end)?,
+            None => reach_again(&source, &self.host, &self.generations, end)?,
         };
         let Reached { stream, process } = reached;
         let stream = socket(stream);
@@ -48,8 +48,8 @@ impl Peripheral {
             let successor = self.device.prepare(link.clone(), &description)?;
             Ok((link, successor))
         };
-        let patience = Patience { end, process: process.as_deref(), probe: self.config.deadline / PROBES };
-        match patience.watch(|| stream.hang_up(), prepare) {
+        let watchdog = Watchdog { end, process: process.as_deref(), probe: self.config.deadline / PROBES };
+        match watchdog.watch(|| stream.hang_up(), prepare) {
             (Ok((link, successor)), _) => Ok(Ready { source, link, process, successor }),
             (Err(problem), given_up) => {
                 let problem: Problem = problem;

@@ -12,15 +12,15 @@ pub(super) const PROBES: u32 = 8;
 const STACK: usize = 64 << 10;
 
 /// What is waited for, and how long.
-pub(super) struct Patience<'a> {
+pub(super) struct Watchdog<'a> {
     pub(super) end: Instant,
     pub(super) process: Option<&'a DeviceProcess>,
     /// A process that is stopped at two looks in a row is not waited for any longer. Another one may do better.
     pub(super) probe: Duration,
 }
 
-impl Patience<'_> {
-    /// Does `work`; calls `give_up`, upon which it ends, when patience is over. Returns what came of it, and whether it was
+impl Watchdog<'_> {
+    /// Does `work`; calls `give_up`, upon which it ends, when the time is over. Returns what came of it, and whether it was
     /// given up.
     pub(super) fn watch<T>(&self, give_up: impl FnOnce() + Send, work: impl FnOnce() -> T) -> (T, bool) {
         let (working, is_done) = channel::<()>();
@@ -61,11 +61,11 @@ mod tests {
 
     #[test]
     fn work_that_takes_too_long_is_given_up() {
-        let patience = |time| Patience { end: Instant::now() + time, process: None, probe: Duration::from_secs(1) };
+        let watchdog = |time| Watchdog { end: Instant::now() + time, process: None, probe: Duration::from_secs(1) };
         let (give_up, is_given_up) = channel();
         let give_up = move || give_up.send(()).unwrap();
-        assert_eq!(patience(Duration::from_millis(20)).watch(give_up, || is_given_up.recv().unwrap()), ((), true));
-        assert_eq!(patience(Duration::from_secs(600)).watch(|| panic!("it is done in time"), || 3), (3, false));
+        assert_eq!(watchdog(Duration::from_millis(20)).watch(give_up, || is_given_up.recv().unwrap()), ((), true));
+        assert_eq!(watchdog(Duration::from_secs(600)).watch(|| panic!("it is done in time"), || 3), (3, false));
     }
 
     #[test]
@@ -75,8 +75,8 @@ mod tests {
         process.signal(Signal::SIGSTOP);
         let (end, probe) = (Instant::now() + Duration::from_secs(600), Duration::from_millis(20));
         let (give_up, is_given_up) = channel();
-        let patience = Patience { end, process: Some(&process), probe };
-        let given_up = patience.watch(move || give_up.send(()).unwrap(), || is_given_up.recv().is_ok());
+        let watchdog = Watchdog { end, process: Some(&process), probe };
+        let given_up = watchdog.watch(move || give_up.send(()).unwrap(), || is_given_up.recv().is_ok());
         assert_eq!(given_up, (true, true));
         process.signal(Signal::SIGKILL);
         assert!(process.wait(Duration::from_secs(10)).is_some());

@@ -13,7 +13,7 @@ use super::dispatch::Dispatch;
 
 /// Who serves a device now.
 #[derive(Default)]
-pub struct Succession {
+pub struct Generations {
     now: Mutex<Now>,
     changed: Condvar,
 }
@@ -27,7 +27,7 @@ struct Now {
     ended: bool,
 }
 
-impl Succession {
+impl Generations {
     /// From now on `serving` answers; its generation is the next one.
     pub(super) fn publish(&self, serving: Vec<Arc<Dispatch>>) {
         let mut now = self.lock();
@@ -95,25 +95,25 @@ mod tests {
 
     #[test]
     fn an_access_waits_for_a_later_generation_or_the_end() {
-        let succession = Arc::<Succession>::default();
-        succession.publish(Vec::new());
-        assert!(succession.wait_after(0));
+        let generations = Arc::<Generations>::default();
+        generations.publish(Vec::new());
+        assert!(generations.wait_after(0));
         for end in [false, true] {
-            let generation = succession.next_generation() - 1;
+            let generation = generations.next_generation() - 1;
             let waiting = {
-                let succession = succession.clone();
-                thread::spawn(move || succession.wait_after(generation))
+                let generations = generations.clone();
+                thread::spawn(move || generations.wait_after(generation))
             };
             thread::sleep(Duration::from_millis(20));
             assert!(!waiting.is_finished());
             if end {
-                succession.end()
+                generations.end()
             } else {
-                succession.publish(Vec::new())
+                generations.publish(Vec::new())
             }
             assert_eq!(waiting.join().unwrap(), !end);
         }
-        succession.publish(Vec::new());
-        assert!(!succession.wait_after(0), "the end is for good");
+        generations.publish(Vec::new());
+        assert!(!generations.wait_after(0), "the end is for good");
     }
 }

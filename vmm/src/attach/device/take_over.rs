@@ -9,11 +9,11 @@ use super::super::AttachError;
 use super::super::address_map::Claim;
 use super::super::discovery::Description;
 use super::super::dispatch::Served;
+use super::super::generations::Generations;
 use super::super::identity::Identity;
 use super::super::interrupts::InterruptError;
 use super::super::link::Link;
 use super::super::region::{Region, regions};
-use super::super::succession::Succession;
 use super::{Device, Life, State, dispatches};
 
 /// A process that is about to serve a device in place of another.
@@ -26,8 +26,8 @@ pub struct Successor {
 impl Successor {
     /// Whether it comes next: nobody has taken over since it got ready.
     #[must_use]
-    pub fn is_next(&self, succession: &Succession) -> bool {
-        self.generation == succession.next_generation()
+    pub fn is_next(&self, generations: &Generations) -> bool {
+        self.generation == generations.next_generation()
     }
 }
 
@@ -53,9 +53,9 @@ impl Device {
     /// # Errors
     /// If the server offers what cannot be used.
     pub fn prepare(&self, link: Arc<Link>, description: &Description) -> Result<Successor, AttachError> {
-        let generation = self.succession.next_generation();
-        let succession = self.succession.clone();
-        let served = Served { succession, generation, can_be_succeeded: self.can_be_succeeded };
+        let generation = self.generations.next_generation();
+        let generations = self.generations.clone();
+        let served = Served { generations, generation, can_be_succeeded: self.can_be_succeeded };
         let msix = self.lock().interrupts.msix.clone();
         let regions = regions(&link, description, msix.as_ref(), &served, &self.backplane, &self.warnings)?;
         Ok(Successor { link, regions, generation })
@@ -121,7 +121,7 @@ impl Device {
         (attachment.link, attachment.regions, attachment.generation) = (link, regions, generation);
         // A copy of the guest's own; what the predecessor was told of it may have been on its way.
         self.forward_bars(&state);
-        self.succession.publish(serving);
+        self.generations.publish(serving);
         Ok(())
     }
 }

@@ -50,7 +50,7 @@ impl Words {
     #[inline]
     pub fn store(&self, index: usize, value: u64) {
         #[cfg(test)]
-        super::stores::about_to_store();
+        super::kill_points::about_to_store();
         if let Some(word) = self.get(index) {
             word.store(value, Ordering::Release);
         }
