@@ -28,7 +28,7 @@ pub trait StartError: Display {
     fn is_lack_of_host(&self) -> bool;
 }
 
-/// What a device process serves to its clients, one after the other.
+/// A device that a process serves to its clients, one after the other.
 pub trait Server {
     /// Serves one client until it leaves.
     fn serve(&mut self, stream: UnixStream, options: &Options) -> Result<(), ServeError>;

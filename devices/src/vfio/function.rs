@@ -34,7 +34,7 @@ pub struct PhysicalFunction {
     types: Vec<IrqType>,
     memory: DeviceMemory,
     interrupts: Option<Arc<Interrupts>>,
-    /// What the last reset came to.
+    /// The result of the last reset.
     was_reset: Result<(), Errno>,
 }
 

@@ -1,4 +1,4 @@
-//! What stands between the device and memory: client memory is mapped in an IOMMU before the device can reach it.
+//! The IOMMU between the device and memory: client memory is mapped there before the device can reach it.
 
 use std::ops::RangeInclusive;
 

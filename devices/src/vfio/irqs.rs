@@ -24,7 +24,7 @@ pub(super) struct IrqType {
     resizable: bool,
 }
 
-/// What is to be done with VFIO.
+/// A change that VFIO is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Step {
     Nothing,
@@ -98,7 +98,7 @@ impl IrqType {
         u32::try_from(last + 1).ok()
     }
 
-    /// What is to be done when `count` vectors from `start` have changed.
+    /// The change that follows from `count` vectors from `start`, which are new.
     fn step(&self, start: u32, count: u32) -> Step {
         let changed = start..start + count;
         match self.last_connected() {

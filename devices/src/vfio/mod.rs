@@ -48,7 +48,7 @@ pub enum VfioError {
     Option {
         /// What was given.
         argument: String,
-        /// What is wrong with it.
+        /// The problem.
         problem: OptionError,
     },
     /// The function cannot be opened.
@@ -136,7 +136,7 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    /// What a client is told.
+    /// The errno for the client.
     fn errno(&self) -> Errno {
         match self {
             Self::NoDevice => Errno::ENODEV,

@@ -1,4 +1,4 @@
-//! What a client can map of a region: what VFIO lets be mapped, in whole pages, without the MSI-X table.
+//! The areas of a region that a client can map: those that VFIO lets be mapped, in whole pages, without the MSI-X table.
 
 use std::ops::Range;
 

@@ -100,7 +100,7 @@ impl ClientError {
     }
 }
 
-/// What ended a connection, for whoever finds it closed.
+/// The cause that ended a connection, for whoever finds it closed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// The server closed it.

@@ -70,7 +70,7 @@ enum DriverError {
         address: Address,
         /// What of it.
         what: String,
-        /// What to do about it.
+        /// The remedy.
         remedy: &'static str,
     },
     /// A guest works with it.
@@ -95,7 +95,7 @@ enum DriverError {
     /// The system refuses.
     #[error("{}: {}{}", path.display(), problem, if problem.kind() == io::ErrorKind::PermissionDenied { "; run as root" } else { "" })]
     File {
-        /// What could not be read or written.
+        /// The file.
         path: PathBuf,
         /// The system's answer.
         problem: io::Error,
