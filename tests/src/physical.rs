@@ -25,12 +25,13 @@ const VIRTIO_SIZE: u64 = 32 << 20;
 pub const SHELL: &str = r#"
 start() {
   name=$1; shift
-  outrigger run "$@" < /dev/null > /tmp/$name.out 2>&1 &
+  # Two files: in one, a line of the log may come into the middle of the guest's.
+  outrigger run "$@" < /dev/null > /tmp/$name.out 2> /tmp/$name.err &
   vmm=$!
 }
 see() {
-  for try in $(seq 400); do grep -q "$2" /tmp/$1.out && return; sleep 0.05; done
-  cat /tmp/$1.out
+  for try in $(seq 400); do grep -q "$2" /tmp/$1.out /tmp/$1.err && return; sleep 0.05; done
+  cat /tmp/$1.out /tmp/$1.err
   fail "$1: '$2' does not come"
 }
 no_splat() { dmesg | grep -E 'Oops|BUG:|WARNING:|hung task|blocked for more' && fail 'the host complains'; }

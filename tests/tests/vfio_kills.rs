@@ -17,8 +17,8 @@ for round in $(seq ROUNDS); do
     if [ $victim = device ]; then
       kill -9 $(pidof outrigger-vfio)
       wait $vmm; status=$?
-      [ $status = 6 ] || { cat /tmp/kill.out; fail "round $round: the guest ends with $status"; }
-      grep -q 'ok edu-lost' /tmp/kill.out || { cat /tmp/kill.out; fail "round $round: the guest has not seen it"; }
+      [ $status = 6 ] || { cat /tmp/kill.out /tmp/kill.err; fail "round $round: the guest ends with $status"; }
+      grep -q 'ok edu-lost' /tmp/kill.out || { cat /tmp/kill.out /tmp/kill.err; fail "round $round: the guest has not seen it"; }
     else
       kill -9 $vmm
       wait $vmm
