@@ -84,7 +84,7 @@ impl ConfigSpace {
         space.with_subsystem(vendor, device)
     }
 
-    /// Who made the board, and what it is.
+    /// Vendor and device of the board.
     pub fn with_subsystem(mut self, vendor: u16, device: u16) -> Self {
         self.put(SUBSYSTEM, &vendor.to_le_bytes());
         self.put(SUBSYSTEM + 2, &device.to_le_bytes());
