@@ -54,8 +54,9 @@ fn wire(tap: &str) -> OwnedFd {
     let protocol = ETHER_TYPE.to_be();
     // SAFETY: plain system calls, on a socket that is owned from the start and a local address.
     unsafe {
+        // Without a protocol, which comes with the interface: with one it would get the packets of every interface until then.
         let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-        let fd = libc::socket(libc::AF_PACKET, kind, i32::from(protocol));
+        let fd = libc::socket(libc::AF_PACKET, kind, 0);
         assert!(fd >= 0, "raw sockets need root");
         let fd = OwnedFd::from_raw_fd(fd);
         let mut address: libc::sockaddr_ll = std::mem::zeroed();
