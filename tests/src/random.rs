@@ -31,9 +31,9 @@ impl Random {
         self.any() % end
     }
 
-    /// A time below `end`, in whole microseconds.
+    /// A time below `end`, in whole microseconds; none, if there is none below.
     pub fn time(&mut self, end: Duration) -> Duration {
-        Duration::from_micros(self.below(u64::try_from(end.as_micros()).unwrap_or(u64::MAX)))
+        Duration::from_micros(self.below(u64::try_from(end.as_micros()).unwrap_or(u64::MAX).max(1)))
     }
 
     /// One of them.
@@ -50,5 +50,15 @@ impl Random {
             let other = self.below(last as u64 + 1);
             items.swap(last, usize::try_from(other).unwrap_or(last));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_time_is_below_none() {
+        assert_eq!(Random::fresh().0.time(Duration::ZERO), Duration::ZERO);
     }
 }
