@@ -1,5 +1,6 @@
 //! Device processes that are killed, again and again, under a guest that verifies what they do.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 use std::thread::sleep;
@@ -20,8 +21,8 @@ const MISSING: Duration = Duration::from_secs(20);
 const SERVING: Duration = Duration::from_millis(700);
 /// In the names of the threads of queues: `blk-q0`.
 const QUEUE: &str = "-q";
-/// So many are killed one after the other before they serve; then one may.
-const HURRIED: u32 = 6;
+/// For so long one successor after the other is killed before it serves the device; then one may.
+const HURRIED: Duration = Duration::from_secs(2);
 /// Words of which each block of the payload's `verified-disk` has one, over and over: the block's number and its generation.
 const SECTOR: usize = 512;
 const BLOCKS: usize = 256;
@@ -32,8 +33,8 @@ pub struct Killer {
     random: Random,
     /// The longest time between two kills.
     pause: Duration,
-    /// How many of the last were killed before they served the device.
-    hurried: u32,
+    /// Since when a device is not served, by the name of its program.
+    unserved: HashMap<String, Instant>,
     /// How many were killed.
     pub kills: usize,
 }
@@ -43,7 +44,7 @@ impl Killer {
     pub fn new(vmm: &Process, pause: Duration) -> Self {
         let (random, seed) = Random::fresh();
         println!("seed {seed}");
-        Self { vmm: vmm.pid(), random, pause, hurried: 0, kills: 0 }
+        Self { vmm: vmm.pid(), random, pause, unserved: HashMap::new(), kills: 0 }
     }
 
     /// Waits for a while, and kills one of the processes that are there. A successor that has only begun is as good as any, but not
@@ -55,13 +56,12 @@ impl Killer {
         // Mostly short, so that successors die at each step of taking over; a quarter of the longest on average.
         let longest = self.random.time(self.pause);
         sleep(self.random.time(longest));
-        let mut victim = self.victim(vmm);
         let start = Instant::now();
-        while self.hurried == HURRIED && !serves(&victim) && start.elapsed() < MISSING {
+        let mut victim = self.victim(vmm);
+        while self.is_hurried(&victim) && start.elapsed() < MISSING {
             sleep(Duration::from_millis(1));
             victim = self.victim(vmm);
         }
-        self.hurried = if serves(&victim) { 0 } else { self.hurried + 1 };
         // It may have ended by itself when it saw that it was of no use.
         if kill(victim.pid, Signal::SIGKILL).is_ok() {
             self.kills += 1;
@@ -94,6 +94,15 @@ impl Killer {
             assert!(start.elapsed() < MISSING, "a process that is stopped is left; the VMM said:\n{}", vmm.stderr());
             sleep(Duration::from_millis(5));
         }
+    }
+
+    /// Whether its device needs this process: none of those before it has served it for a while.
+    fn is_hurried(&mut self, victim: &Seen) -> bool {
+        if serves(victim) {
+            self.unserved.remove(&victim.name);
+            return false;
+        }
+        self.unserved.entry(victim.name.clone()).or_insert_with(Instant::now).elapsed() > HURRIED
     }
 
     /// Those that are there, in any order.

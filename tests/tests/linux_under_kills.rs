@@ -1,11 +1,11 @@
 //! A Linux guest with two processors that verifies what its disk and its card do (`verified-load`) while their processes are killed at
 //! random moments, in the test bed, where KVM runs the guest itself: no error, nothing lost, nothing corrupted, nothing left behind.
 
-use std::net::{TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{scope, sleep};
+use std::thread::{panicking, scope, sleep};
 use std::time::{Duration, Instant};
 
 use outrigger_tests::kills::{Killer, UNLIMITED};
@@ -69,6 +69,7 @@ fn under_kills(options: &str, manner: Manner, kills: usize) {
     let stream = connection(&listener, || (manner == Manner::Throughout).then(|| killer.kill_any()), &vmm);
     let enough = AtomicBool::new(false);
     let (sent, received, time) = scope(|scope| {
+        let _end = EndOf(&stream);
         let sent = scope.spawn(|| stream::send(&stream, From::Host, &enough));
         let received = scope.spawn(|| stream::receive(&stream, From::Guest));
         let start = Instant::now();
@@ -99,6 +100,17 @@ fn under_kills(options: &str, manner: Manner, kills: usize) {
     expect_image(&image, &ended);
     expect_ended(&devices);
     expect_no_interface(TAP);
+}
+
+/// Ends a connection when the test fails, so that nobody waits for what does not come any more.
+struct EndOf<'a>(&'a TcpStream);
+
+impl Drop for EndOf<'_> {
+    fn drop(&mut self) {
+        if panicking() {
+            let _ = self.0.shutdown(Shutdown::Both);
+        }
+    }
 }
 
 /// The guest's connection. Meanwhile `kill` is called.
