@@ -15,14 +15,25 @@ pub const EDU: &str = "0000:03:00.0";
 /// An Intel network card (e1000e), on one wire with a card that the host keeps.
 pub const CARD: &str = "0000:04:00.0";
 
-const NVME_SIZE: u64 = 128 << 20;
+const NVME_SIZE: u64 = 512 << 20;
 const VIRTIO_SIZE: u64 = 32 << 20;
 
 /// Shell functions for these devices.
 ///
 /// `start NAME ARGUMENT…` runs `outrigger run ARGUMENT…` in the background with its output in /tmp/NAME.out and sets $vmm; `see NAME
-/// WORDS` waits for WORDS in it, twenty seconds at most. `no_splat` ends the script when the host's kernel complains.
+/// WORDS` waits for WORDS in it, a minute at most. `disk NAME` waits for /dev/NAME of the host's own. `no_splat` ends the script when the
+/// host's kernel complains. `fail` shows the kernel's last words and where Outrigger's processes wait, too.
 pub const SHELL: &str = r#"
+# A machine that is busy takes the processors from the host for longer than its kernel expects of real ones.
+echo 60 > /proc/sys/kernel/watchdog_thresh
+fail() {
+  uptime; dmesg | tail -n 40
+  for process in $(pidof outrigger outrigger-vfio); do
+    for task in /proc/$process/task/*; do echo "$process $(cat $task/comm):" $(cat $task/stack); done
+  done
+  echo "TEST FAILED: $*"; exit 1
+}
+disk() { for try in $(seq 600); do [ -b /dev/$1 ] && return; sleep 0.1; done; fail "/dev/$1 does not come"; }
 start() {
   name=$1; shift
   # Two files: in one, a line of the log may come into the middle of the guest's.
@@ -30,7 +41,7 @@ start() {
   vmm=$!
 }
 see() {
-  for try in $(seq 400); do grep -q "$2" /tmp/$1.out /tmp/$1.err && return; sleep 0.05; done
+  for try in $(seq 1200); do grep -q "$2" /tmp/$1.out /tmp/$1.err && return; sleep 0.05; done
   cat /tmp/$1.out /tmp/$1.err
   fail "$1: '$2' does not come"
 }

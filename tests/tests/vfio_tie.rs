@@ -34,6 +34,17 @@ order() {
 edu() { name=$1 checks=$2; shift 2; start $name --kernel /guest/payload --memory 64M --vfio EDU --cmdline checks=$checks; }
 closed() { for try in $(seq 60); do grep -q closed $tracing/trace && return; sleep 0.05; done; fail 'the device stays open'; }
 
+# The eventfd by which INTx is unmasked is connected once, and no message unmasks: KVM signals the eventfd.
+echo 'p:told vfio_pci_set_intx_unmask' >> $tracing/kprobe_events
+echo 'p:unmasked vfio_pci_intx_unmask_handler' >> $tracing/kprobe_events
+echo 1 > $tracing/events/kprobes/enable
+edu pin edu-pin
+wait $vmm || fail "$(cat /tmp/pin.out)"
+told=$(grep -c ': told:' $tracing/trace) unmasked=$(grep -c ': unmasked:' $tracing/trace)
+echo "INTx: unmasked $unmasked times, by $told orders"
+[ "$told" = 1 ] && [ "$unmasked" -ge 5 ] || fail "INTx was unmasked $unmasked times, by $told orders"
+order pin
+
 edu whole edu-message
 wait $vmm || fail 'the payload fails'
 order whole
@@ -47,6 +58,19 @@ see first 'was killed by SIGKILL; from now on the guest reads all-ones'
 closed
 order killed
 case $(cat /tmp/killed.order) in 'tie opened forgotten closed ' | 'tie opened closed forgotten ') ;; *) fail "$(cat /tmp/killed.order)" ;; esac
+# What the process had mapped for the device is gone, although the guest that has the memory is still there: DMA to it faults in the
+# IOMMU. The host itself starts that by the device's registers.
+dmesg | grep -q 'DMAR:.*\[DMA Write.*03:00.0.*fault addr' && fail 'DMA has faulted before'
+echo on > /sys/bus/pci/devices/EDU/power/control
+printf '\006\000' | dd of=/sys/bus/pci/devices/EDU/config bs=2 seek=2 conv=notrunc 2> /dev/null
+base=$(head -n 1 /sys/bus/pci/devices/EDU/resource | cut -d' ' -f1)
+[ "$(devmem $((base)) 32)" = 0x010000ED ] || fail "the device is not there: $(devmem $((base)) 32)"
+# From its own memory to the first of the guest's, 64 bytes.
+for register in '0x80 0x40000' '0x88 0x100000' '0x90 64' '0x98 3'; do devmem $((base + ${register% *})) 64 $((${register#* })); done
+for try in $(seq 600); do dmesg | grep 'DMAR:.*\[DMA Write.*03:00.0.*fault addr 0x100000' && break; sleep 0.1; done
+[ $try -lt 600 ] || { dmesg | tail -n 20; fail 'DMA to memory of the guest does not fault'; }
+kill -0 $first || fail 'the guest is gone'
+printf '\000\000' | dd of=/sys/bus/pci/devices/EDU/config bs=2 seek=2 conv=notrunc 2> /dev/null
 # It can be had by another guest while the first one still runs.
 edu second edu-pin
 wait $vmm || fail "$(cat /tmp/second.out)"

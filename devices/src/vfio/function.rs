@@ -114,7 +114,12 @@ impl Device for PhysicalFunction {
         if irq != INTX_IRQ {
             return Err(Errno::EINVAL);
         }
-        self.file.connect_irqs(irq, wire::IRQ_SET_ACTION_UNMASK, start, eventfds)
+        let connect = |eventfds: &[_]| self.file.connect_irqs(irq, wire::IRQ_SET_ACTION_UNMASK, start, eventfds);
+        match connect(eventfds) {
+            // There is one already.
+            Err(Errno::EBUSY) => connect(&vec![None; eventfds.len()]).and_then(|()| connect(eventfds)),
+            done => done,
+        }
     }
 
     fn mask(&mut self, irq: u32, vector: u32, masked: bool) -> Result<(), Errno> {

@@ -1,11 +1,12 @@
 //! The interrupts of one device: exactly one of INTx, MSI and MSI-X is connected to its server at a time, following the
 //! [`Mode`] that the guest chose.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use outrigger_protocol::client::ClientError;
 use outrigger_protocol::pci::{INTX_IRQ, MSI_IRQ, MSIX_IRQ};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::discovery::Description;
 use super::link::Link;
@@ -157,26 +158,47 @@ impl Interrupts {
         self.msix().map_or(Ok(()), |mut msix| msix.reset())
     }
 
-    fn connect(&self, link: &Link, irq: u32) -> Result<(), ClientError> {
+    fn connect(&mut self, link: &Link, irq: u32) -> Result<(), InterruptError> {
         match irq {
             MSIX_IRQ => {
                 let msix = self.msix();
                 let fds: Vec<BorrowedFd<'_>> = msix.iter().flat_map(|msix| msix.fds()).collect();
-                link.call(|client| client.set_irq_eventfds(irq, 0, &fds))
+                link.call(|client| client.set_irq_eventfds(irq, 0, &fds))?;
             }
             MSI_IRQ => {
                 let fds: Vec<_> = self.msi.iter().flat_map(Msi::fds).collect();
-                link.call(|client| client.set_irq_eventfds(irq, 0, &fds))
+                link.call(|client| client.set_irq_eventfds(irq, 0, &fds))?;
             }
             _ => {
                 let fds: Vec<_> = self.intx.iter().map(Intx::fd).collect();
-                link.call(|client| client.set_irq_eventfds(irq, 0, &fds))
+                link.call(|client| client.set_irq_eventfds(irq, 0, &fds))?;
+                if let Some(intx) = &mut self.intx
+                    && intx.set_unmask(offer_unmask(link)?)?
+                {
+                    link.call(|client| client.unmask_irq(INTX_IRQ, 0))?;
+                }
             }
         }
+        Ok(())
     }
 
     fn msix(&self) -> Option<MutexGuard<'_, Msix>> {
         self.msix.as_ref().map(|msix| msix.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// An eventfd by which a physical device is unmasked without a message. None: the server is told by messages, as any other, since
+/// libvfio-user accepts such an eventfd and ignores it. Each server has one of its own, as the one before may still read the last.
+fn offer_unmask(link: &Link) -> Result<Option<EventFd>, InterruptError> {
+    if !link.is_tied() {
+        return Ok(None);
+    }
+    let unmask = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(IrqError::EventFd)?;
+    // SAFETY: the descriptor is open for as long as it is lent.
+    let lent = unsafe { BorrowedFd::borrow_raw(unmask.as_raw_fd()) };
+    match link.call(|client| client.set_unmask_eventfd(INTX_IRQ, 0, Some(lent))) {
+        Err(error) if error.is_fatal() => Err(error.into()),
+        answer => Ok(answer.is_ok().then_some(unmask)),
     }
 }
 

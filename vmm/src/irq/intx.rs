@@ -4,8 +4,10 @@
 //! lowers the pin and signals the resample eventfd, upon which the device is told to unmask: if the cause still stands, it
 //! signals again.
 //!
-//! The trigger's open file is shared with the device process, which can clear `O_NONBLOCK`: only KVM reads it. The
-//! resample eventfd is the VMM's alone.
+//! A server may take an eventfd of its own to be told by. Then KVM signals that, and the VMM has no part in an interrupt.
+//!
+//! The open files of the trigger and of the server's eventfd are shared with the device process, which can clear `O_NONBLOCK`:
+//! the VMM reads neither. The resample eventfd is the VMM's alone.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
@@ -23,6 +25,8 @@ pub struct Intx {
     gsi: u32,
     trigger: EventFd,
     resample: EventFd,
+    /// What the server is told by without the VMM, if it takes that.
+    unmask: Option<EventFd>,
     connected: bool,
 }
 
@@ -33,7 +37,7 @@ impl Intx {
     /// If the system has no eventfds left.
     pub fn new(vm: Arc<Vm>, gsi: u32) -> Result<Self, IrqError> {
         let eventfd = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(IrqError::EventFd);
-        Ok(Self { vm, gsi, trigger: eventfd()?, resample: eventfd()?, connected: false })
+        Ok(Self { vm, gsi, trigger: eventfd()?, resample: eventfd()?, unmask: None, connected: false })
     }
 
     /// What the device process signals.
@@ -43,7 +47,23 @@ impl Intx {
         unsafe { BorrowedFd::borrow_raw(self.trigger.as_raw_fd()) }
     }
 
-    /// Readable when the guest has ended the interrupt.
+    /// Has KVM signal `unmask`, which the server has taken, when the guest has ended the interrupt; none: [`resample`](Self::resample).
+    /// True: the pin was connected and has been connected again, and an end in between was not signalled.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn set_unmask(&mut self, unmask: Option<EventFd>) -> Result<bool, IrqError> {
+        if unmask.is_none() && self.unmask.is_none() {
+            return Ok(false);
+        }
+        let was_connected = self.connected;
+        self.set_connected(false)?;
+        self.unmask = unmask;
+        self.set_connected(was_connected)?;
+        Ok(was_connected)
+    }
+
+    /// Readable when the guest has ended the interrupt, unless the server is told without the VMM.
     #[must_use]
     pub fn resample(&self) -> &EventFd {
         &self.resample
@@ -72,7 +92,10 @@ impl Intx {
         }
         let (fd, gsi) = (self.vm.fd(), self.gsi);
         let result = match connected {
-            true => fd.register_irqfd_with_resample(&self.trigger, &self.resample, gsi),
+            true => {
+                let resample = self.unmask.as_ref().unwrap_or(&self.resample);
+                fd.register_irqfd_with_resample(&self.trigger, resample, gsi)
+            }
             // KVM lowers the pin when the last resampling irqfd of a GSI goes away.
             false => fd.unregister_irqfd(&self.trigger, gsi),
         };
