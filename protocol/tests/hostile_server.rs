@@ -18,7 +18,8 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 use outrigger_protocol::client::{Client, ClientError, Fault, Options};
 use outrigger_protocol::codec::ReceiveError;
 
-const SHORT: Duration = Duration::from_millis(200);
+/// A deadline that is to pass. A thread that has something to do before it gets a processor within this time.
+const SHORT: Duration = Duration::from_secs(1);
 const LONG: Duration = Duration::from_secs(60);
 
 fn connect(deadline: Duration, server: impl FnOnce(UnixStream) + Send + 'static) -> Result<Client, ClientError> {

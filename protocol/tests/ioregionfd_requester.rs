@@ -17,7 +17,8 @@ use outrigger_protocol::ioregionfd::{AccessError, Endpoint, Handler, Requester, 
 
 const TYPES: [SocketType; 2] = [SocketType::Stream, SocketType::Seqpacket];
 /// For a device that does not answer.
-const SHORT: Duration = Duration::from_millis(100);
+/// A deadline that is to pass. A thread that has something to do before it gets a processor within this time.
+const SHORT: Duration = Duration::from_secs(1);
 
 /// One who asks, and a raw device.
 fn pair(kind: SocketType, deadline: Duration) -> (Requester, OwnedFd) {

@@ -22,6 +22,7 @@ use common::raw::Raw;
 use common::{PATIENCE, Server, client, watched};
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::time::{ClockId, clock_gettime};
 use outrigger_protocol::client::{Client, ClientError, Options};
 use outrigger_protocol::pci;
 use outrigger_protocol::server::{Device, Interrupts, Irq, Memory, Options as ServerOptions, Region, serve};
@@ -282,7 +283,7 @@ fn threads_that_do_everything_at_once_never_stall_and_every_value_is_right() {
 
 #[test]
 fn a_server_that_never_replies_costs_its_caller_the_deadline_and_the_others_nothing() {
-    const DEADLINE: Duration = Duration::from_secs(1);
+    const DEADLINE: Duration = Duration::from_secs(4);
     const DEVICES: usize = 3;
     let _alone = ALONE.lock().unwrap();
     let (stop, calls, slowest) = (AtomicBool::new(false), AtomicU64::new(0), Mutex::new(Duration::ZERO));
@@ -307,26 +308,24 @@ fn a_server_that_never_replies_costs_its_caller_the_deadline_and_the_others_noth
             });
         }
         let result = std::panic::catch_unwind(AssertUnwindSafe(|| {
-            // Alternately, so that what else this machine does is there in both.
-            let (mut alone, mut beside) = (0, 0);
-            for twin_socket in [false, true, false, true] {
+            [false, true].map(|twin_socket| {
                 let before = calls.load(Ordering::SeqCst);
-                std::thread::sleep(DEADLINE);
-                let between = calls.load(Ordering::SeqCst);
                 silence(DEADLINE, twin_socket);
-                alone += between - before;
-                beside += calls.load(Ordering::SeqCst) - between;
-            }
-            (alone, beside)
+                calls.load(Ordering::SeqCst) - before
+            })
         }));
         stop.store(true, Ordering::SeqCst);
-        let (alone, beside) = result.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let beside = result.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         let slowest = *slowest.lock().unwrap();
-        eprintln!("{DEVICES} devices: {alone} calls without, {beside} beside a silent one; slowest pair {slowest:?}");
-        assert!(alone > 1000, "the devices did only {alone} calls");
-        assert!(beside * 4 > alone * 3, "{beside} calls beside a silent server, {alone} without");
+        eprintln!("{DEVICES} devices: {beside:?} calls beside a silent one; slowest pair {slowest:?}");
+        assert!(beside.iter().all(|&calls| calls > 1000), "the devices did only {beside:?} calls");
         assert!(slowest < DEADLINE / 2, "a call to another device took {slowest:?}");
     });
+}
+
+/// The processor time of the calling thread. How much others get done beside it depends on what else a machine does.
+fn own_cpu_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap().into()
 }
 
 /// A call to a server that has negotiated and then says nothing.
@@ -336,13 +335,14 @@ fn silence(deadline: Duration, twin_socket: bool) {
     let client =
         Client::new(ours, GuestMemory::new(0), &Options { deadline, twin_socket, ..Options::default() }).unwrap();
     let _silent = server.join().unwrap();
-    let begun = Instant::now();
+    let (begun, cpu) = (Instant::now(), own_cpu_time());
     let error = client.region_read(0, 0, &mut [0; 4]).unwrap_err();
-    let elapsed = begun.elapsed();
+    let (elapsed, cpu) = (begun.elapsed(), own_cpu_time() - cpu);
     assert!(matches!(error, ClientError::TimedOut { .. }), "{error}");
-    assert!(elapsed >= deadline && elapsed < deadline + Duration::from_millis(500), "timed out after {elapsed:?}");
+    assert!(elapsed >= deadline && elapsed < 2 * deadline, "timed out after {elapsed:?}");
+    assert!(cpu < deadline / 20, "it waits busily, for {cpu:?} of {elapsed:?}");
     // The next one does not wait again.
     let begun = Instant::now();
     assert!(matches!(client.reset(), Err(ClientError::Disconnected(_))));
-    assert!(begun.elapsed() < Duration::from_millis(100));
+    assert!(begun.elapsed() < deadline / 2);
 }

@@ -10,7 +10,8 @@ use super::PATIENCE;
 use super::memory::GuestMemory;
 use super::raw::{Message, Raw};
 
-/// A client whose server has negotiated, and then does this with the first request.
+/// A client whose server has negotiated, and then does this with the first request. `deadline` is that of requests: a thread that
+/// negotiates may be slow to get a processor.
 pub fn with_server(deadline: Duration, then: impl FnOnce(Raw, Message) + Send + 'static) -> (Client, JoinHandle<()>) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let server = std::thread::spawn(move || {
@@ -19,7 +20,10 @@ pub fn with_server(deadline: Duration, then: impl FnOnce(Raw, Message) + Send + 
             then(raw, request);
         }
     });
-    (Client::new(ours, GuestMemory::new(0), &Options { deadline, ..Default::default() }).unwrap(), server)
+    let options = Options { deadline: PATIENCE, ..Default::default() };
+    let client = Client::new(ours, GuestMemory::new(0), &options).unwrap();
+    client.set_deadline(deadline);
+    (client, server)
 }
 
 /// What becomes of one call on a client whose server does this.
