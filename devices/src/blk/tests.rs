@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use outrigger_protocol::client::IoFdKind;
 use outrigger_protocol::migration::DeviceState;

@@ -1,6 +1,9 @@
 //! A disk that goes on where another process was: by its journal, and by migration.
 
+use std::sync::mpsc::channel;
+
 use super::*;
+use crate::lock::FENCE_PATIENCE;
 
 every_way! {
     a_successor_goes_on_where_the_driver_is
@@ -104,23 +107,28 @@ fn a_successor_waits_until_nothing_has_the_predecessors_files_open() {
         driver.start(FEATURE_INDIRECT, 1, 64);
         let held = if options.is_empty() { file.as_file().as_raw_fd() } else { driver.journal().fd().as_raw_fd() };
         let path = format!("/proc/self/fd/{held}");
-        for (millis, is_over) in [(200, true), (2500, false)] {
+        for is_over in [true, false] {
             let next = successor(&file, options);
-            let begun = Instant::now();
+            let (held, is_held) = channel();
+            let (has_ended, ended) = channel();
             let result = thread::scope(|threads| {
                 // Once the predecessor has let go of it.
-                let hold = || {
-                    let file = File::options().read(true).write(true).open(&path).unwrap();
-                    lock(&file, Others::Wait, Duration::from_secs(10)).unwrap();
-                    thread::sleep(Duration::from_millis(millis));
+                let path = &path;
+                let hold = move || {
+                    let file = File::options().read(true).write(true).open(path).unwrap();
+                    lock(&file, Others::Wait, Duration::from_secs(60)).unwrap();
+                    held.send(()).unwrap();
+                    let held_for = if is_over { FENCE_PATIENCE / 8 } else { Duration::from_secs(60) };
+                    ended.recv_timeout(held_for)
                 };
-                driver.go_on_with_after(served, &next, || {
-                    threads.spawn(hold);
-                    thread::sleep(Duration::from_millis(50));
-                })
+                let holder = threads.spawn(hold);
+                let result = driver.go_on_with_after(served, &next, || is_held.recv().unwrap());
+                let _ = has_ended.send(());
+                // It waited for the end, or for the time that it has.
+                assert_eq!(holder.join().unwrap().is_err(), is_over, "{options}");
+                result
             });
-            assert_eq!(result.is_ok(), is_over, "{options} {millis}");
-            assert!(begun.elapsed() >= Duration::from_millis(millis));
+            assert_eq!(result.is_ok(), is_over, "{options}");
             served = next;
         }
     }
