@@ -8,7 +8,8 @@
 //! does it and dies with it, or the process does not end before it. One past the page cache does (`tests/tests/slow_disk.rs`,
 //! Linux 6.1): a file opened with O_DIRECT, or one whose file system reads and writes like that by itself.
 
-use std::fs::File;
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 
 /// How long a successor waits for what the kernel is at for its predecessor: less than the client waits for it.
-pub const FENCE_PATIENCE: Duration = if cfg!(test) { Duration::from_secs(1) } else { Duration::from_secs(8) };
+pub const FENCE_PATIENCE: Duration = if cfg!(test) { Duration::from_secs(2) } else { Duration::from_secs(8) };
 const RETRY: Duration = Duration::from_micros(100);
 const MAX_RETRY: Duration = Duration::from_millis(10);
 
@@ -55,4 +56,27 @@ pub fn lock(file: &File, others: Others, patience: Duration) -> nix::Result<()> 
             Err(errno) => return Err(errno),
         }
     }
+}
+
+/// Whether a process has `file` locked through a descriptor of its own, as far as we may look. If none has, the holder is gone, and the
+/// kernel is about to let go of what it had open: of a killed process's ring it does so in the background, late on a busy machine.
+///
+/// Reads the table of each process's descriptors (`/proc/PID/fdinfo`, proc(5)), which asks no file system but that one.
+pub fn is_held_by_a_process(file: &File) -> bool {
+    let Ok(inode) = file.metadata().map(|metadata| metadata.ino()) else { return true };
+    let entries = |path| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut processes = entries("/proc".into()).filter(|path| path.join("fdinfo").exists());
+    processes.any(|process| {
+        entries(process.join("fdinfo")).any(|descriptor| {
+            let text = fs::read_to_string(descriptor).unwrap_or_default();
+            text.lines().any(|line| line.starts_with("lock:") && is_lock_on(line, inode))
+        })
+    })
+}
+
+/// `lock: 1: OFDLCK  ADVISORY  WRITE -1 fe:00:1234 0 EOF`
+fn is_lock_on(line: &str, inode: u64) -> bool {
+    let place =
+        line.split_whitespace().find_map(|word| word.rsplit_once(':').filter(|(device, _)| device.contains(':')));
+    place.is_some_and(|(_, number)| number.parse() == Ok(inode))
 }

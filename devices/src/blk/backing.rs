@@ -15,7 +15,7 @@ use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use super::format;
 use crate::lock::{self, FENCE_PATIENCE, Others};
 
-/// How long the lock of a process that has just ended may linger at start-up.
+/// How long the lock of a process that is about to end may linger at start-up. One that has ended is waited for longer.
 const LOCK_PATIENCE: Duration = Duration::from_millis(300);
 /// Bytes of a virtio sector, whatever the disk's block size (virtio 1.2, section 5.2.4).
 pub const SECTOR: u64 = 512;
@@ -141,7 +141,12 @@ impl Backing {
         check_kind(&metadata)?;
         may_wait(&file).map_err(OpenError::Io)?;
         if locking == Locking::AtOnce {
-            lock(&file, readonly, LOCK_PATIENCE)?;
+            match lock(&file, readonly, LOCK_PATIENCE) {
+                Err(OpenError::Locked) if !lock::is_held_by_a_process(&file) => {
+                    lock(&file, readonly, FENCE_PATIENCE)?;
+                }
+                result => result?,
+            }
         }
         let (size, topology) = if metadata.is_file() {
             let block = u32::try_from(metadata.blksize()).unwrap_or(4096).clamp(512, 1 << 20);
@@ -306,6 +311,29 @@ mod tests {
         let _reader = Backing::open(file.path(), true, false, Locking::AtOnce).unwrap();
         Backing::open(file.path(), true, false, Locking::AtOnce).unwrap();
         assert!(matches!(Backing::open(file.path(), false, false, Locking::AtOnce), Err(OpenError::Locked)));
+    }
+
+    /// As the kernel has it open for a killed process, here by a mapping.
+    #[test]
+    fn a_holder_that_is_gone_is_waited_for() {
+        use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+
+        let file = image(4096);
+        let path = file.path().to_owned();
+        let writer = Backing::open(&path, false, false, Locking::AtOnce).unwrap();
+        let size = std::num::NonZeroUsize::new(4096).unwrap();
+        // SAFETY: a new mapping, which nothing reads or writes.
+        let mapping = unsafe { mmap(None, size, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, &writer.file, 0) }.unwrap();
+        assert!(lock::is_held_by_a_process(file.as_file()));
+        drop(writer);
+        assert!(!lock::is_held_by_a_process(file.as_file()));
+        let opening = std::thread::spawn(move || Backing::open(&path, false, false, Locking::AtOnce).map(drop));
+        std::thread::sleep(2 * LOCK_PATIENCE);
+        let waits = !opening.is_finished();
+        // SAFETY: nobody else knows of it.
+        unsafe { munmap(mapping, 4096) }.unwrap();
+        let result = opening.join().unwrap();
+        assert!(waits && result.is_ok(), "{result:?}");
     }
 
     #[test]
