@@ -157,8 +157,9 @@ fn a_client_that_is_slow_is_told_so_and_one_that_is_silent_is_not() {
         ("GET /", Some("408")),
         ("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n", Some("408")),
     ] {
-        let (mut ours, server) = start();
+        // Before the server's own clock starts.
         let begun = Instant::now();
+        let (mut ours, server) = start();
         ours.write_all(text.as_bytes()).unwrap();
         // A byte now and then does not help.
         let mut dripping = ours.try_clone().unwrap();
