@@ -155,8 +155,8 @@ struct RunArgs {
     ///           for a program that keeps a journal, with which the guest notices nothing; off for others. Without a
     ///           journal the device is reset, which its driver must be able to bear. With socket, Outrigger connects
     ///           again as soon as somebody listens
-    /// deadline  how long the process may take for any answer (default: 10s; 100ms to 600s). A restart may take as
-    ///           long in all, but at least 10s
+    /// deadline  how long the process may take for any answer (default: 10s; 100ms to 600s). Its first answer, and a
+    ///           restart in all, may take as long, but at least 10s
     #[arg(
         long,
         value_name = "program=PATH|socket=PATH[,KEY=VALUE,…]",

@@ -33,7 +33,9 @@ pub(super) struct Host {
 pub(super) struct Opening {
     pub(super) host: Arc<Host>,
     pub(super) dma: Dma,
-    /// For each message, until the process serves the device.
+    /// For the first answer: a process may be slow to begin, on a busy machine or from slow storage.
+    starting: Duration,
+    /// For each message after it, until the process serves the device.
     pub(super) deadline: Duration,
     /// From then on.
     serving: Duration,
@@ -51,7 +53,8 @@ pub(super) struct Opened<T> {
 impl Opening {
     pub(super) fn new(host: &Arc<Host>, config: &DeviceConfig, bus_master: &Arc<BusMaster>) -> Self {
         let (dma, deadline) = (config.dma, config.deadline);
-        Self { host: host.clone(), dma, deadline, serving: deadline, bus_master: bus_master.clone() }
+        let (host, bus_master) = (host.clone(), bus_master.clone());
+        Self { host, dma, starting: config.restart_deadline(), deadline, serving: deadline, bus_master }
     }
 
     /// Of a process that takes the place of another. Once it serves the device, [`Client::set_deadline`] is to be called.
@@ -68,11 +71,12 @@ impl Opening {
         stream: &Arc<ForeignFd>,
         agree: impl FnOnce(&Client, &Description) -> Result<T, Problem>,
     ) -> Result<Opened<T>, Problem> {
-        let Self { host, dma, deadline, serving, bus_master } = self;
+        let Self { host, dma, starting, deadline, serving, bus_master } = self;
         host.control.connections.add_opening(stream);
-        let options = Options { deadline, journal: true, vfio: true, ..Options::default() };
+        let options = Options { deadline: starting, journal: true, vfio: true, ..Options::default() };
         let dma_by_message = MessageDma::new(host.ram.clone(), bus_master);
         let client = Client::on(stream.clone(), Arc::new(dma_by_message), &options).map_err(AttachError::from)?;
+        client.set_deadline(deadline);
         let tie = host.open_vfio(&client)?;
         let description = discover(&client)?;
         let journal = agree(&client, &description)?;
