@@ -7,6 +7,7 @@
 //! - [`process`]: what their binaries share: arguments, the socket, the way out.
 
 pub mod blk;
+mod inherited;
 mod lock;
 pub mod net;
 pub mod process;

@@ -66,6 +66,14 @@ pub struct Service {
     max_data_xfer_size: u32,
 }
 
+impl Service {
+    /// Whether the client at the other end of an inherited socket is the only one.
+    #[must_use]
+    pub fn has_one_client(&self) -> bool {
+        self.endpoint.fd.is_some()
+    }
+}
+
 /// Reads the command line; what is wrong with it is told in one line. Help and version go to standard output.
 pub fn parse<A: clap::Parser>(program: &str) -> Result<A, ExitCode> {
     A::try_parse().map_err(|error| {

@@ -57,10 +57,14 @@ for cpus in 1 2; do
   grep -q '0000:00:01.0 BAR0' /tmp/edu$cpus.err && fail 'registers came to the VMM'
 done
 
-# A device that is asleep does not answer. It is lost, and the guest goes on.
-boot asleep 6 --kernel /guest/payload --memory 64M --vfio NVME --vfio EDU --cmdline checks=asleep,edu-pin
-has asleep 'payload: passed'
-grep -q 'NVME.*the hardware does not answer' /tmp/asleep.err || fail "$(cat /tmp/asleep.err)"
+# A device that is asleep does not answer. With restart=off it is lost, and the guest goes on.
+boot lost 6 --kernel /guest/payload --memory 64M --vfio NVME,restart=off --vfio EDU --cmdline checks=asleep-lost,edu-pin
+has lost 'payload: passed'
+grep -q 'NVME.*the hardware does not answer' /tmp/lost.err || fail "$(cat /tmp/lost.err)"
+# Otherwise the next process serves it, and it wakes up.
+boot wakes 0 --kernel /guest/payload --memory 64M --vfio NVME --cmdline checks=asleep-wakes
+has wakes 'payload: passed'
+grep -q 'NVME.*the hardware does not answer.*another one took its place' /tmp/wakes.err || fail "$(cat /tmp/wakes.err)"
 
 # Each goes back to its driver, with what the guest has written.
 for address in NVME VIRTIO EDU; do outrigger vfio unbind $address || fail "unbind $address"; done

@@ -31,7 +31,7 @@ order() {
   cat /tmp/$1.trace
   sed -nE 's/.*: (tie|opened|closed): .*kvm=0x0$/forgotten/p; t; s/.*: (tie|opened|closed): .*/\1/p' /tmp/$1.trace | tr '\n' ' ' > /tmp/$1.order
 }
-edu() { name=$1 checks=$2; shift 2; start $name --kernel /guest/payload --memory 64M --vfio EDU --cmdline checks=$checks; }
+edu() { name=$1 checks=$2; shift 2; start $name --kernel /guest/payload --memory 64M --vfio EDU,restart=off --cmdline checks=$checks; }
 closed() { for try in $(seq 60); do grep -q closed $tracing/trace && return; sleep 0.05; done; fail 'the device stays open'; }
 
 # The eventfd by which INTx is unmasked is connected once, and no message unmasks: KVM signals the eventfd.

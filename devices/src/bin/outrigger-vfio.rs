@@ -26,7 +26,7 @@ fn main() -> ExitCode {
     match process::parse(NAME) {
         Ok(Arguments { command: Some(command), .. }) => command.run(NAME),
         Ok(Arguments { vfio, service, .. }) => {
-            process::run_server(NAME, &service, || Vfio::find(&vfio.unwrap_or_default()))
+            process::run_server(NAME, &service, || Vfio::find(&vfio.unwrap_or_default(), service.has_one_client()))
         }
         Err(status) => status,
     }

@@ -40,6 +40,14 @@ impl FromStr for Address {
     }
 }
 
+impl Address {
+    /// As one number.
+    pub(super) fn number(self) -> u64 {
+        let devfn = u64::from(self.device) << 3 | u64::from(self.function);
+        u64::from(self.domain) << 16 | u64::from(self.bus) << 8 | devfn
+    }
+}
+
 /// As the kernel writes it.
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

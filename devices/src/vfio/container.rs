@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::RangeInclusive;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::errno::Errno;
@@ -17,7 +17,7 @@ use super::group::Group;
 use super::ioctls;
 use super::iommu::Iommu;
 
-const PATH: &str = "/dev/vfio/vfio";
+pub(super) const PATH: &str = "/dev/vfio/vfio";
 
 /// A container with a group in it. The group leaves it when this is dropped.
 #[derive(Debug)]
@@ -40,6 +40,20 @@ impl Container {
         })?;
         container.usable = container.read_usable()?;
         Ok(container)
+    }
+
+    /// Takes over one that a predecessor has opened, with the group in it.
+    pub(super) fn adopt(file: OwnedFd, group: &Arc<Group>) -> Result<Self, OpenError> {
+        let mut container = Self { file: file.into(), group: Arc::clone(group), usable: None };
+        container.usable = container.read_usable()?;
+        Ok(container)
+    }
+
+    /// Its file, for a successor; none: this kernel does not hand mappings over (before Linux 5.12).
+    pub(super) fn keep(&self) -> io::Result<Option<OwnedFd>> {
+        // SAFETY: an integer argument.
+        let hands_over = unsafe { ioctls::check_extension(self.fd(), int(spec::VFIO_UPDATE_VADDR)) } == Ok(1);
+        hands_over.then(|| self.file.as_fd().try_clone_to_owned()).transpose()
     }
 
     fn fd(&self) -> i32 {
@@ -131,6 +145,51 @@ impl Iommu for Container {
         // SAFETY: the kernel reads the structure, and writes its size.
         unsafe { ioctls::unmap_dma(self.fd(), &raw mut request) }?;
         if request.size == size { Ok(()) } else { Err(Errno::ENOENT) }
+    }
+
+    /// By the way that the kernel has for a process which is replaced (`VFIO_DMA_MAP_FLAG_VADDR`): the pages stay pinned and
+    /// mapped, and count as this process's. It succeeds for a whole mapping only.
+    fn adopt(&self, address: u64, size: u64, host: usize) -> nix::Result<bool> {
+        let mut give_up = spec::vfio_iommu_type1_dma_unmap {
+            argsz: argsz::<spec::vfio_iommu_type1_dma_unmap>(),
+            flags: spec::VFIO_DMA_UNMAP_FLAG_VADDR,
+            iova: address,
+            size,
+            ..Default::default()
+        };
+        // Fails where a successor before this one has done it, and was killed then.
+        // SAFETY: the kernel reads the structure, and writes its size. Nothing is unmapped for the device.
+        let _ = unsafe { ioctls::unmap_dma(self.fd(), &raw mut give_up) };
+        let take = spec::vfio_iommu_type1_dma_map {
+            argsz: argsz::<spec::vfio_iommu_type1_dma_map>(),
+            flags: spec::VFIO_DMA_MAP_FLAG_VADDR,
+            vaddr: host as u64,
+            iova: address,
+            size,
+        };
+        // SAFETY: the kernel reads the structure. The pages that are pinned stay the same.
+        match unsafe { ioctls::map_dma(self.fd(), &raw const take) } {
+            Ok(_) => Ok(true),
+            Err(Errno::ENOENT) => Ok(false),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    fn clear(&self, addresses: RangeInclusive<u64>) -> nix::Result<()> {
+        let (first, last) = addresses.into_inner();
+        let mut request = spec::vfio_iommu_type1_dma_unmap {
+            argsz: argsz::<spec::vfio_iommu_type1_dma_unmap>(),
+            ..Default::default()
+        };
+        match (last - first).checked_add(1) {
+            Some(size) => (request.iova, request.size) = (first, size),
+            None => request.flags = spec::VFIO_DMA_UNMAP_FLAG_ALL,
+        }
+        // SAFETY: the kernel reads the structure, and writes its size.
+        match unsafe { ioctls::unmap_dma(self.fd(), &raw mut request) } {
+            Ok(_) | Err(Errno::ENOENT) => Ok(()),
+            Err(errno) => Err(errno),
+        }
     }
 }
 

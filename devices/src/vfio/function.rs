@@ -1,15 +1,16 @@
 //! A physical function as the [`Device`] that a vfio-user client attaches.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use log::{error, warn};
 use nix::errno::Errno;
 use outrigger_protocol::pci::{CONFIG_REGION, INTX_IRQ};
-use outrigger_protocol::server::{Device, DmaRange, Interrupts, Irq, Memory, Region};
+use outrigger_protocol::server::{Device, DmaRange, Interrupts, Irq, Journaled, Memory, Region};
 use outrigger_protocol::wire;
 
 use super::OpenError;
+use super::address::Address;
 use super::device_file::DeviceFile;
 use super::iommu::DeviceMemory;
 use super::irqs::IrqType;
@@ -29,22 +30,57 @@ const POWER_STATE: u16 = 3;
 pub struct PhysicalFunction {
     // First, as the device is closed before its group leaves the container.
     regions: Vec<Region>,
-    file: DeviceFile,
+    pub(super) file: DeviceFile,
     irqs: Vec<Irq>,
-    types: Vec<IrqType>,
-    memory: DeviceMemory,
-    interrupts: Option<Arc<Interrupts>>,
+    pub(super) types: Vec<IrqType>,
+    pub(super) memory: DeviceMemory,
+    pub(super) interrupts: Option<Arc<Interrupts>>,
     /// The result of the last reset.
     was_reset: Result<(), Errno>,
+    /// The client has left, and the function goes on.
+    has_left: bool,
+    /// None: this process opens the function for one client after the other, and it ends with each.
+    pub(super) succession: Option<Succession>,
+}
+
+/// How the function outlives this process.
+#[derive(Debug)]
+pub(super) struct Succession {
+    pub(super) address: Address,
+    /// For a successor, until the client has them.
+    pub(super) files: Vec<OwnedFd>,
+    /// A predecessor has had the function: which interrupts are enabled is not known yet, and what is mapped.
+    pub(super) is_successor: bool,
+    /// The client holds the files and a journal: the function is left as it is when this process goes.
+    pub(super) is_kept: bool,
 }
 
 impl PhysicalFunction {
-    pub(super) fn new(file: DeviceFile, regions: Vec<Region>, memory: DeviceMemory) -> Result<Self, OpenError> {
+    pub(super) fn new(
+        file: DeviceFile,
+        regions: Vec<Region>,
+        memory: DeviceMemory,
+        succession: Option<Succession>,
+    ) -> Result<Self, OpenError> {
+        let is_successor = succession.as_ref().is_some_and(|succession| succession.is_successor);
         let kernels = file.irqs()?;
         let types = kernels.iter().map(IrqType::new).collect();
         // What VFIO cannot do by itself is done here.
         let irqs = kernels.iter().map(|irq| Irq { flags: irq.flags & !wire::IRQ_NORESIZE, ..*irq }).collect();
-        let function = Self { regions, file, irqs, types, memory, interrupts: None, was_reset: Ok(()) };
+        let function = Self {
+            regions,
+            file,
+            irqs,
+            types,
+            memory,
+            interrupts: None,
+            was_reset: Ok(()),
+            has_left: false,
+            succession,
+        };
+        if is_successor {
+            return Ok(function);
+        }
         function.wake().map_err(|errno| OpenError::Kernel { what: "switching it on", errno })?;
         Ok(function)
     }
@@ -60,6 +96,18 @@ impl PhysicalFunction {
             return Ok(());
         }
         self.file.write(CONFIG_REGION, control as u64, &(value & !POWER_STATE).to_le_bytes())
+    }
+
+    /// Whether the client and a successor have the function when this process goes.
+    fn is_kept(&self) -> bool {
+        self.succession.as_ref().is_some_and(|succession| succession.is_kept || succession.is_successor)
+    }
+
+    /// Disables whatever a predecessor has enabled.
+    fn disable_all_interrupts(&self) {
+        (0..).zip(&self.types).for_each(|(index, _)| {
+            let _ = self.file.act_on_irqs(index, wire::IRQ_SET_ACTION_TRIGGER, 0, 0);
+        });
     }
 
     fn try_reset(&self) -> Result<(), Errno> {
@@ -90,7 +138,9 @@ impl Device for PhysicalFunction {
     }
 
     fn unmap(&mut self, range: &DmaRange<'_>) {
-        self.memory.unmap(range);
+        if !self.has_left {
+            self.memory.unmap(range);
+        }
     }
 
     fn read(&mut self, region: u32, offset: u64, data: &mut [u8]) -> Result<(), Errno> {
@@ -103,7 +153,15 @@ impl Device for PhysicalFunction {
 
     fn connect(&mut self, irq: u32, start: u32, eventfds: &[Option<BorrowedFd<'_>>]) -> Result<(), Errno> {
         let kind = self.types.get_mut(irq as usize).ok_or(Errno::EINVAL)?;
-        kind.connect(&self.file, irq, start, eventfds, self.interrupts.as_deref()).inspect_err(|errno| {
+        let mut connected = kind.connect(&self.file, irq, start, eventfds, self.interrupts.as_deref());
+        // A predecessor had fewer vectors enabled, or another type.
+        if connected == Err(Errno::EINVAL) && self.succession.as_ref().is_some_and(|succession| succession.is_successor)
+        {
+            self.disable_all_interrupts();
+            let kind = &mut self.types[irq as usize];
+            connected = kind.connect(&self.file, irq, start, eventfds, self.interrupts.as_deref());
+        }
+        connected.inspect_err(|errno| {
             let count = eventfds.iter().flatten().count();
             warn!("{count} interrupts of type {irq} cannot be connected: {}", errno.desc());
         })
@@ -135,7 +193,16 @@ impl Device for PhysicalFunction {
         self.was_reset.inspect_err(|errno| error!("the device cannot be reset: {}", errno.desc()))
     }
 
+    fn journal(&mut self) -> Option<&mut dyn Journaled> {
+        self.succession.is_some().then_some(self as _)
+    }
+
     fn stop(&mut self) {
+        self.has_left = self.is_kept();
+        if self.has_left {
+            // A successor goes on. Once nobody has the files any more, the kernel stops the device and closes its memory to it.
+            return;
+        }
         // Otherwise what the device is at would fault in the IOMMU. It also takes the registers from a client that has left and
         // still maps them: VFIO lets nobody reach what is not decoded.
         if let Err(errno) = self.file.write(CONFIG_REGION, COMMAND, &[0, 0]) {
@@ -144,6 +211,9 @@ impl Device for PhysicalFunction {
     }
 
     fn disconnected(&mut self) {
+        if self.has_left {
+            return;
+        }
         (0..).zip(&mut self.types).for_each(|(index, kind)| kind.disconnect(&self.file, index));
         self.interrupts = None;
     }

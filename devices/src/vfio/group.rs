@@ -43,6 +43,11 @@ impl Group {
         Ok(Self { file })
     }
 
+    /// Takes over the file of one that a predecessor has opened.
+    pub(super) fn adopt(file: OwnedFd) -> Self {
+        Self { file: file.into() }
+    }
+
     /// The file that KVM can be told of.
     pub(super) fn file(&self) -> BorrowedFd<'_> {
         self.file.as_fd()

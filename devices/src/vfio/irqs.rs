@@ -82,6 +82,24 @@ impl IrqType {
         Ok(())
     }
 
+    /// The vectors that are connected.
+    pub(super) fn connected(&self) -> impl Iterator<Item = u32> + '_ {
+        (0..).zip(&self.eventfds).filter(|(_, eventfd)| eventfd.is_some()).map(|(vector, _)| vector)
+    }
+
+    /// Takes away what a predecessor has connected and this process has not. VFIO refuses what does not apply.
+    pub(super) fn leave_nothing_else(&self, file: &DeviceFile, index: u32) {
+        match self.last_connected() {
+            None => _ = file.act_on_irqs(index, wire::IRQ_SET_ACTION_TRIGGER, 0, 0),
+            Some(first) => {
+                let none = vec![None; self.eventfds.len() - first as usize];
+                if !none.is_empty() {
+                    let _ = file.connect_irqs(index, wire::IRQ_SET_ACTION_TRIGGER, first, &none);
+                }
+            }
+        }
+    }
+
     /// Disconnects everything.
     pub(super) fn disconnect(&mut self, file: &DeviceFile, index: u32) {
         self.eventfds.fill_with(|| None);

@@ -13,27 +13,33 @@ mod group;
 mod ioctls;
 mod iommu;
 mod irqs;
+mod journal;
+mod kept;
 mod options;
 mod regions;
 mod sysfs;
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use log::{error, warn};
 use nix::errno::Errno;
+use outrigger_process::launch;
 use outrigger_process::options::{OptionError, named};
-use outrigger_protocol::server::{Options, ServeError, Unopened, serve_unopened};
+use outrigger_protocol::journal::JournalFormat;
+use outrigger_protocol::server::{Options, ServeError, Unopened, serve, serve_unopened};
 
 use crate::process::{Server, StartError};
 use address::Address;
 use container::Container;
 use device_file::DeviceFile;
+use function::Succession;
 use group::Group;
 use iommu::DeviceMemory;
+use kept::Adopted;
 use sysfs::{Function, Sysfs};
 
 pub use drivers::Command;
@@ -125,6 +131,12 @@ pub enum OpenError {
         /// Why.
         source: io::Error,
     },
+    /// A predecessor has left something else than a function's files.
+    #[error("what its predecessor has left is of no use: {what}")]
+    Kept {
+        /// What is wrong with it.
+        what: &'static str,
+    },
     /// VFIO refuses something.
     #[error("{what}: {}", errno.desc())]
     Kernel {
@@ -163,21 +175,29 @@ impl StartError for VfioError {
 #[derive(Debug)]
 pub struct Vfio {
     name: String,
+    address: Address,
     group: Arc<Group>,
+    /// The VMM has started this process for one client, and starts a successor: the function outlives this process.
+    is_succeeded: bool,
+    /// What a predecessor has left.
+    adopted: Option<Adopted>,
     /// Once is enough: what a client does without has been said.
     has_warned: bool,
 }
 
 impl Vfio {
-    /// Finds the function that a `--vfio` argument describes, and opens its group.
-    pub fn find(argument: &str) -> Result<Self, VfioError> {
+    /// Finds the function that a `--vfio` argument describes, and opens its group, or takes over what a predecessor has left.
+    /// `is_succeeded`: this process has one client, which starts another one in its place if it ends.
+    pub fn find(argument: &str, is_succeeded: bool) -> Result<Self, VfioError> {
         let address =
             options::parse(argument).map_err(|problem| VfioError::Option { argument: argument.to_owned(), problem })?;
-        Self::take(address, &Sysfs::default())
+        // SAFETY: this is the one device of this process, and the only place that uses what was inherited for it.
+        let kept = unsafe { launch::take_kept() }.map_err(|_| OpenError::Kept { what: "no open files" });
+        kept.and_then(|kept| Self::take(address, &Sysfs::default(), kept, is_succeeded))
             .map_err(|source| VfioError::Open { argument: argument.to_owned(), source })
     }
 
-    fn take(address: Address, sysfs: &Sysfs) -> Result<Self, OpenError> {
+    fn take(address: Address, sysfs: &Sysfs, kept: Vec<OwnedFd>, is_succeeded: bool) -> Result<Self, OpenError> {
         let Function { driver, group, .. } = sysfs.function(address).ok_or(OpenError::NoDevice)?;
         let name = address.to_string();
         let group = group.ok_or(OpenError::NoIommu)?;
@@ -186,16 +206,42 @@ impl Vfio {
             Some(driver) if !driver.is_vfio() => return Err(OpenError::Bound { address: name, driver: driver.0 }),
             Some(_) => {}
         }
+        let has_warned = false;
+        if !kept.is_empty() {
+            let adopted = Adopted::new(kept, group)?;
+            let group = Arc::clone(&adopted.group);
+            return Ok(Self { name, address, group, is_succeeded, adopted: Some(adopted), has_warned });
+        }
         let group = Arc::new(Group::open(group, sysfs)?);
         // What is wrong with the host is found now, before there is a client.
         drop(Container::open(&group)?);
-        Ok(Self { name, group, has_warned: false })
+        Ok(Self { name, address, group, is_succeeded, adopted: None, has_warned })
     }
 
     fn open_function(&self) -> Result<PhysicalFunction, OpenError> {
-        let memory = DeviceMemory::new(Box::new(Container::open(&self.group)?));
+        let container = Container::open(&self.group)?;
         let (file, regions) = DeviceFile::new(self.group.device(&self.name)?)?;
-        PhysicalFunction::new(file, regions, memory)
+        let succession = if self.is_succeeded { self.succession(&container, &file) } else { None };
+        PhysicalFunction::new(file, regions, DeviceMemory::new(Box::new(container)), succession)
+    }
+
+    /// For a successor; none: it could not be kept.
+    fn succession(&self, container: &Container, file: &DeviceFile) -> Option<Succession> {
+        let files = kept::keep(&self.group, container, file.file());
+        let files =
+            files.inspect_err(|error| warn!("{}: nothing can be kept for a successor: {error}", self.name)).ok()?;
+        Some(Succession { address: self.address, files, is_successor: false, is_kept: false })
+    }
+
+    /// The function as a predecessor has left it: neither reset nor otherwise changed.
+    fn go_on(&self, adopted: Adopted) -> Result<PhysicalFunction, OpenError> {
+        let Adopted { group, container, function } = adopted;
+        let (file, regions) = DeviceFile::new(group.device(&self.name)?)?;
+        drop(function);
+        let memory = DeviceMemory::of_predecessor(Box::new(container));
+        let (address, files) = (self.address, Vec::new());
+        let succession = Succession { address, files, is_successor: true, is_kept: false };
+        PhysicalFunction::new(file, regions, memory, Some(succession))
     }
 }
 
@@ -205,6 +251,10 @@ impl Unopened for Vfio {
 
     fn file(&self) -> BorrowedFd<'_> {
         self.group.file()
+    }
+
+    fn journal(&self) -> Option<JournalFormat> {
+        self.is_succeeded.then(journal::format)
     }
 
     fn open(&mut self, known_to_kvm: bool) -> Result<PhysicalFunction, Errno> {
@@ -224,6 +274,11 @@ impl Unopened for Vfio {
 
 impl Server for Vfio {
     fn serve(&mut self, stream: UnixStream, options: &Options) -> Result<(), ServeError> {
-        serve_unopened(self, stream, options)
+        let Some(adopted) = self.adopted.take() else { return serve_unopened(self, stream, options) };
+        let function = self.go_on(adopted).map_err(|error| {
+            error!("{}: cannot go on: {error}", self.name);
+            ServeError::NotOpened(error.errno())
+        });
+        serve(&mut function?, stream, options)
     }
 }

@@ -16,6 +16,7 @@ use crate::capabilities::{Capabilities, VfioTie};
 use crate::codec::Message;
 use crate::command::Command;
 use crate::foreign::ForeignFd;
+use crate::journal::JournalFormat;
 use crate::wire;
 
 /// A device behind VFIO that nobody has opened yet.
@@ -27,6 +28,11 @@ pub trait Unopened {
     /// Documentation/virt/kvm/devices/vfio.rst).
     fn file(&self) -> BorrowedFd<'_>;
 
+    /// The journal that the device keeps once it is open ([`super::Journaled::format`]). `None`: none.
+    fn journal(&self) -> Option<JournalFormat> {
+        None
+    }
+
     /// Opens the device for a client. `known_to_kvm`: the client's KVM has been told of the file.
     fn open(&mut self, known_to_kvm: bool) -> Result<Self::Device, Errno>;
 }
@@ -35,7 +41,8 @@ pub trait Unopened {
 /// when it leaves. A client that knows nothing of this gets a device that is opened at once.
 pub fn serve_unopened<U: Unopened>(unopened: &mut U, stream: UnixStream, options: &Options) -> Result<(), ServeError> {
     let stream = Arc::new(ForeignFd::from(stream));
-    let ours = Capabilities { outrigger_vfio: Some(VfioTie {}), ..options.capabilities() };
+    let (outrigger_vfio, outrigger_journal) = (Some(VfioTie {}), unopened.journal());
+    let ours = Capabilities { outrigger_vfio, outrigger_journal, ..options.capabilities() };
     let Some(Agreed { connection, client }) = negotiate(stream.clone(), &ours, options)? else { return Ok(()) };
     let session = Session { connection: Arc::new(connection), ours, client, deadline: options.deadline };
     let opened = match session.client.outrigger_vfio {

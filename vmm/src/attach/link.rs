@@ -54,6 +54,14 @@ impl Link {
         self.tie.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
+    /// Takes over from `predecessor` that KVM knows of the physical device, which stays open.
+    pub(super) fn take_tie(&self, predecessor: &Self) {
+        let tie = predecessor.tie.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if tie.is_some() {
+            *self.tie.lock().unwrap_or_else(PoisonError::into_inner) = tie;
+        }
+    }
+
     /// Lets KVM forget the physical device, which nobody else here has open any more.
     pub(super) fn untie(&self) {
         self.tie.lock().unwrap_or_else(PoisonError::into_inner).take();

@@ -26,8 +26,8 @@ const OWN_KEYS: &[&str] = &[PROGRAM, SOCKET, USER, DMA, RESTART, DEADLINE];
 const SOCKET_KEYS: &[&str] = &[SOCKET, USER, DMA, RESTART, DEADLINE];
 /// Outrigger's own keys where the flag says which program is started.
 const KIND_KEYS: &[&str] = &[DMA, RESTART, DEADLINE];
-/// The same for hardware, which reaches memory by itself only, and is not restarted.
-const HARDWARE_KEYS: &[&str] = &[DEADLINE];
+/// The same for hardware, which reaches memory by itself only.
+const HARDWARE_KEYS: &[&str] = &[RESTART, DEADLINE];
 
 /// A flag for one kind of device: `--disk X` means `--device program=outrigger-blk,X`.
 #[derive(Debug)]

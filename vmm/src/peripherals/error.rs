@@ -33,8 +33,10 @@ pub(super) enum Problem {
     Service(ServiceError),
     #[error("{}", chain(.0))]
     Tie(TieError),
-    /// What would succeed it cannot open the device yet.
-    #[error("restart: a physical device cannot be restarted; leave restart out")]
+    /// Its successor would not have the device.
+    #[error(
+        "restart: a physical device can be restarted only by the outrigger that opened it (--vfio); leave restart out"
+    )]
     NoRestart,
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),

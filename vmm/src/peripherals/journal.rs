@@ -1,6 +1,6 @@
 //! The journal of a device: lent to the process that serves it, and shown to its successor.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use outrigger_protocol::client::{Client, ClientError, Journal};
 use outrigger_protocol::foreign::ForeignFd;
@@ -14,7 +14,7 @@ use crate::attach::AttachError;
 pub(super) struct Kept {
     journal: Arc<Journal>,
     /// Descriptors that every successor inherits.
-    pub(super) descriptors: Arc<Vec<ForeignFd>>,
+    descriptors: Arc<Mutex<Arc<Vec<ForeignFd>>>>,
 }
 
 impl Kept {
@@ -30,7 +30,7 @@ impl Kept {
         match client.begin_journal(&journal) {
             Ok(mut descriptors) => {
                 descriptors.truncate(if are_inherited { descriptors.len() } else { 0 });
-                Ok(Some(Self { journal: Arc::new(journal), descriptors: Arc::new(descriptors) }))
+                Ok(Some(Self { journal: Arc::new(journal), descriptors: Arc::new(Mutex::new(Arc::new(descriptors))) }))
             }
             // It says that it could keep one, not that it can now.
             Err(ClientError::Refused { command, errno }) => {
@@ -39,6 +39,16 @@ impl Kept {
             }
             Err(error) => Err(AttachError::from(error).into()),
         }
+    }
+
+    /// The descriptors that every successor inherits.
+    pub(super) fn descriptors(&self) -> Arc<Vec<ForeignFd>> {
+        self.descriptors.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// There will be no successor: what the descriptors hold open, such as a physical device, is to end.
+    pub(super) fn release(&self) {
+        *self.descriptors.lock().unwrap_or_else(PoisonError::into_inner) = Arc::default();
     }
 
     /// Shows a successor what its predecessor has written; whether it can go on from there.

@@ -39,6 +39,8 @@ pub(super) struct Opening {
     pub(super) deadline: Duration,
     /// From then on.
     serving: Duration,
+    /// A physical device that a predecessor has opened is open still, and KVM knows of it.
+    vfio: bool,
     pub(super) bus_master: Arc<BusMaster>,
 }
 
@@ -54,12 +56,12 @@ impl Opening {
     pub(super) fn new(host: &Arc<Host>, config: &DeviceConfig, bus_master: &Arc<BusMaster>) -> Self {
         let (dma, deadline) = (config.dma, config.deadline);
         let (host, bus_master) = (host.clone(), bus_master.clone());
-        Self { host, dma, starting: config.restart_deadline(), deadline, serving: deadline, bus_master }
+        Self { host, dma, starting: config.restart_deadline(), deadline, serving: deadline, vfio: true, bus_master }
     }
 
     /// Of a process that takes the place of another. Once it serves the device, [`Client::set_deadline`] is to be called.
     pub(super) fn of_successor(host: &Arc<Host>, config: &DeviceConfig, bus_master: &Arc<BusMaster>) -> Self {
-        Self { deadline: config.restart_deadline(), ..Self::new(host, config, bus_master) }
+        Self { deadline: config.restart_deadline(), vfio: false, ..Self::new(host, config, bus_master) }
     }
 
     /// Negotiates, asks what the device is, agrees on its journal, and makes guest RAM known to it.
@@ -71,9 +73,9 @@ impl Opening {
         stream: &Arc<ForeignFd>,
         agree: impl FnOnce(&Client, &Description) -> Result<T, Problem>,
     ) -> Result<Opened<T>, Problem> {
-        let Self { host, dma, starting, deadline, serving, bus_master } = self;
+        let Self { host, dma, starting, deadline, serving, vfio, bus_master } = self;
         host.control.connections.add_opening(stream);
-        let options = Options { deadline: starting, journal: true, vfio: true, ..Options::default() };
+        let options = Options { deadline: starting, journal: true, vfio, ..Options::default() };
         let dma_by_message = MessageDma::new(host.ram.clone(), bus_master);
         let client = Client::on(stream.clone(), Arc::new(dma_by_message), &options).map_err(AttachError::from)?;
         client.set_deadline(deadline);

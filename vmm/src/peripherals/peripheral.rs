@@ -92,7 +92,10 @@ impl Peripheral {
         let Parts { slot, config, host, bus_master, process } = parts;
         let Opened { link, description, journal: kept } = opened;
         let budget = match config.restart {
-            Restart::Within(_) if link.is_tied() => return Err(Problem::NoRestart),
+            // A server of somebody else's opens it for each client, and the device cannot be opened while it is still open.
+            Restart::Within(_) if link.is_tied() && (kept.is_none() || process.is_none()) => {
+                return Err(Problem::NoRestart);
+            }
             Restart::Within(budget) => Some(budget),
             Restart::IfUnnoticed => kept.as_ref().map(|_| Budget::default()),
             Restart::Off => None,
@@ -282,6 +285,7 @@ struct EndOfThread<'a>(&'a Peripheral);
 impl Drop for EndOfThread<'_> {
     fn drop(&mut self) {
         self.0.orders.close();
+        self.0.kept.iter().for_each(Kept::release);
         self.0.generations.end();
     }
 }

@@ -7,6 +7,7 @@ use nix::sys::signal::Signal;
 use outrigger_protocol::client::Client;
 
 use super::error::Problem;
+use super::journal::Kept;
 use super::open::{Opened, Opening};
 use super::peripheral::{EXIT_WAIT, KILL_WAIT, Peripheral, socket};
 use super::source::{Reached, reach_again, start};
@@ -31,7 +32,7 @@ impl Peripheral {
     /// # Errors
     /// If there is none, or it is not the same device. It is gone then.
     pub(super) fn get_ready(&self, source: Source, end: Instant) -> Result<Ready, Problem> {
-        let kept = self.kept.as_ref().map(|kept| kept.descriptors.clone());
+        let kept = self.kept.as_ref().map(Kept::descriptors);
         let reached = match start(&source, &self.host, kept)? {
             Some(reached) => reached,
             None => reach_again(&source, &self.host, &self.generations, end)?,

@@ -13,6 +13,7 @@ use std::sync::PoisonError;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use super::{Tap, TapError, check_name, configure, ioctls, request, set_header_size};
+use crate::inherited::character_device;
 
 /// The device node of taps (Linux, `Documentation/admin-guide/devices.txt`: `/dev/net/tun`).
 const TUN_DEVICE: (u32, u32) = (10, 200);
@@ -26,7 +27,7 @@ struct Interface {
 impl Interface {
     /// Of a tap's queue. None: it is something else.
     fn of(file: &File) -> Option<Self> {
-        if !is_tun(file) {
+        if character_device(file) != Some(TUN_DEVICE) {
             return None;
         }
         let mut answer = request("", 0);
@@ -42,17 +43,6 @@ impl Interface {
     fn has(&self, flag: libc::c_int) -> bool {
         self.flags & flag != 0
     }
-}
-
-/// Whether this is the device of taps. Its file system, which may be a process of somebody's, is not asked.
-fn is_tun(file: &File) -> bool {
-    // SAFETY: `statx` is integers, for which zero is a value.
-    let mut found: libc::statx = unsafe { std::mem::zeroed() };
-    let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
-    // SAFETY: reads an empty path, writes a `statx`.
-    let result = unsafe { libc::statx(file.as_raw_fd(), c"".as_ptr(), flags, libc::STATX_TYPE, &raw mut found) };
-    let is_character_device = u32::from(found.stx_mode) & libc::S_IFMT == libc::S_IFCHR;
-    result == 0 && is_character_device && (found.stx_rdev_major, found.stx_rdev_minor) == TUN_DEVICE
 }
 
 impl Tap {

@@ -95,7 +95,8 @@ pub fn steady(machine: &Machine, verdict: &mut Verdict) {
         let copied = (0..BYTES).all(|at| read8(to + at) == read8(from + at));
         copier.lower();
         if !interrupted || status != DONE || !copied || read64(registers + SCRATCH) != round {
-            let found = [("interrupted ", interrupted.into()), (", status ", status.into()), (", copied ", copied.into())];
+            let found =
+                [("interrupted ", interrupted.into()), (", status ", status.into()), (", copied ", copied.into())];
             for (name, value) in found.into_iter().chain([(", round ", round)]) {
                 text(name);
                 decimal(value);

@@ -118,6 +118,7 @@ impl Device {
             *before = before.and(region.dispatch.counts());
         }
         let serving = dispatches(&regions);
+        link.take_tie(&attachment.link);
         (attachment.link, attachment.regions, attachment.generation) = (link, regions, generation);
         // A copy of the guest's own; what the predecessor was told of it may have been on its way.
         self.forward_bars(&state);
