@@ -94,7 +94,7 @@ fn a_killed_process_is_succeeded_and_io_goes_on() {
 #[test]
 #[ignore = "a count that takes long: scripts/test --long vfio-kills"]
 fn two_hundred_kills_under_io() {
-    kills_under_io(400, 200);
+    kills_under_io(100, 200);
 }
 
 #[test]
