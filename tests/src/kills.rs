@@ -141,6 +141,18 @@ pub fn held(pid: Pid) -> [usize; 3] {
     [entries("fd"), entries("task"), maps.lines().count()]
 }
 
+/// Sees to it that a process holds no more than before. Threads that close things come and go; of those that have ended glibc keeps the
+/// stacks and arenas, with two mappings each, so these grow with the most that there were at one time.
+///
+/// # Panics
+/// When it does.
+#[track_caller]
+pub fn expect_no_growth(before: [usize; 3], after: [usize; 3]) {
+    let most = [before[0] + 8, before[1] + 8, before[2] + 20];
+    let grows = after.iter().zip(most).any(|(after, most)| *after > most);
+    assert!(!grows, "descriptors, threads and mappings: {after:?}; before: {before:?}");
+}
+
 /// What the payload's `verified-disk` has left in an image: each block is of one generation, and where it belongs.
 ///
 /// # Panics

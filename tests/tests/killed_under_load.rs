@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use outrigger_tests::kills::{Killer, UNLIMITED, expect_whole_blocks, held};
+use outrigger_tests::kills::{Killer, UNLIMITED, expect_no_growth, expect_whole_blocks, held};
 use outrigger_tests::leftovers::{children, expect_ended};
 use outrigger_tests::outrigger::with_payload;
 use outrigger_tests::process::{Ended, Process};
@@ -48,13 +48,7 @@ fn under_kills(mut command: Command, manner: &Manner, kills: usize) -> Ended {
     let ended = vmm.finish();
     println!("{} kills in {time:?}; {}", killer.kills, summary(&ended));
     ended.expect_code(0).expect_stdout("ok verified\n").expect_stdout("payload: passed");
-    // Threads that close things come and go; nothing grows with the kills.
-    for (before, after) in before.into_iter().zip(after) {
-        assert!(
-            after <= before + 8,
-            "the VMM holds {after} in place of {before} after {kills} kills; output:\n{ended}"
-        );
-    }
+    expect_no_growth(before, after);
     assert_eq!(devices.len(), 1, "one device is one process: {devices:?}");
     expect_ended(&devices);
     ended

@@ -7,7 +7,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use outrigger_tests::control::{ctl, expect_removed, pause};
-use outrigger_tests::kills::{expect_whole_blocks, held};
+use outrigger_tests::kills::{expect_no_growth, expect_whole_blocks, held};
 use outrigger_tests::leftovers::{children, expect_ended};
 use outrigger_tests::outrigger::with_payload;
 use outrigger_tests::process::{Ended, Process};
@@ -65,8 +65,7 @@ fn replaced(mut command: Command, program: &str, directory: &Path, count: usize)
     println!("{count} replacements; accesses waited {} ms, the longest {} ms", pauses[count / 2], pauses[count - 1]);
     ended.expect_code(0).expect_stdout("ok verified\n").expect_stdout("payload: passed");
     assert_eq!(ended.stderr, "", "a replacement that works is worth no line");
-    // Threads that close things come and go; nothing grows.
-    assert!(after.iter().zip(before).all(|(after, before)| *after <= before + 8), "{after:?}, {before:?} at first");
+    expect_no_growth(before, after);
     assert_eq!(devices.len(), 1, "one device is one process: {devices:?}");
     expect_ended(&devices);
     expect_removed(&socket);
