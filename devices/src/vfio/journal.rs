@@ -27,7 +27,7 @@ const WORDS: usize = 8;
 const WRITTEN: u64 = 1;
 const BY_CONTAINER: u64 = 1;
 
-/// What this process writes, and reads.
+/// The format that this process writes and reads.
 pub(super) fn format() -> JournalFormat {
     JournalFormat { format: "vfio-pci/1".to_owned(), size: 8 * WORDS as u64 }
 }
@@ -119,7 +119,7 @@ mod tests {
         }
     }
 
-    /// Whoever has hijacked a predecessor writes what they like.
+    /// A hijacked predecessor writes what it likes.
     #[test]
     fn any_other_word_makes_it_no_journal() {
         let address: Address = "0000:01:00.0".parse().unwrap();

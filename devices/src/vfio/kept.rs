@@ -60,7 +60,7 @@ fn is_same_device(file: &OwnedFd, node: &Path) -> bool {
     found.is_ok_and(|number| character_device(file) == Some(number))
 }
 
-/// What a successor of this process is to have.
+/// The files for a successor of this process.
 pub(super) fn keep(group: &Group, container: &Container, function: &File) -> io::Result<Vec<OwnedFd>> {
     let Some(container) = container.keep()? else { return Err(Errno::EOPNOTSUPP.into()) };
     Ok(vec![group.file().try_clone_to_owned()?, container, function.try_clone()?.into()])
