@@ -63,6 +63,11 @@ impl Faltering {
         fs::write(&new, text).and_then(|()| fs::rename(&new, &place)).expect("the directory is ours");
     }
 
+    /// Whether a process has begun that does as `text` says.
+    fn is_taken(&self, text: &str) -> bool {
+        text.starts_with('0') || fs::read_to_string(self.path("script")).is_ok_and(|now| now != text)
+    }
+
     /// Whether a process has failed as planned since the last script.
     pub fn has_faltered(&self) -> bool {
         self.path("script.faltered").exists()
@@ -123,7 +128,13 @@ impl Faltering {
         assert!(done, "nothing serves the disk before {script:?}; it says:\n{}", vmm.stderr());
         let is_to_falter = script.contains(' ');
         let done = eventually(PATIENCE, || {
-            (!is_to_falter || self.has_faltered()) && self.serving().is_some_and(|now| Some(now) != killed)
+            let now = self.serving().filter(|now| Some(*now) != killed);
+            if !self.is_taken(script) {
+                // What was killed had failed before, and this one began in its place before the script was there.
+                killed = now.filter(|now| kill(*now, Signal::SIGKILL).is_ok()).or(killed);
+                return false;
+            }
+            (!is_to_falter || self.has_faltered()) && now.is_some()
         });
         let (faltered, seen) = (self.has_faltered(), self.seen());
         assert!(done, "{script:?}: faltered: {faltered}; it has seen {seen:?}; the VMM says:\n{}", vmm.stderr());
