@@ -150,15 +150,14 @@ pub(crate) fn receive(
     // call.
     let received = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, flags | libc::MSG_CMSG_CLOEXEC) };
     let bytes = usize::try_from(Errno::result(received)?).expect("a count is not negative");
-    if message.msg_controllen == 0 {
+    // Of several that do not all find room the kernel installs those that do, which may be none.
+    let is_cut = message.msg_flags & libc::MSG_CTRUNC != 0;
+    if message.msg_controllen == 0 && !is_cut {
         return Ok(Received { bytes, fds: Vec::new() });
     }
     // SAFETY: `message` was filled in by a successful recvmsg, and its control buffer is still as that left it.
     let fds = unsafe { take_fds(&message, debt) };
-    if message.msg_flags & libc::MSG_CTRUNC != 0 {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "more fds than this process may have"));
-    }
-    Ok(Received { bytes, fds })
+    if is_cut { Err(Errno::EMFILE.into()) } else { Ok(Received { bytes, fds }) }
 }
 
 /// Linux's `SCM_MAX_FD`: the most descriptors that one message can carry.

@@ -165,6 +165,31 @@ fn the_usual_soft_limit_of_descriptors() {
     assert!(ended.stderr.is_empty(), "there is nothing to tell; output:\n{ended}");
 }
 
+/// Wherever the start comes to it, one line says so, and blames no device.
+#[test]
+fn a_hard_limit_of_descriptors_that_is_too_low() {
+    let directory = temporary();
+    let images = ["a.img", "b.img"].map(|name| directory.path().join(name));
+    images.iter().for_each(|image| disk::empty(image, disk::PAYLOAD_DISK));
+    let failed = |limit: &u32| {
+        let mut command = with_payload("pci");
+        command.args(["--cpus", "4"]);
+        images.iter().for_each(|image| _ = with_disk(&mut command, image));
+        let ended = run(&mut after(&format!("ulimit -n {limit}"), &command), LIMIT);
+        if ended.code() == 0 {
+            return false;
+        }
+        assert!([2, 3].contains(&ended.code()), "with {limit}:\n{ended}");
+        ended.expect_stderr("Too many open files");
+        let raise = format!("; a process may have {limit} here: raise that (ulimit -Hn, LimitNOFILE= of systemd)\n");
+        let is_told = ended.stderr.ends_with(&raise) || ended.stderr.starts_with("outrigger-blk: ");
+        assert!(is_told && ended.stderr.lines().count() == 1, "with {limit}:\n{ended}");
+        true
+    };
+    let failures = (10..).take_while(failed).count();
+    assert!((40..200).contains(&failures), "the limit that is enough is {}", 10 + failures);
+}
+
 #[test]
 fn other_limits() {
     passes_after("ulimit -c 0 -l 0");

@@ -3,6 +3,8 @@
 use std::error::Error;
 use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit};
 use outrigger_process::options::one_line;
 use outrigger_process::output;
 
@@ -66,13 +68,20 @@ impl RunError {
         matches!(self, RunError::Build(BuildError::Peripheral(error)) if error.is_told())
     }
 
-    /// The error and all its causes in one line.
+    /// The error and all its causes in one line, and what to do about a limit that is in the way.
     pub fn line(&self) -> String {
         let mut line = self.to_string();
         let mut cause = self.source();
         while let Some(error) = cause {
             line.push_str(&format!(": {error}"));
             cause = error.source();
+        }
+        if line.contains(Errno::EMFILE.desc())
+            && let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        {
+            line.push_str(&format!(
+                "; a process may have {hard} here: raise that (ulimit -Hn, LimitNOFILE= of systemd)"
+            ));
         }
         one_line(&line)
     }
