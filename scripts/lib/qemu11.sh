@@ -32,3 +32,20 @@ qemu11_command() {
   qemu11_command=(env "QEMU_MODULE_DIR=$usr/lib/x86_64-linux-gnu/qemu" "$1/$loader" --inhibit-cache
     --library-path "$(library_path "$1")" "${2:-$usr/bin/qemu-system-x86_64}" -L "$usr/share/qemu" -L "$usr/share/seabios")
 }
+
+# pack_qemu11 ROOT: puts it into ROOT/qemu11 with what a guest boots by, and the command `qemu11` that starts it there.
+pack_qemu11() {
+  local root=$1 from usr=/usr/share firmware
+  from=$(qemu11_root)
+  pack "$root/qemu11" "$from/usr/bin/qemu-system-x86_64" /usr/bin/qemu-system-x86_64 "$from"
+  for firmware in qemu/kvmvapic.bin qemu/linuxboot_dma.bin seabios/bios-256k.bin; do
+    mkdir -p "$root/qemu11$usr/qemu"
+    cp "$from$usr/$firmware" "$root/qemu11$usr/qemu/"
+  done
+  mkdir -p "$root/bin"
+  cat > "$root/bin/qemu11" << END
+#!/bin/sh
+exec /qemu11/$loader --inhibit-cache --library-path $(library_path /qemu11) /qemu11/usr/bin/qemu-system-x86_64 -L /qemu11$usr/qemu "\$@"
+END
+  chmod 755 "$root/bin/qemu11"
+}

@@ -23,6 +23,7 @@ pub struct Testbed {
     kernel: Option<&'static str>,
     modules: Vec<String>,
     qemu: Vec<String>,
+    has_qemu: bool,
     _one_at_a_time: Lock,
 }
 
@@ -39,7 +40,18 @@ impl Testbed {
             files.push((guest.join(name), format!("/guest/{name}")));
         }
         let (disks, modules, qemu) = Default::default();
-        Self { directory, files, disks, minutes: 8, cpus: 1, kernel: None, modules, qemu, _one_at_a_time: lock }
+        Self {
+            directory,
+            files,
+            disks,
+            minutes: 8,
+            cpus: 1,
+            kernel: None,
+            modules,
+            qemu,
+            has_qemu: false,
+            _one_at_a_time: lock,
+        }
     }
 
     /// A place for files of the test's own.
@@ -91,6 +103,12 @@ impl Testbed {
         self
     }
 
+    /// Puts QEMU 11 into the host: the command `qemu11`.
+    pub fn with_qemu(mut self) -> Self {
+        self.has_qemu = true;
+        self
+    }
+
     /// How long the script may take on a busy machine; eight minutes unless told.
     pub fn minutes(mut self, minutes: u64) -> Self {
         self.minutes = minutes;
@@ -132,6 +150,9 @@ impl Testbed {
         }
         for arguments in &self.qemu {
             command.args(["-q", arguments]);
+        }
+        if self.has_qemu {
+            command.arg("-Q");
         }
         for (from, to) in &self.files {
             command.arg("-f").arg(format!("{}:{to}", from.display()));
