@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod guest_ram;
+mod packet_socket;
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -47,26 +48,6 @@ fn number(from: u8, bytes: &[u8]) -> u64 {
     let number = u64::from_le_bytes(bytes[14..22].try_into().unwrap());
     assert_eq!(bytes, frame(from, number), "a frame that nobody sent");
     number
-}
-
-/// A raw socket on the host's end of the tap.
-fn wire(tap: &str) -> OwnedFd {
-    let protocol = ETHER_TYPE.to_be();
-    // SAFETY: plain system calls, on a socket that is owned from the start and a local address.
-    unsafe {
-        // Without a protocol, which comes with the interface: with one it would get the packets of every interface until then.
-        let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-        let fd = libc::socket(libc::AF_PACKET, kind, 0);
-        assert!(fd >= 0, "raw sockets need root");
-        let fd = OwnedFd::from_raw_fd(fd);
-        let mut address: libc::sockaddr_ll = std::mem::zeroed();
-        address.sll_family = 17;
-        address.sll_protocol = protocol;
-        address.sll_ifindex = nix::net::if_::if_nametoindex(tap).unwrap().cast_signed();
-        let size = u32::try_from(size_of_val(&address)).unwrap();
-        assert_eq!(libc::bind(fd.as_raw_fd(), (&raw const address).cast(), size), 0);
-        fd
-    }
 }
 
 struct Process(Child);
@@ -190,7 +171,10 @@ fn a_card_is_killed_under_load() {
     };
     let kept: Vec<OwnedFd> = kept.iter().map(inheritable).collect();
     connect(&client);
-    let (index, wire) = (nix::net::if_::if_nametoindex(&*tap).unwrap(), wire(&tap));
+    let (index, wire) = (
+        nix::net::if_::if_nametoindex(&*tap).unwrap(),
+        packet_socket::bound(&tap, ETHER_TYPE, nix::libc::SOCK_NONBLOCK),
+    );
     let (mut receive, mut transmit) = (Queue::new(RECEIVE), Queue::new(TRANSMIT));
     (0..SIZE).for_each(|head| receive.post(&ram, head, 0x800));
     bring_up(&client, &[&receive, &transmit]);

@@ -1,102 +1,21 @@
 //! The network card, driven through a real socket, with a real tap. Needs root, as taps do.
 
 use std::collections::{HashSet, VecDeque};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
+
+use wire::{Wire, frame, large_frame};
 
 use super::*;
 use crate::testing::{BUFFERS, Driver, RAM_SIZE, RAM_START, Served, Way, every_way};
 use crate::transport::pci_config::DEVICE_OFFSET;
 use crate::transport::registers::{FEATURE_EVENT_IDX, STATUS_NEEDS_RESET};
 
+mod succession;
+mod wire;
+
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
-/// An EtherType for experiments, which nothing on the host answers.
-const ETHER_TYPE: u16 = 0x88b5;
 const HEADER: usize = 12;
-
-/// A raw socket on the host's end of the tap.
-struct Wire(OwnedFd);
-
-impl Wire {
-    fn new(tap: &str) -> Self {
-        Self::for_protocol(tap, ETHER_TYPE)
-    }
-
-    /// One that sends IPv4 packets, a `virtio_net_hdr` before each, so that they can be larger than the MTU.
-    fn for_large_packets(tap: &str) -> Self {
-        const IPV4: u16 = 0x0800;
-        let wire = Self::for_protocol(tap, IPV4);
-        let on = 1i32;
-        // SAFETY: reads an integer.
-        let set = unsafe {
-            libc::setsockopt(wire.0.as_raw_fd(), libc::SOL_PACKET, libc::PACKET_VNET_HDR, (&raw const on).cast(), 4)
-        };
-        assert_eq!(set, 0);
-        wire
-    }
-
-    fn for_protocol(tap: &str, protocol: u16) -> Self {
-        let protocol = protocol.to_be();
-        // SAFETY: plain system calls, on a socket that is owned from the start and a local address.
-        let fd = unsafe {
-            // Without a protocol, which comes with the interface: with one it would get the packets of every interface until then.
-            let fd = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0);
-            assert!(fd >= 0, "raw sockets need root");
-            let fd = OwnedFd::from_raw_fd(fd);
-            let mut address: libc::sockaddr_ll = std::mem::zeroed();
-            address.sll_family = 17;
-            address.sll_protocol = protocol;
-            address.sll_ifindex = nix::net::if_::if_nametoindex(tap).unwrap().cast_signed();
-            let size = u32::try_from(size_of_val(&address)).unwrap();
-            assert_eq!(libc::bind(fd.as_raw_fd(), (&raw const address).cast(), size), 0);
-            fd
-        };
-        let timeout = nix::sys::time::TimeVal::new(10, 0);
-        nix::sys::socket::setsockopt(&fd, nix::sys::socket::sockopt::ReceiveTimeout, &timeout).unwrap();
-        Self(fd)
-    }
-
-    fn send(&self, frame: &[u8]) {
-        assert_eq!(nix::unistd::write(&self.0, frame), Ok(frame.len()));
-    }
-
-    fn receive(&self) -> Vec<u8> {
-        let mut frame = vec![0; 65536];
-        let length = nix::unistd::read(&self.0, &mut frame).expect("a frame within 10 s");
-        frame.truncate(length);
-        frame
-    }
-
-    /// The next frame but `sent`, which a card that a successor relieved may have sent twice.
-    fn receive_after(&self, sent: Option<&[u8]>) -> Vec<u8> {
-        let first = self.receive();
-        if sent == Some(&first) { self.receive() } else { first }
-    }
-}
-
-fn frame(length: usize, fill: u8) -> Vec<u8> {
-    let mut frame = vec![fill; length];
-    frame[..12].copy_from_slice(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 9]);
-    frame[12..14].copy_from_slice(&ETHER_TYPE.to_be_bytes());
-    frame
-}
-
-/// A TCP segment over IPv4 that a driver with offloads gets whole.
-fn large_frame(length: usize, fill: u8) -> Vec<u8> {
-    let mut frame = frame(length, fill);
-    frame[12..14].copy_from_slice(&[8, 0]);
-    let total = u16::try_from(length - 14).unwrap().to_be_bytes();
-    let mut header = [0x45, 0, total[0], total[1], 0, 0, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
-    let words = header.chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
-    let sum: u32 = words.sum();
-    let checksum = !u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap();
-    header[10..12].copy_from_slice(&checksum.to_be_bytes());
-    frame[14..34].copy_from_slice(&header);
-    frame[34..54].fill(0);
-    // Twenty bytes of header.
-    frame[46] = 0x50;
-    frame
-}
 
 fn name(test: &str) -> String {
     format!("or{}{test}", std::process::id() % 100_000)
@@ -113,8 +32,6 @@ every_way! {
     without_mergeable_buffers_a_packet_that_does_not_fit_is_dropped
     buffers_taken_ahead_of_need_survive_a_change_of_memory
     the_control_queue_sets_queue_pairs_and_refuses_what_it_does_not_know
-    a_successor_has_the_interface_and_every_buffer
-    a_successor_has_as_many_queue_pairs_as_the_driver_uses
 }
 
 fn card(test: &str, options: &str) -> (Served<Net>, Driver, Wire) {
@@ -310,7 +227,7 @@ fn large_packets_arrive_whole_whatever_came_before(way: Way) {
             // Partial checksum, TCP over IPv4, segments of 1,448 bytes behind 54 bytes of headers.
             let header = [&[1, 1, 54, 0][..], &1448u16.to_le_bytes(), &[34, 0, 16, 0]].concat();
             let sent = [&header, &frame[..]].concat();
-            assert_eq!(nix::unistd::write(&large_wire.0, &sent), Ok(sent.len()));
+            large_wire.send(&sent);
             check(&mut driver, &frame);
         }
     }
@@ -418,107 +335,6 @@ fn offered(driver: &Driver) -> u64 {
         u64::from(u32::from_le_bytes(driver.read(0x04)))
     };
     half(0) | half(1) << 32
-}
-
-/// Has another process's card go on, which inherits what was kept.
-fn succeed(driver: &mut Driver, served: Served<Net>, options: &str, kept: &[OwnedFd]) -> Served<Net> {
-    let kept = kept.iter().map(|fd| fd.try_clone().unwrap()).collect();
-    let next = Served::new(Net::open_with(options, kept).unwrap());
-    driver.go_on_with(served, &next).unwrap();
-    next
-}
-
-fn keep(driver: &mut Driver) -> Vec<OwnedFd> {
-    driver.begin_journal().iter().map(|fd| fd.lend().try_clone_to_owned().unwrap()).collect()
-}
-
-fn a_successor_has_the_interface_and_every_buffer(way: Way) {
-    let (mut served, mut driver, wire) = card_with("suc", "", way);
-    let name = tap_of("suc", way);
-    let index = nix::net::if_::if_nametoindex(&*name).unwrap();
-    let kept = keep(&mut driver);
-    let features = offered(&driver);
-    driver.start(FEATURE_EVENT_IDX | MERGEABLE, 3, 64);
-    let buffer = |head: u16| BUFFERS + 0x10_0000 + 0x1000 * u64::from(head);
-    let mut posted: HashSet<_> = (0..32).map(|n| driver.add(RECEIVE, &[(buffer(n), 2048, true)])).collect();
-    driver.notify(RECEIVE);
-    for round in 0..6 {
-        driver.put(BUFFERS + 0x1000, &[&[0; HEADER], &frame(64, 2 * round)[..]].concat());
-        driver.add(TRANSMIT, &[(BUFFERS + 0x1000, 76, false)]);
-        driver.notify(TRANSMIT);
-        driver.used(TRANSMIT);
-        let before = round.checked_sub(1).map(|round| frame(64, 2 * round + 1));
-        assert_eq!(wire.receive_after(before.as_deref()), frame(64, 2 * round));
-        // Nobody has rung for this one. Both may send it: the predecessor may see it, and leave before it is given back.
-        driver.put(BUFFERS + 0x1000, &[&[0; HEADER], &frame(64, 2 * round + 1)[..]].concat());
-        driver.add(TRANSMIT, &[(BUFFERS + 0x1000, 76, false)]);
-        served = succeed(&mut driver, served, &format!("tap={name}"), &kept);
-        driver.used(TRANSMIT);
-        assert_eq!(wire.receive(), frame(64, 2 * round + 1));
-        for fill in 0..3 {
-            wire.send(&frame(80, fill));
-            let (head, length) = driver.used(RECEIVE);
-            assert!(posted.remove(&head), "a buffer comes back once");
-            assert_eq!(length, 92);
-            assert_eq!(driver.get(buffer(head) + 12, 80), frame(80, fill));
-        }
-        assert_eq!(offered(&driver), features);
-    }
-    assert_eq!(nix::net::if_::if_nametoindex(&*name).unwrap(), index);
-    while !posted.is_empty() {
-        wire.send(&frame(80, 9));
-        assert!(posted.remove(&driver.used(RECEIVE).0), "no buffer is lost");
-    }
-}
-
-fn a_successor_has_as_many_queue_pairs_as_the_driver_uses(way: Way) {
-    let (mut served, mut driver, _wire) = card_with("sqp", ",queues=3", way);
-    let name = tap_of("sqp", way);
-    let attached = || {
-        let queues = std::fs::read_dir(format!("/sys/class/net/{name}/queues")).unwrap();
-        queues.filter(|queue| queue.as_ref().unwrap().file_name().to_str().unwrap().starts_with("tx-")).count()
-    };
-    let kept = keep(&mut driver);
-    for _ in 0..2 {
-        driver.start(MULTI_QUEUE | MERGEABLE | bits(&[spec::VIRTIO_NET_F_CTRL_VQ]), 7, 64);
-        assert_eq!(attached(), 1);
-        for pairs in [1, 3, 2] {
-            driver.put(BUFFERS, &[4, 0, pairs, 0]);
-            driver.add(6, &[(BUFFERS, 4, false), (BUFFERS + 0x100, 1, true)]);
-            // The first of these is for the successor.
-            if pairs > 1 {
-                driver.notify(6);
-                driver.used(6);
-            }
-            served = succeed(&mut driver, served, &format!("tap={name},queues=3"), &kept);
-            if pairs == 1 {
-                driver.used(6);
-            }
-            assert_eq!(attached(), usize::from(pairs));
-        }
-    }
-}
-
-#[test]
-fn what_was_kept_must_be_queues_of_that_tap() {
-    let (one, other) = (name("kept1"), name("kept2"));
-    let cards = [&one, &other].map(|name| Net::open(&format!("tap={name}")).unwrap());
-    let kept = |card: &Net| card.kept().unwrap();
-    let refusal = |options: &str, kept| Net::open_with(options, kept).unwrap_err().to_string();
-    assert!(Net::open_with(&format!("tap={one}"), kept(&cards[0])).is_ok());
-    assert!(
-        refusal(&format!("tap={one}"), kept(&cards[1]))
-            .ends_with("descriptor 1 of those that were kept for it is another interface's")
-    );
-    assert!(
-        refusal(&format!("tap={one},queues=2"), kept(&cards[0]))
-            .ends_with("1 descriptor(s) were kept for it, for 2 queue(s)")
-    );
-    let files = ["/dev/null", "/dev/net/tun", "/proc/self/status"].map(|path| std::fs::File::open(path).unwrap());
-    for file in files {
-        let line = refusal(&format!("tap={one}"), vec![file.into()]);
-        assert!(line.ends_with("descriptor 1 of those that were kept for it is not a tap's"), "{line}");
-    }
 }
 
 #[test]
