@@ -20,6 +20,8 @@ mod chains;
 mod configuration;
 mod control;
 mod disk;
+mod disk_request;
+mod disk_writes;
 mod msix;
 mod queues;
 mod rings;
@@ -62,8 +64,8 @@ const GROUPS: &[Group] = &[
     ("msix", ALL, msix::ATTACKS),
     ("bars", ALL, bars::ATTACKS),
     ("requests", DISKS, disk::ATTACKS),
-    ("writes", &[Kind::Disk], disk::WRITES),
-    ("read-only", &[Kind::ReadOnlyDisk], disk::READ_ONLY),
+    ("writes", &[Kind::Disk], disk_writes::WRITES),
+    ("read-only", &[Kind::ReadOnlyDisk], disk_writes::READ_ONLY),
     ("packets", &[Kind::Card], card::ATTACKS),
     ("control", &[Kind::Card], control::ATTACKS),
 ];
