@@ -392,4 +392,6 @@ fn collect<'m>(
 }
 
 #[cfg(test)]
+mod parse_tests;
+#[cfg(test)]
 mod tests;

@@ -84,7 +84,7 @@ impl Chain {
     }
 
     /// Adds a descriptor. Empty ones count towards the limit and are otherwise ignored.
-    pub(super) fn add(&mut self, segment: Segment, writable: bool) -> Result<(), ChainError> {
+    pub(crate) fn add(&mut self, segment: Segment, writable: bool) -> Result<(), ChainError> {
         if self.descriptors == MAX_SEGMENTS {
             return Err(ChainError::TooManyDescriptors);
         }
