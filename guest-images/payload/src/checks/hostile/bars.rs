@@ -1,8 +1,9 @@
 //! Base address registers at places where they collide, or lead nowhere, and accesses to what is in between (PCI 3.0, 6.2.5).
 
-use super::arena::{READABLE, WRITABLE, put64, untouched};
+use super::arena::{WRITABLE, untouched};
 use super::instructions::{load, store};
-use super::outcome::{Fault, Outcome, equal, holds, pause};
+use super::outcome::{Fault, equal, holds, pause};
+use super::request::{begin, buffers, serves};
 use super::target::Target;
 use super::{Attack, attack};
 use crate::memory::{map, read32, write32};
@@ -14,7 +15,6 @@ const COLLISION: &str = "PCI 3.0, 6.2.5: what was in the way has left";
 const RAM_STAYS: &str = "PCI 3.0, 6.2.5: RAM is where it was";
 const OPEN: &str = "left open: a reset brings it back";
 
-const HEADER: u32 = 16;
 const CONFIGURATION: u64 = 0xe000_0000;
 const BAR2: u16 = BAR0 + 8;
 
@@ -224,26 +224,6 @@ pub const ATTACKS: &[Attack] = &[
         serves(target)
     }),
 ];
-
-/// A device that works, with a header in memory.
-fn begin(target: &mut Target) -> Outcome {
-    target.start()?;
-    put64(READABLE, 0);
-    put64(READABLE + 8, 0);
-    Ok(())
-}
-
-/// A request that a disk can do, and that a card can at least take.
-fn buffers() -> [(u64, u32, bool); 3] {
-    [(READABLE, HEADER, false), (WRITABLE, 512, true), (WRITABLE + 512, 1, true)]
-}
-
-fn serves(target: &mut Target) -> Outcome {
-    let main = target.main();
-    target.request(main, 0, &buffers());
-    equal("used chain", target.used(main)?.head, 0u32)?;
-    holds("the device goes on", !target.needs_reset())
-}
 
 /// Puts a BAR there with decoding on all the time, one half after the other.
 fn place(target: &Target, register: u16, address: u64) {

@@ -3,6 +3,7 @@
 use super::arena::{QUEUES, READABLE, TABLES, WRITABLE, put16, put64};
 use super::outcome::{Outcome, equal, holds};
 use super::queue::{INDIRECT, LARGE, NEXT, SMALL, WRITES, chain, describe};
+use super::request::{HEADER, begin};
 use super::target::{INDIRECT_DESCRIPTORS, Kind, Target};
 use super::{Attack, attack};
 
@@ -14,8 +15,6 @@ const READABLE_FIRST: &str = "virtio 1.2, 2.7.4.2";
 const ANY_LAYOUT: &str = "virtio 1.2, 2.7.4.1";
 const OPEN: &str = "left open: answered one way or the other";
 
-/// Bytes that begin a request of either kind: a header of zeros, which has a disk read, and a card send nothing special.
-const HEADER: u32 = 16;
 /// Places that are no RAM: configuration space, the I/O APIC, the local APICs, where device memory begins, and nothing at all.
 const NO_RAM: [u64; 5] = [0xe000_0000, 0xfec0_0000, 0xfee0_0000, 0xc000_0000, 0x7f_ffff_f000];
 
@@ -268,14 +267,6 @@ pub const ATTACKS: &[Attack] = &[
         Ok(())
     }),
 ];
-
-/// A device that works, with a header in memory.
-fn begin(target: &mut Target) -> Outcome {
-    target.start()?;
-    put64(READABLE, 0);
-    put64(READABLE + 8, 0);
-    Ok(())
-}
 
 fn refused(target: &mut Target) -> Outcome {
     target.submit(0);

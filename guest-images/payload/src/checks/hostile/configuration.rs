@@ -1,10 +1,10 @@
 //! Configuration space: read-only bits, odd accesses, the command register, function-level reset, and virtio's window into the BARs (PCI 3.0,
 //! 6.1 and 6.2; PCI Express 5.0, 6.6.2; virtio 1.2, 4.1.4.9).
 
-use super::arena::{READABLE, WRITABLE, put64};
 use super::instructions::{load, store};
 use super::outcome::{Fault, Outcome, equal, holds, pause, soon};
 use super::queues::{full_queue, stays_quiet};
+use super::request::{begin, buffers, serves};
 use super::target::{Target, VERSION_1};
 use super::{Attack, attack};
 use crate::memory::{read8, read32, write32};
@@ -20,7 +20,6 @@ const FUNCTION_RESET: &str = "PCI Express 5.0, 6.6.2";
 const WINDOW_RULES: &str = "virtio 1.2, 4.1.4.9.1";
 const OPEN: &str = "left open: a reset brings it back";
 
-const HEADER: u32 = 16;
 /// Identifier of the PCI Express capability, its device control register, and the bit there that resets.
 const EXPRESS: u8 = 0x10;
 const DEVICE_CONTROL: u16 = 8;
@@ -295,26 +294,6 @@ pub const ATTACKS: &[Attack] = &[
         equal("status", if soon(|| target.status() == 0) { 0 } else { target.status() }, 0u8)
     }),
 ];
-
-/// A device that works, with a header in memory.
-fn begin(target: &mut Target) -> Outcome {
-    target.start()?;
-    put64(READABLE, 0);
-    put64(READABLE + 8, 0);
-    Ok(())
-}
-
-/// A request that a disk can do, and that a card can at least take.
-fn buffers() -> [(u64, u32, bool); 3] {
-    [(READABLE, HEADER, false), (WRITABLE, 512, true), (WRITABLE + 512, 1, true)]
-}
-
-fn serves(target: &mut Target) -> Outcome {
-    let main = target.main();
-    target.request(main, 0, &buffers());
-    equal("used chain", target.used(main)?.head, 0u32)?;
-    holds("the device goes on", !target.needs_reset())
-}
 
 fn function_reset(target: &Target) {
     if let Some(express) = target.function.capabilities(EXPRESS).next() {

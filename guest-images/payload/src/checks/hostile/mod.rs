@@ -11,6 +11,7 @@ pub(super) mod instructions;
 pub(super) mod outcome;
 pub(super) mod queue;
 pub(super) mod random;
+mod request;
 pub(super) mod target;
 pub(super) mod works;
 

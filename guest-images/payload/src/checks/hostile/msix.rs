@@ -1,8 +1,9 @@
 //! The MSI-X table, the pending bits and the vectors that queues are given (PCI 3.0, 6.8.2; virtio 1.2, 4.1.5.1.2).
 
-use super::arena::{READABLE, WRITABLE, put64};
+use super::arena::WRITABLE;
 use super::instructions::{load, store};
 use super::outcome::{Outcome, equal, holds, pause, soon};
+use super::request::{begin, buffers, header, serves};
 use super::target::{CONFIG_INTERRUPT, QUEUE_INTERRUPT, Target};
 use super::{Attack, attack};
 use crate::interrupts::fired;
@@ -16,8 +17,6 @@ const MASKED: &str = "PCI 3.0, 6.8.2.9 and 6.8.3.2: pending until unmasked, then
 const PENDING_READ_ONLY: &str = "PCI 3.0, 6.8.2.10: software does not write pending bits";
 const MASTER: &str = "PCI 3.0, 6.2.2: no MSI-X without bus mastering";
 const OPEN: &str = "left open: a reset brings it back";
-
-const HEADER: u32 = 16;
 
 pub const ATTACKS: &[Attack] = &[
     attack("queue-vector-out-of-range", NO_SUCH_VECTOR, |target| {
@@ -233,29 +232,6 @@ pub const ATTACKS: &[Attack] = &[
         Ok(())
     }),
 ];
-
-/// A device that works, with a header in memory.
-fn begin(target: &mut Target) -> Outcome {
-    target.start()?;
-    header();
-    Ok(())
-}
-
-fn header() {
-    put64(READABLE, 0);
-    put64(READABLE + 8, 0);
-}
-
-/// A request that a disk can do, and that a card can at least take.
-fn buffers() -> [(u64, u32, bool); 3] {
-    [(READABLE, HEADER, false), (WRITABLE, 512, true), (WRITABLE + 512, 1, true)]
-}
-
-fn serves(target: &mut Target) -> Outcome {
-    let main = target.main();
-    target.request(main, 0, &buffers());
-    equal("used chain", target.used(main)?.head, 0u32)
-}
 
 /// A request is served without an interrupt.
 fn silent(target: &mut Target) -> Outcome {

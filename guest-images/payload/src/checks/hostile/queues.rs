@@ -1,9 +1,10 @@
 //! Queues that are set up, enabled, rung for and reset as none should be (virtio 1.2, 2.6.1, 3.1.1, 4.1.4.3, 4.1.4.4 and 4.1.5.2).
 
-use super::arena::{READABLE, WRITABLE, put64, untouched};
+use super::arena::{READABLE, WRITABLE, untouched};
 use super::instructions::{load, store};
 use super::outcome::{Fault, Outcome, equal, holds, pause, soon};
 use super::queue::{Queue, SMALL};
+use super::request::{HEADER, begin, buffers, header, serves};
 use super::target::{QUEUE_INTERRUPT, RING_RESET, Target};
 use super::{Attack, attack};
 use crate::interrupts::fired;
@@ -24,8 +25,6 @@ const RESET: &str = "virtio 1.2, 2.6.1.1";
 const RESET_VECTOR: &str = "virtio 1.2, 2.6.1.1 and 4.1.5.1.2.1: a reset queue has no vector";
 const READ_ONLY: &str = "virtio 1.2, 4.1.4.3: read-only for the driver";
 const OPEN: &str = "left open: answered one way or the other";
-
-const HEADER: u32 = 16;
 
 pub const ATTACKS: &[Attack] = &[
     attack("size-zero", SIZE, |target| size(target, 0)),
@@ -320,32 +319,6 @@ pub const ATTACKS: &[Attack] = &[
         holds("the reset is over", soon(|| read16(target.common + QUEUE_RESET) == 0))
     }),
 ];
-
-/// A device that works, with a header in memory.
-fn begin(target: &mut Target) -> Outcome {
-    target.start()?;
-    header();
-    Ok(())
-}
-
-fn header() {
-    put64(READABLE, 0);
-    put64(READABLE + 8, 0);
-}
-
-/// A request that a disk can do, and that a card can at least take.
-fn buffers() -> [(u64, u32, bool); 3] {
-    [(READABLE, HEADER, false), (WRITABLE, 512, true), (WRITABLE + 512, 1, true)]
-}
-
-/// The queue under attack serves a request.
-fn serves(target: &mut Target) -> Outcome {
-    let main = target.main();
-    target.request(main, 0, &buffers());
-    let used = target.used(main)?;
-    equal("used chain", used.head, 0u32)?;
-    holds("the device goes on", !target.needs_reset())
-}
 
 /// A queue of a size that cannot be is not enabled, or the device gives up.
 fn size(target: &mut Target, size: u16) -> Outcome {

@@ -1,8 +1,9 @@
 //! Available and used rings that make no sense (virtio 1.2, 2.7.6 to 2.7.8 and 2.7.13), or that are where they should not be.
 
-use super::arena::{READABLE, WRITABLE, put16, put32, put64};
+use super::arena::{WRITABLE, put16, put32, put64};
 use super::outcome::{Outcome, equal, holds, pause, soon};
 use super::queue::{Queue, SMALL};
+use super::request::{begin, buffers, header};
 use super::target::{EVENT_INDEX, QUEUE_INTERRUPT, Target};
 use super::{Attack, attack};
 use crate::interrupts::fired;
@@ -13,8 +14,6 @@ const USED_IS_THE_DEVICES: &str = "virtio 1.2, 2.7.8";
 const SUPPRESSED: &str = "virtio 1.2, 2.7.7.1";
 const REACHABLE: &str = "virtio 1.2, 2.1.2: DEVICE_NEEDS_RESET";
 const OPEN: &str = "left open: answered one way or the other";
-
-const HEADER: u32 = 16;
 
 pub const ATTACKS: &[Attack] = &[
     attack("index-ahead-by-more-than-the-size", INDEX, |target| index(target, SMALL + 1)),
@@ -204,23 +203,6 @@ pub const ATTACKS: &[Attack] = &[
         target.is_left_open()
     }),
 ];
-
-/// A device that works, with a header in memory.
-fn begin(target: &mut Target) -> Outcome {
-    target.start()?;
-    header();
-    Ok(())
-}
-
-fn header() {
-    put64(READABLE, 0);
-    put64(READABLE + 8, 0);
-}
-
-/// A request that a disk can do, and that a card can at least take.
-fn buffers() -> [(u64, u32, bool); 3] {
-    [(READABLE, HEADER, false), (WRITABLE, 512, true), (WRITABLE + 512, 1, true)]
-}
 
 fn simple(target: &mut Target) -> Outcome {
     begin(target)?;

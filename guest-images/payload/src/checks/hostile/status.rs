@@ -1,11 +1,12 @@
 //! Device status, features, and the registers around them, in orders and widths that no driver uses (virtio 1.2, 2.1, 2.2, 2.4, 3.1 and
 //! 4.1.4.3).
 
-use super::arena::{READABLE, WRITABLE, put64};
+use super::arena::{READABLE, WRITABLE};
 use super::instructions::{load, store};
 use super::outcome::{Outcome, equal, holds, pause, soon};
 use super::queue::Queue;
 use super::queues::{full_queue, stays_quiet};
+use super::request::{buffers, header, serves};
 use super::target::{Target, VERSION_1};
 use super::{Attack, attack};
 use crate::memory::{read8, read16, read32, write8, write16, write32};
@@ -24,8 +25,6 @@ const WIDTHS: &str = "virtio 1.2, 4.1.3.1: only a field's own width";
 const ISR_READ: &str = "virtio 1.2, 4.1.4.5.1";
 const READ_ONLY: &str = "virtio 1.2, 2.5: what the driver cannot write";
 const OPEN: &str = "left open: a reset brings it back";
-
-const HEADER: u32 = 16;
 
 pub const ATTACKS: &[Attack] = &[
     attack("driver-ok-without-features-ok", GIVEN_UP, |target| {
@@ -299,23 +298,6 @@ pub const ATTACKS: &[Attack] = &[
         Ok(())
     }),
 ];
-
-fn header() {
-    put64(READABLE, 0);
-    put64(READABLE + 8, 0);
-}
-
-/// A request that a disk can do, and that a card can at least take.
-fn buffers() -> [(u64, u32, bool); 3] {
-    [(READABLE, HEADER, false), (WRITABLE, 512, true), (WRITABLE + 512, 1, true)]
-}
-
-fn serves(target: &mut Target) -> Outcome {
-    let main = target.main();
-    target.request(main, 0, &buffers());
-    equal("used chain", target.used(main)?.head, 0u32)?;
-    holds("the device goes on", !target.needs_reset())
-}
 
 /// The device does not keep FEATURES_OK, nor DRIVER_OK after it.
 fn refused(target: &mut Target, features: u64) -> Outcome {
