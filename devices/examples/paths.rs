@@ -73,7 +73,7 @@ const WRITES: u64 = 4;
 const COMMON: u64 = 8;
 const TICKET: u64 = 12;
 
-/// What a page has of its own. No lock: each is a word by itself.
+/// A page's own registers. No lock: each is a word by itself.
 #[derive(Debug, Default)]
 struct Page {
     value: AtomicU32,
@@ -85,7 +85,7 @@ struct Page {
 struct Registers {
     pages: [Page; PAGES.len()],
     tickets: AtomicU32,
-    /// What the guest maps.
+    /// The file that the guest maps.
     mapped: File,
 }
 

@@ -1,4 +1,4 @@
-//! What is behind a descriptor that came from a predecessor: found out without waiting for anybody.
+//! The file behind a descriptor that came from a predecessor, found out without waiting for another process.
 
 use std::os::fd::AsRawFd;
 

@@ -21,7 +21,7 @@ pub const FENCE_PATIENCE: Duration = if cfg!(test) { Duration::from_secs(2) } el
 const RETRY: Duration = Duration::from_micros(100);
 const MAX_RETRY: Duration = Duration::from_millis(10);
 
-/// What others may do meanwhile.
+/// The rights of others meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Others {
     /// Lock it in the same way.

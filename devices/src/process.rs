@@ -219,7 +219,7 @@ fn inherited_socket(fd: RawFd) -> io::Result<UnixStream> {
 
 fn block_signals() -> nix::Result<SigSet> {
     let mut signals = SigSet::empty();
-    // What the caller had ignored stays so; blocked, it would come all the same.
+    // A signal that the caller had ignored stays so; blocked, it would come all the same.
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
         if !inherited::is_ignored(signal) {
             signals.add(signal);

@@ -75,7 +75,7 @@ impl Process {
         Self { child, client, doorbells: Vec::new() }
     }
 
-    /// What a client does before the guest may use the device.
+    /// Connects as a client does before the guest may use the device.
     fn connect(&mut self, ram: &File, interrupts: &[EventFd]) {
         self.client.dma_map(0, RAM_SIZE, Some((ram.as_fd(), 0))).unwrap();
         // SAFETY: the eventfds live until after the call.

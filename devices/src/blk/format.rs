@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 /// Bytes that are looked at.
 const SECTOR: u16 = 512;
 
-/// What a file of some format has at some place.
+/// The bytes that a file of some format has at `at`.
 struct Magic {
     format: &'static str,
     at: usize,

@@ -20,7 +20,7 @@ use crate::transport::{Identity, Predecessor, VirtioDevice, Work, WorkerError};
 
 pub use backing::{Backing, Locking, OpenError};
 
-/// What `--help` adds.
+/// The disk's part of `--help`.
 pub const HELP: &str = "\
 Keys of --disk:
   path=FILE     a raw image (size a multiple of 512 bytes) or a block device; locked while in use
@@ -64,15 +64,15 @@ pub enum BlkError {
     /// The argument makes no sense.
     #[error("{}: {problem}", named("--disk", argument))]
     Option {
-        /// What was given.
+        /// As it was given.
         argument: String,
-        /// What is wrong with it.
+        /// The error in it.
         problem: OptionError,
     },
     /// The file cannot be used.
     #[error("{}: {source}", named("--disk", argument))]
     Open {
-        /// What was given.
+        /// As it was given.
         argument: String,
         /// Why.
         source: OpenError,
@@ -106,7 +106,7 @@ impl Blk {
     }
 }
 
-/// What a `--disk` argument says.
+/// The keys of a `--disk` argument.
 struct DiskOptions {
     path: String,
     readonly: bool,

@@ -31,18 +31,18 @@ pub enum Status {
     Unsupported = byte(spec::VIRTIO_BLK_S_UNSUPP),
 }
 
-/// What a queue's worker knows of the disk.
+/// The disk, as a queue's worker knows it.
 #[derive(Debug)]
 pub struct Disk {
     /// The file.
     pub backing: Arc<Backing>,
-    /// What `VIRTIO_BLK_T_GET_ID` returns.
+    /// The reply to `VIRTIO_BLK_T_GET_ID`.
     pub serial: [u8; SERIAL_SIZE],
     /// Every write must be on the disk when it is reported done.
     pub write_through: bool,
 }
 
-/// What the kernel is asked to do.
+/// An operation for the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Operation {
     /// Into the buffers.
@@ -63,7 +63,7 @@ pub enum Operation {
 /// A request in progress. `Default` is an unused one.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Request {
-    /// What to do.
+    /// The operation.
     pub operation: Operation,
     /// Byte on the disk where what remains starts.
     pub offset: u64,
@@ -82,7 +82,7 @@ pub struct Request {
     pub retries: u8,
 }
 
-/// What became of a chain.
+/// The outcome of parsing a chain.
 #[derive(Debug)]
 pub enum Parsed {
     /// The kernel has to do something.
@@ -322,7 +322,7 @@ impl Request {
         }
     }
 
-    /// What the used ring says when `written` bytes of data were written: the driver may rely on as many bytes from the
+    /// The length in the used ring when `written` bytes of data were written: the driver may rely on as many bytes from the
     /// start of its buffers (virtio 1.2, section 2.7.8.2), so the status byte counts only if nothing is missing before it.
     pub fn used_length(&self, written: u32) -> u32 {
         if written == self.room { written.saturating_add(1) } else { written }

@@ -2,7 +2,7 @@
 //!
 //! Reads and writes of a disk that is in memory are done without the ring.
 //!
-//! What is in the page cache is done when it is submitted: then nothing is ever under way while the worker waits, and it
+//! Data in the page cache is moved on submission: then nothing is ever under way while the worker waits, and it
 //! waits by reading the doorbell. Once something has to be waited for, the doorbell is part of the ring: one system call
 //! submits whatever the driver made available, and waits for the next completion or the doorbell, whichever comes first.
 //! The doorbell is a multishot poll then, which is never read: each ring adds to the eventfd's counter and completes the
@@ -218,7 +218,7 @@ impl Service<'_> {
             // SAFETY: the buffers are client memory, mapped while `active.queue` is there, and open in the direction of
             // the request, as `Request::parse` has checked.
             if let Some(result) = unsafe { at_once::perform(&self.disk, request, buffers) } {
-                // What remains after that, if anything, takes the ring.
+                // The remainder, if there is one, takes the ring.
                 return self.finish(active, head, result);
             }
         }
@@ -234,7 +234,7 @@ impl Service<'_> {
     /// Queues an entry for submission.
     ///
     /// # Safety
-    /// What it refers to stays until it completes.
+    /// All that it refers to stays until it completes.
     unsafe fn submit(&mut self, entry: &squeue::Entry) -> Result<(), WorkerError> {
         // SAFETY: the caller's promise.
         let mut pushed = unsafe { self.submissions.push(entry) };
@@ -322,7 +322,7 @@ impl Service<'_> {
         Ok(self.end(active, head, status, written)?)
     }
 
-    /// What remains of a request is done next, unless nobody wants it any more.
+    /// Submits the rest of a request, unless the queue was abandoned.
     fn go_on(&mut self, active: &mut ActiveQueue, head: u16) -> Result<(), WorkerError> {
         if !active.abandoned() {
             return self.resubmit(active, head);

@@ -26,7 +26,7 @@ use transmit::Transmitter;
 pub use mac::Mac;
 pub use tap::{Tap, TapError};
 
-/// What `--help` adds.
+/// The card's part of `--help`.
 pub const HELP: &str = "\
 Keys of --net:
   tap=NAME   a tap; created if there is none of that name, and gone then with this process, or with outrigger
@@ -98,15 +98,15 @@ pub enum NetError {
     /// The argument makes no sense.
     #[error("{}: {problem}", named("--net", argument))]
     Option {
-        /// What was given.
+        /// As it was given.
         argument: String,
-        /// What is wrong with it.
+        /// The error in it.
         problem: OptionError,
     },
     /// The tap cannot be used.
     #[error("{}: {source}", named("--net", argument))]
     Tap {
-        /// What was given.
+        /// As it was given.
         argument: String,
         /// Why.
         source: TapError,
@@ -167,7 +167,7 @@ impl Net {
     }
 }
 
-/// What a `--net` argument says.
+/// The keys of a `--net` argument.
 struct CardOptions {
     tap: String,
     mac: Mac,
@@ -194,7 +194,7 @@ fn config(mac: Mac, pairs: u16, mtu: u16) -> Vec<u8> {
     [&mac.0[..], &status.to_le_bytes(), &pairs.to_le_bytes(), &mtu.to_le_bytes()].concat()
 }
 
-/// What the tap may send, as the driver accepted it.
+/// The tap's offloads that the driver has accepted.
 fn offloads(features: u64) -> u32 {
     let has = |feature: u32| features & 1 << feature != 0;
     let mut flags = 0;
@@ -258,7 +258,7 @@ impl VirtioDevice for Net {
         self.tap.take_over()
     }
 
-    /// What has come in meanwhile is for this driver.
+    /// Packets that came in meanwhile are for this driver.
     fn reactivate(&mut self, features: u64, words: [u64; DEVICE_WORDS]) -> io::Result<()> {
         let pairs = u16::try_from(words[control::PAIRS_WORD]).unwrap_or(u16::MAX);
         self.tap.attach(pairs.clamp(1, self.pairs))?;

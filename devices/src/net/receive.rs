@@ -2,7 +2,7 @@
 //!
 //! Buffers are taken from the queue ahead of need, as the size of a packet is known only after it was read: enough for the
 //! packets that come these days, as the kernel looks at each buffer for each packet. The rest of a larger one is copied.
-//! What is not used stays for the next packet, also of the worker that comes after this one.
+//! Unused buffers stay for the next packet, also of the worker that comes after this one.
 
 use std::collections::VecDeque;
 use std::io;

@@ -24,7 +24,7 @@ pub const MAX_PACKET: usize = HEADER_SIZE + 14 + 4 + 65535;
 const TUN_F_USO4: u32 = 0x20;
 const TUN_F_USO6: u32 = 0x40;
 
-/// What a driver can take; `TUN_F_*`.
+/// Offloads that a driver can take; `TUN_F_*`.
 pub mod offload {
     /// Packets without a checksum.
     pub const CSUM: u32 = 0x01;
@@ -57,12 +57,12 @@ pub enum TapError {
     /// Creating or opening a tap takes a privilege.
     #[error("permission denied (creating or opening a tap takes CAP_NET_ADMIN)")]
     Permission,
-    /// What was inherited from a predecessor is something else.
+    /// A descriptor of a predecessor's is no queue of this tap.
     #[error("descriptor {number} of those that were kept for it is {what}")]
     Kept {
         /// Which one, from 1.
         number: usize,
-        /// What it is.
+        /// Its kind, in words.
         what: &'static str,
     },
     /// Too few, or too many, were inherited.

@@ -1,4 +1,4 @@
-//! What the registers of a virtio device control: the device, its negotiation with the driver, and the service of its
+//! A virtio device as its registers control it: the device, its negotiation with the driver, and the service of its
 //! queues.
 
 mod resume;
@@ -40,7 +40,7 @@ enum Service {
     Broken,
 }
 
-/// What becomes of a queue once its worker has ended.
+/// The state of a queue once its worker has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Then {
     Off,
@@ -90,7 +90,7 @@ impl Service {
 #[derive(Debug)]
 pub struct Control<D> {
     device: D,
-    /// What is offered besides the device's own.
+    /// Features offered besides the device's own.
     transport_features: u64,
     registers: CommonRegisters,
     signals: Arc<Signals>,

@@ -1,4 +1,4 @@
-//! What a virtio device is to the transport.
+//! A virtio device, as the transport sees it.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -15,7 +15,7 @@ pub struct Identity {
     pub class: u32,
 }
 
-/// What a successor is told of its predecessor before it takes over.
+/// A predecessor, as its successor knows it before it takes over.
 #[derive(Clone, Debug)]
 pub struct Predecessor {
     /// All features that it offers.
@@ -29,7 +29,7 @@ pub struct Predecessor {
 /// All methods run one at a time, on the thread that serves the client or on that of [`super::register_fd`]. The work that
 /// [`VirtioDevice::start`] returns runs on a thread of its own.
 pub trait VirtioDevice: Send + 'static {
-    /// What it is on the bus. Constant.
+    /// Its identity on the bus. Constant.
     fn identity(&self) -> Identity;
 
     /// For log lines and thread names, at most ten characters.

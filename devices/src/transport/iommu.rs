@@ -2,7 +2,7 @@
 
 use super::registers::FEATURE_ACCESS_PLATFORM;
 
-/// What is known of an IOMMU between guest and device.
+/// The presence of an IOMMU between guest and device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Iommu {
     /// There is none, as in a guest of Outrigger's: addresses are those of guest memory.
@@ -16,7 +16,7 @@ pub enum Iommu {
 }
 
 impl Iommu {
-    /// What is offered for it.
+    /// The features offered for it.
     pub(super) fn features(self) -> u64 {
         match self {
             Self::Absent => 0,

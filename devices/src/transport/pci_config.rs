@@ -54,7 +54,7 @@ pub struct Window {
     pub length: usize,
 }
 
-/// What the transport has to do after configuration space was written.
+/// The transport's task after configuration space was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConfigEvent {
     /// Nothing.
@@ -121,7 +121,7 @@ impl ConfigSpace {
         words.map(|word| word.try_into().map_or(0, u64::from_le_bytes))
     }
 
-    /// What a journal says, as far as a driver can have written it or read it through the window.
+    /// Takes a journal's words, as far as a driver can have written them or read them through the window.
     pub fn restore(&mut self, words: impl IntoIterator<Item = u64>) {
         self.space.restore(words.into_iter().flat_map(u64::to_le_bytes));
     }
@@ -166,7 +166,7 @@ impl ConfigSpace {
             return ConfigEvent::FunctionReset;
         }
         match self.window(offset, data.len()) {
-            // What the driver did not write now, it has read or written before.
+            // Bytes that the driver did not write now, it has read or written before.
             Some(window) => {
                 let bytes = self.space.bytes()[self.access + WINDOW_DATA..][..4].try_into().expect("four bytes");
                 ConfigEvent::WriteWindow(window, bytes)

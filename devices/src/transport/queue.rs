@@ -27,9 +27,9 @@ pub enum QueueError {
     /// The available index moved by more than the queue's size.
     #[error("available index {index} is more than {size} ahead of {next}")]
     AvailableIndex {
-        /// What the driver wrote.
+        /// The driver's index.
         index: u16,
-        /// What the device has taken so far.
+        /// The device's index so far.
         next: u16,
         /// Entries in the queue.
         size: u16,
@@ -58,15 +58,15 @@ pub enum QueueError {
     Chain {
         /// Its first descriptor.
         head: u16,
-        /// What is wrong.
+        /// The error in it.
         source: ChainError,
     },
     /// A predecessor's journal and the used ring cannot both be right.
     #[error("the journal says used index {followed}, and the used ring of {size} entries {index}")]
     UsedIndex {
-        /// What the journal says.
+        /// The index in the journal.
         followed: u16,
-        /// What the driver sees.
+        /// The index that the driver sees.
         index: u16,
         /// Entries in the queue.
         size: u16,

@@ -25,7 +25,7 @@ fn layout() -> QueueLayout {
     QueueLayout::new(SIZE, DESCRIPTORS, DRIVER, DEVICE).unwrap()
 }
 
-/// What a process is ended by.
+/// The panic that ends a process.
 struct Killed;
 
 /// A driver that makes one request after the other, as many as there is room for, and looks at the used ring all the time.

@@ -149,7 +149,7 @@ fn chains_given_back_are_taken_again() {
     queue.publish().unwrap();
     queue.undo_pop(7);
     queue.undo_pop(1);
-    // What another process would go on with.
+    // The queue, as another process goes on with it.
     let mut queue = Queue::new(queue.layout, rig.memory.clone(), journal).unwrap();
     let heads: Vec<u16> = std::iter::from_fn(|| queue.pop(&mut chain).unwrap()).collect();
     assert_eq!(heads, [1, 7]);

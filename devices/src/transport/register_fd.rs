@@ -1,6 +1,6 @@
 //! A device's registers by ioregionfd: accesses that KVM hands to this process itself, without the client.
 //!
-//! What may overtake what: an access by ioregionfd is answered when it is done, writes included, so whatever the driver
+//! The order of accesses: one by ioregionfd is answered when it is done, writes included, so all that the driver
 //! does after it comes after it: a doorbell, a message, another access. The other way round it is for the client: a
 //! message that it does not wait for (a posted write) may still be on its way when an access by ioregionfd is done. A
 //! client that uses the ioregionfd therefore waits for the answers to its writes by message. That, and the lock in

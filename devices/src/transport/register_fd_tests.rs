@@ -101,7 +101,7 @@ fn the_registers_alone_are_offered_and_each_time_the_same() {
     }
 }
 
-/// Who takes one descriptor gets the doorbell.
+/// A client that takes one descriptor gets the doorbell.
 #[test]
 fn doorbells_come_first() {
     use outrigger_protocol::server::{Device, IoFdKind};

@@ -7,7 +7,7 @@ use super::layout::{LayoutError, MAX_QUEUE_SIZE, QueueLayout};
 
 /// Bytes of the structure, including `queue_reset`.
 pub const COMMON_SIZE: usize = 0x3c;
-/// What the driver reads back for a vector it cannot have (virtio 1.2, section 4.1.5.1.2.1).
+/// The value read back for a vector that the driver cannot have (virtio 1.2, section 4.1.5.1.2.1).
 pub const NO_VECTOR: u16 = 0xffff;
 
 /// `ACKNOWLEDGE`, bit 0 of the device status (virtio 1.2, section 2.1).
@@ -33,7 +33,7 @@ pub const FEATURE_VERSION_1: u64 = 1 << 32;
 pub const FEATURE_ACCESS_PLATFORM: u64 = 1 << 33;
 /// `VIRTIO_F_RING_RESET`.
 pub const FEATURE_RING_RESET: u64 = 1 << 40;
-/// What the transport offers for every device.
+/// Features that the transport offers for every device.
 pub const TRANSPORT_FEATURES: u64 = FEATURE_INDIRECT | FEATURE_EVENT_IDX | FEATURE_VERSION_1 | FEATURE_RING_RESET;
 
 // Offsets of the fields.
@@ -55,7 +55,7 @@ const QUEUE_DRIVER: usize = 0x28;
 const QUEUE_DEVICE: usize = 0x30;
 const QUEUE_RESET: usize = 0x3a;
 
-/// What the transport has to do after a register was written.
+/// The transport's task after a register was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Nothing.

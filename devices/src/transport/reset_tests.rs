@@ -12,7 +12,7 @@ use crate::testing::{BUFFERS, Driver, RAM_SIZE, RAM_START, Served, Way, every_wa
 use crate::transport::registers::{FEATURE_RING_RESET, NO_VECTOR, STATUS_NEEDS_RESET};
 use crate::transport::{ActiveQueue, Chain, Identity, Work, WorkerError};
 
-/// What queue 0 still does after it was told to stop, and before it has: it writes there.
+/// Queue 0 still writes there after it was told to stop, and before it has.
 const LATE: u64 = BUFFERS + 0x5000;
 /// An access that is answered at once takes no longer, however busy the machine is.
 const AT_ONCE: Duration = Duration::from_secs(1);

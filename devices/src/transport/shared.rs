@@ -1,7 +1,7 @@
 //! The registers' state as the threads share it that access it: the one that serves the client, and that of
 //! [`super::register_fd`].
 //!
-//! What takes time, I/O that the kernel has begun, is waited for without the lock, so no access ever waits for it: the
+//! I/O that the kernel has begun takes time, and is waited for without the lock, so no access ever waits for it: the
 //! other thread goes on meanwhile, and finds a device that is being reset.
 
 use std::io;
@@ -126,7 +126,7 @@ impl<D: VirtioDevice> Shared<D> {
         has_stopped
     }
 
-    /// What is to be saved of a device that is stopped.
+    /// The state to save of a device that is stopped.
     pub fn save(&self) -> Result<Vec<u64>, TakeError> {
         self.lock().save()
     }

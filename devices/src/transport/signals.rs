@@ -1,4 +1,4 @@
-//! What queue threads tell the driver: interrupts, ISR status, "device needs reset", configuration changes.
+//! Signals of queue threads to the driver: interrupts, ISR status, "device needs reset", configuration changes.
 //!
 //! Everything is atomic, because a queue's thread fires while the thread that serves the socket changes vectors.
 

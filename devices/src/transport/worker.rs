@@ -25,7 +25,7 @@ use super::signals::Signals;
 /// How long the client is kept waiting for a worker to end: less than it waits for the reply that hangs on it.
 pub const STOP_DEADLINE: Duration = if cfg!(test) { Duration::from_secs(2) } else { Duration::from_secs(8) };
 
-/// What a queue's thread does until it is told to stop. When it returns, no I/O may refer to client memory.
+/// The work of a queue's thread until it is told to stop. When it returns, no I/O may refer to client memory.
 pub type Work = Box<dyn FnOnce(&mut ActiveQueue) -> Result<(), WorkerError> + Send>;
 
 /// Why a queue's service ended.
@@ -62,7 +62,7 @@ impl WorkerError {
     }
 }
 
-/// What a worker was told.
+/// An order to a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Order {
@@ -106,7 +106,7 @@ impl Drop for Ending {
     }
 }
 
-/// What a worker needs besides its queue.
+/// All that a worker needs besides its queue.
 #[derive(Debug)]
 pub struct Context {
     /// For log lines and the thread's name.
@@ -123,7 +123,7 @@ pub struct Context {
     pub endings: Arc<Endings>,
     /// Where its queue's state is.
     pub journal: Journal,
-    /// What the kernel is to hold while it is at anything for this queue.
+    /// The kernel is to hold this while it is at anything for this queue.
     pub fence: Option<Fence>,
     /// The queue was a predecessor's, which was killed at any moment.
     pub succeeds: bool,
@@ -156,7 +156,7 @@ impl ActiveQueue {
         &self.context.doorbell
     }
 
-    /// What the kernel must hold open as long as it is at anything for this queue that outlives the process, if there is to be
+    /// The kernel must hold this open as long as it is at anything for this queue that outlives the process, if there is to be
     /// a successor.
     pub fn fence(&self) -> Option<&Fence> {
         self.context.fence.as_ref()

@@ -15,7 +15,7 @@ use outrigger_protocol::wire;
 
 use super::device_file::DeviceFile;
 
-/// What VFIO has of one interrupt type.
+/// VFIO's state of one interrupt type.
 #[derive(Debug, Default)]
 pub(super) struct IrqType {
     eventfds: Vec<Option<OwnedFd>>,
@@ -65,7 +65,7 @@ impl IrqType {
         if let Err(errno) = done {
             self.eventfds.splice(places, before);
             if matches!(step, Step::EnableAgain(_)) && self.enabled == 0 {
-                // What was connected before is not any more, unless this succeeds.
+                // The earlier connections are lost, unless this succeeds.
                 let step = self.last_connected().map_or(Step::Nothing, Step::Enable);
                 if let Err(errno) = self.take(file, index, &step) {
                     error!("interrupts of type {index} are lost: {}", errno.desc());

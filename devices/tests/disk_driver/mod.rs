@@ -40,7 +40,7 @@ fn buffer(queue: u16, slot: u16) -> u64 {
     0x10_0000 + u64::from(queue * SLOTS + slot) * 0x2000
 }
 
-/// What a block holds: its number and how often it was written, over and over.
+/// A block's content: its number and how often it was written, over and over.
 fn content(index: u64, generation: u64) -> Vec<u8> {
     [index.to_le_bytes(), generation.to_le_bytes()].concat().repeat(BLOCK / 16)
 }

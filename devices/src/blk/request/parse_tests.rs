@@ -80,7 +80,7 @@ fn reads_and_writes_are_for_the_kernel() {
     }
 }
 
-/// What is not to be done needs no kernel; a flush has no data, and is to be done.
+/// An empty request needs no kernel; a flush has no data, and needs it.
 #[test]
 fn nothing_is_done_at_once_and_a_flush_is_not() {
     let mut rig = Rig::new(false);

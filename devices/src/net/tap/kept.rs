@@ -18,7 +18,7 @@ use crate::inherited::character_device;
 /// The device node of taps (Linux, `Documentation/admin-guide/devices.txt`: `/dev/net/tun`).
 const TUN_DEVICE: (u32, u32) = (10, 200);
 
-/// What the kernel says of a queue.
+/// A queue's interface, as the kernel says.
 struct Interface {
     name: Vec<u8>,
     flags: libc::c_int,

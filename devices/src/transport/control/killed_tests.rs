@@ -37,7 +37,7 @@ impl VirtioDevice for Still {
     }
 }
 
-/// What a process is ended by.
+/// The panic that ends a process.
 struct Killed;
 
 /// Runs `body` until it is killed before the store `kill`; returns whether it came to its end.
@@ -69,7 +69,7 @@ fn journaled(memory: &Memory) -> (Control<Still>, Words) {
     (control, words)
 }
 
-/// What a driver writes: offsets and bytes. It makes mistakes, and begins again.
+/// A driver's writes: offsets and bytes. It makes mistakes, and begins again.
 fn accesses() -> Vec<(u64, Vec<u8>)> {
     let mut accesses = Vec::new();
     let mut write = |offset: u64, data: &[u8]| accesses.push((offset, data.to_vec()));
@@ -203,7 +203,7 @@ fn what_a_successor_lacks_it_refuses() {
     let few = Words::own(words.count() - 1).unwrap();
     assert!(matches!(control(&memory).offer(few), Err(JournalError::Size { .. })));
     assert!(matches!(control(&memory).offer(Words::own(words.count()).unwrap()), Err(JournalError::Format { .. })));
-    // What the driver has seen offered, while it negotiates; then what it has accepted.
+    // Features that the driver has seen offered, while it negotiates; then those it has accepted.
     let known = words.load(2);
     words.store(2, known | 1 << 50);
     assert_eq!(offer(vec![7; 20], Iommu::Absent), Ok(()));

@@ -11,7 +11,7 @@ use super::{Control, Service};
 /// Why a device does not take over, or does not keep a journal.
 #[derive(Debug, thiserror::Error)]
 pub enum TakeError {
-    /// What the predecessor wrote.
+    /// The predecessor's journal is unusable.
     #[error(transparent)]
     Journal(#[from] JournalError),
     /// There are workers of an earlier client, or a predecessor that is not gone.
@@ -25,7 +25,7 @@ impl<D: VirtioDevice> Control<D> {
         self.device.name()
     }
 
-    /// What the device reaches of the client's memory.
+    /// The client's memory that the device reaches.
     pub fn memory(&self) -> &Memory {
         &self.memory
     }
@@ -115,7 +115,7 @@ impl<D: VirtioDevice> Control<D> {
         self.settle();
     }
 
-    /// What another process has begun goes on; `config` is what its driver has seen of the configuration.
+    /// Goes on with another process's work; `config` is the configuration as its driver has seen it.
     fn finish(&mut self, config: &[u8]) {
         if self.registers.is_running() {
             self.go_on();
@@ -171,7 +171,7 @@ impl<D: VirtioDevice> Control<D> {
         Ok(())
     }
 
-    /// Whatever was stopped or loaded: the device is reset next.
+    /// Forgets a stop and a loaded state: the device is reset next.
     pub fn end_migration(&mut self) {
         (self.stopped, self.loaded) = (false, None);
     }

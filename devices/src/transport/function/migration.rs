@@ -15,7 +15,7 @@ use super::PciFunction;
 #[derive(Debug)]
 pub(super) struct Progress {
     state: DeviceState,
-    /// What is being read or written.
+    /// The data being read or written.
     data: Vec<u8>,
     /// How much of it was read.
     read: usize,

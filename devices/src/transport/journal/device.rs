@@ -57,9 +57,9 @@ pub enum JournalError {
     /// Too little memory.
     #[error("{words} words of memory, {needed} are needed")]
     Size {
-        /// What is there.
+        /// Words of memory.
         words: usize,
-        /// What is needed.
+        /// Words needed.
         needed: usize,
     },
     /// Of another kind, or nobody has begun it.
@@ -73,9 +73,9 @@ pub enum JournalError {
     /// Of another device.
     #[error("{found} queues, and this device has {queues}")]
     Queues {
-        /// What the journal says.
+        /// Queues in the journal.
         found: u16,
-        /// What we have.
+        /// Queues of this device.
         queues: u16,
     },
     /// Features that the driver uses, or is about to.
@@ -165,7 +165,7 @@ impl Journal {
         Ok(copy)
     }
 
-    /// What a predecessor has left in `words`. Nothing but the header is checked.
+    /// A predecessor's journal in `words`. Only the header is checked.
     pub fn open(words: Words, queues: u16) -> Result<Self, JournalError> {
         Self::has_room(&words, queues)?;
         let (magic, shape) = (words.load(0), words.load(SHAPE));
@@ -218,7 +218,7 @@ impl Journal {
         QueueJournal::new(self.words.clone(), Self::queue_at(queue) + QUEUE_STATE)
     }
 
-    /// What [`super::super::signals`] keeps.
+    /// The word of [`super::super::signals`].
     pub fn signals(&self) -> u64 {
         self.words.load(SIGNALS)
     }

@@ -20,7 +20,7 @@ use super::sysfs::Sysfs;
 /// The driver that gives a function to VFIO.
 const VFIO_PCI: &str = "vfio-pci";
 
-/// What is asked.
+/// A command on the host's devices.
 #[derive(Debug, Clone, PartialEq, Eq, clap::Subcommand)]
 pub enum Command {
     /// Show the host's PCI devices, their drivers, and whether a guest can have them
@@ -68,7 +68,7 @@ enum DriverError {
     HostUses {
         /// The function.
         address: Address,
-        /// What of it.
+        /// The part in use.
         what: String,
         /// The remedy.
         remedy: &'static str,
