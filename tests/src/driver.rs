@@ -52,7 +52,7 @@ pub struct Driver {
     pub stream: UnixStream,
     /// The memory that the device is shown.
     pub memory: File,
-    /// What the device's only vector signals.
+    /// The eventfd of the device's only vector.
     pub eventfd: EventFd,
     next_id: u16,
     requests: u16,

@@ -96,7 +96,7 @@ impl Faltering {
         seen.lines().filter_map(|line| line.parse().ok()).collect()
     }
 
-    /// What serves the disk now.
+    /// The process that serves the disk now.
     pub fn serving(&self) -> Option<Pid> {
         // There is none before the run has begun, and none after its end.
         let stream = UnixStream::connect(self.path("vm.sock")).ok()?;
@@ -130,7 +130,7 @@ impl Faltering {
         let done = eventually(PATIENCE, || {
             let now = self.serving().filter(|now| Some(*now) != killed);
             if !self.is_taken(script) {
-                // What was killed had failed before, and this one began in its place before the script was there.
+                // The killed process had failed before, and this one began in its place before the script was there.
                 killed = now.filter(|now| kill(*now, Signal::SIGKILL).is_ok()).or(killed);
                 return false;
             }
@@ -141,7 +141,7 @@ impl Faltering {
     }
 }
 
-/// What a process is told that takes over from one whose interrupts are connected.
+/// Messages to a process that takes over from one whose interrupts are connected.
 const WANTED: [Message; 8] = [
     Message::Version,
     Message::DeviceGetInfo,

@@ -1,4 +1,4 @@
-//! What a run of the payload's attacks on devices (`checks=hostile`) has to show, wherever it took place.
+//! The required results of a run of the payload's attacks on devices (`checks=hostile`), wherever it took place.
 
 use std::ops::Range;
 use std::path::Path;
@@ -28,7 +28,7 @@ pub fn in_own_network(command: &Command) -> Command {
     isolated
 }
 
-/// What is wrong with the console of a run with one round; nothing: an empty string.
+/// The faults in the console of a run with one round; none: an empty string.
 pub fn faults(stdout: &str, stderr: &str) -> String {
     let passed = stdout.lines().filter(|line| line.starts_with("ok hostile-")).count();
     let lines = stderr.lines().count();

@@ -134,7 +134,7 @@ fn serves(device: &Seen) -> bool {
     names.into_iter().any(|name| name.contains(QUEUE))
 }
 
-/// What a process holds: descriptors, threads, mappings.
+/// A process's descriptors, threads and mappings, counted.
 pub fn held(pid: Pid) -> [usize; 3] {
     let entries = |what: &str| fs::read_dir(format!("/proc/{pid}/{what}")).map_or(0, Iterator::count);
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
@@ -153,7 +153,7 @@ pub fn expect_no_growth(before: [usize; 3], after: [usize; 3]) {
     assert!(!grows, "descriptors, threads and mappings: {after:?}; before: {before:?}");
 }
 
-/// What the payload's `verified-disk` has left in an image: each block is of one generation, and where it belongs.
+/// Checks the image that the payload's `verified-disk` has left: each block is of one generation, and where it belongs.
 ///
 /// # Panics
 /// When one is not.

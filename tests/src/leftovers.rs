@@ -1,4 +1,4 @@
-//! What a VMM may leave behind: processes, sockets, interfaces, files.
+//! Leftovers of a VMM: processes, sockets, interfaces, files.
 
 use std::fs;
 use std::path::Path;
@@ -82,7 +82,7 @@ pub fn sockets(words: &str) -> Vec<String> {
         .collect()
 }
 
-/// What the file descriptors of a process refer to, as /proc shows it.
+/// The files behind a process's descriptors, as /proc shows them.
 pub fn open_files(pid: Pid) -> Vec<String> {
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
     entries.filter_map(|entry| Some(fs::read_link(entry.path()).ok()?.to_string_lossy().into_owned())).collect()

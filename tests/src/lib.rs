@@ -1,9 +1,10 @@
-//! What Outrigger's end-to-end tests share: finding and building what they run, running it with a deadline, and looking at what
-//! it leaves behind.
+//! The harness of Outrigger's end-to-end tests: it finds and builds the programs, runs them with a deadline, and looks at what
+//! they leave behind.
 //!
-//! The tests are in `tests/tests`, one file per behaviour. Those named `payload`, `bad_input`, `nothing_left`, `device_killed`, `ioregionfd`,
-//! `hostile_drivers`, `control_*`, `faltering_devices`, `fault_rounds`, `killed_under_load`, `replaced_under_load` and `rude_*` run on this machine's own /dev/kvm with the bare-metal payload as guest; the others boot Linux, in the test bed or
-//! under QEMU. Nothing is skipped: what a machine lacks is a failure that says how to get it. Harness functions panic, because a failed
+//! The tests are in `tests/tests`, one file per behaviour. Those named `payload`, `bad_input`, `nothing_left`, `device_killed`,
+//! `ioregionfd`, `hostile_drivers`, `control_*`, `faltering_devices`, `fault_rounds`, `killed_under_load`, `replaced_under_load` and
+//! `rude_*` run on this machine's own /dev/kvm with the bare-metal payload as guest; the others boot Linux, in the test bed or under
+//! QEMU. No test is skipped: one whose machine lacks something fails, and says how to get it. Harness functions panic, because a failed
 //! one is a failed test.
 
 pub mod binaries;

@@ -19,7 +19,7 @@ pub const MOST_FDS: usize = 253;
 pub struct Message {
     /// Its header.
     pub header: Header,
-    /// What follows the header.
+    /// The bytes after the header.
     pub payload: Vec<u8>,
     /// The descriptors that came along.
     pub fds: Vec<OwnedFd>,

@@ -1,4 +1,4 @@
-//! Guests whose devices are rude (`tests/src/bin/rude-device`): what a run with each of them comes to, and the run.
+//! Guests whose devices are rude (`tests/src/bin/rude-device`): the run with each of them, and its end.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -18,14 +18,14 @@ use crate::{binaries, disk};
 pub const END: Duration = Duration::from_secs(1);
 /// And the device processes that the VMM has started within this.
 pub const DEVICES_END: Duration = Duration::from_secs(2);
-/// What a request to the honest disk takes at most.
+/// A request to the honest disk takes this at most.
 pub const REQUEST: Duration = Duration::from_secs(1);
 /// The same in the test bed, whose processors are slower.
 pub const REQUEST_IN_BED: Duration = Duration::from_secs(3);
-/// What hangs this long hangs for good.
+/// A run that hangs this long hangs for good.
 const HANGS: Duration = Duration::from_secs(100);
 
-/// What a run comes to that has the device of one manner, when the guest uses it.
+/// The end of a run that has the device of one manner, when the guest uses it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
     /// The guest goes on with the device.
@@ -47,7 +47,7 @@ pub enum End {
 pub struct Manner {
     /// Its name.
     pub name: &'static str,
-    /// What a run comes to.
+    /// The end of a run.
     pub end: End,
     /// Further options of `--device`.
     pub options: &'static str,
@@ -121,10 +121,10 @@ pub fn turn() -> MutexGuard<'static, ()> {
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What this thread starts from now on goes before whatever else the machine does, if this user may decide that: the limits here are those
+/// Processes that this thread starts from now on go before all else on the machine, if this user may decide that: the limits here are those
 /// of a VMM, and not of a machine that also compiles.
 pub fn go_first() {
-    // SAFETY: the call takes numbers only. It fails for who is not root, and then nothing has changed.
+    // SAFETY: the call takes numbers only. It fails without the privilege, and then nothing has changed.
     unsafe { nix::libc::setpriority(nix::libc::PRIO_PROCESS, 0, -10) };
 }
 

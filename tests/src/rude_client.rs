@@ -22,7 +22,7 @@ use zerocopy::IntoBytes;
 use crate::driver::{Driver, MEMORY};
 use crate::raw;
 
-/// What it does.
+/// The behaviour of a client.
 pub type Manner = fn(&Path) -> io::Result<()>;
 
 /// How long one that waits for nothing stays.
@@ -315,7 +315,7 @@ fn truncated_memory(socket: &Path) -> io::Result<()> {
     driver.start()?;
     driver.submit()?;
     driver.completes();
-    // What is written to it now would make it longer again.
+    // A write to it now would make it longer again.
     driver.memory.set_len(0)?;
     driver.ring()?;
     sleep(A_WHILE);
@@ -375,7 +375,7 @@ pub fn lingering() -> io::Result<(TcpStream, TcpStream)> {
     Ok((stream, peer))
 }
 
-/// What must outlive the client: without it nothing lingers.
+/// Lets `what` outlive the client: without it nothing lingers.
 fn leave_behind<T>(what: T) {
     std::mem::forget(what);
 }

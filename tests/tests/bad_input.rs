@@ -1,4 +1,4 @@
-//! What a user or a host can get wrong: each one clear line on standard error, and the documented exit status.
+//! Errors of a user or a host: each is one clear line on standard error, and the documented exit status.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;

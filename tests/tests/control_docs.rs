@@ -14,7 +14,7 @@ struct Example {
     output: Vec<String>,
 }
 
-/// What is in the blocks that show a console: lines after `$ ` are commands, other lines their output.
+/// The examples in the blocks that show a console: lines after `$ ` are commands, other lines their output.
 fn examples(document: &str) -> Vec<Example> {
     let mut examples: Vec<Example> = Vec::new();
     let mut in_block = false;

@@ -120,7 +120,7 @@ fn a_program_that_refuses_its_options_is_not_talked_over() {
     }
 }
 
-/// Whatever a path holds, a message is one line.
+/// A message is one line, with any path in it.
 #[test]
 fn a_line_break_in_an_option_does_not_break_the_line() {
     refused("program=outrigger-blk,path=/nowhere/a\nb", &[r"outrigger-blk: --disk path=/nowhere/a\nb: cannot open"]);

@@ -74,7 +74,7 @@ fn threads(process: Pid) -> usize {
     std::fs::read_dir(format!("/proc/{process}/task")).map_or(0, Iterator::count)
 }
 
-/// What the VMM holds: descriptors and threads.
+/// The VMM's descriptors and threads, counted.
 fn holds(vmm: &Process) -> (usize, usize) {
     let fds = std::fs::read_dir(format!("/proc/{}/fd", vmm.pid())).expect("it runs").count();
     (fds, threads(vmm.pid()))
@@ -210,7 +210,7 @@ fn a_program_that_never_answers_is_given_up_after_ten_seconds() {
     ended.expect_stderr("and nothing took its place within 10s; from now on");
 }
 
-/// What is short enough for an answer is not for a program that starts on a busy machine, from slow storage.
+/// A deadline for an answer is too short for a program that starts on a busy machine, from slow storage.
 #[test]
 fn a_program_may_take_longer_to_start_than_an_answer() {
     let directory = TempDir::new().expect("there is room for temporary files");

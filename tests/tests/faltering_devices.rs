@@ -11,7 +11,7 @@ use outrigger_tests::leftovers::{children, expect_ended};
 use outrigger_tests::outrigger::LIMIT;
 use outrigger_tests::process::{eventually, run};
 
-/// What a run takes to end that does not begin, on a machine that is busy. Waiting for an answer comes to it: a deadline of some seconds, or
+/// A run that does not begin ends within this, on a machine that is busy. Waiting for an answer comes to it: a deadline of some seconds, or
 /// the ten that the first answer has.
 const SOON: Duration = Duration::from_secs(18);
 
@@ -80,7 +80,7 @@ fn a_successor_may_answer_wrongly() {
     unnoticed(Guest::Busy, &["empty", "garbled"], "", asking);
 }
 
-/// What the guest wants later may be refused, which the guest then notices.
+/// The guest's later requests may be refused, which the guest then notices.
 #[test]
 fn a_successor_may_refuse_each_message_by_which_it_is_attached() {
     unnoticed(Guest::Busy, &["refuses"], "", attaching);
@@ -157,7 +157,7 @@ fn is_withdrawn(fault: &str, moments: &[&str], lines: usize, why: &str) {
     }
 }
 
-/// What a successor is told.
+/// The messages to a successor.
 fn all_messages() -> Vec<u16> {
     let faltering = Faltering::new();
     let vmm = faltering.start("allones", "");

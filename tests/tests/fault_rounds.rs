@@ -1,4 +1,4 @@
-//! What can happen to a register access by ioregionfd while a vCPU waits for its answer, many times over and at random moments
+//! Faults of a register access by ioregionfd while a vCPU waits for its answer, many times over and at random moments
 //! (`src/bin/fault-rounds`), on this machine's own KVM. `ioregionfd` has one of each; `ioregionfd_testbed` has these where KVM asks.
 
 use std::process::Command;

@@ -13,7 +13,7 @@ use outrigger_tests::process::{Ended, Process, run};
 use outrigger_tests::qemu::Server;
 use tempfile::TempDir;
 
-/// What a device process has for an answer, and some room.
+/// A device process's time for an answer, and some room.
 const DEADLINE: Duration = Duration::from_secs(10);
 
 fn paths_device(socket: &Path) -> Server {

@@ -27,7 +27,7 @@ const PAUSE: Duration = Duration::from_millis(700);
 /// How many kills there are, by an environment variable within the bed.
 const KILLS: &str = "OUTRIGGER_TEST_KILLS";
 
-/// What the guest runs. Its kernel's log must not speak of errors.
+/// The guest's script. Its kernel's log must not speak of errors.
 const GUEST: &str = r"
 ip addr add 10.78.0.2/24 dev eth0; ip link set eth0 up
 mkdir -p /mounted

@@ -149,7 +149,7 @@ fn what_cannot_hand_over_is_refused() {
     vmm.finish().expect_code(0);
 }
 
-/// What cannot take over is refused in one line, and the guest's device goes on.
+/// A program that cannot take over is refused in one line, and the guest's device goes on.
 #[test]
 fn what_cannot_take_over_is_refused() {
     let directory = TempDir::new().expect("there is room for temporary files");

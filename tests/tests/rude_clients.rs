@@ -16,7 +16,7 @@ use outrigger_tests::rude_client::{MANNERS, Manner, honest};
 use outrigger_tests::{binaries, disk};
 use tempfile::TempDir;
 
-/// What an honest client takes for all that it does, behind a rude one.
+/// The time of an honest client for all that it does, behind a rude one.
 const AT_ONCE: Duration = Duration::from_secs(1);
 const END: Duration = Duration::from_secs(1);
 const LIMIT: Duration = Duration::from_secs(60);

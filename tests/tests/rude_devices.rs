@@ -1,4 +1,4 @@
-//! What a run with each rude device comes to (`tests/src/rude.rs`). The devices are `tests/src/bin/rude-device`, the guest is the payload on
+//! The end of a run with each rude device (`tests/src/rude.rs`). The devices are `tests/src/bin/rude-device`, the guest is the payload on
 //! this machine's own KVM. `rude_signals` has SIGTERM at random moments with each of them, `rude_rounds` all of them at random.
 
 use std::process::Command;
@@ -14,13 +14,13 @@ use tempfile::TempDir;
 
 /// How long a device is used that nothing is to come of.
 const A_WHILE: Duration = Duration::from_millis(1_200);
-/// What is not waited for has come within this time, before any deadline is over. A machine that is busy needs seconds.
+/// A cut that waits for no deadline comes within this time. A machine that is busy needs seconds.
 const SOON: Duration = Duration::from_secs(9);
-/// What a device has for an answer, from when to when that is over.
+/// A device's time for an answer is over between these two.
 const DEADLINE: (Duration, Duration) = (Duration::from_millis(9_500), Duration::from_secs(19));
 /// Longer than a device has.
 const IN_TIME: Duration = Duration::from_secs(13);
-/// What a user reads of one device in a few seconds: ten lines at once, and one every five seconds. A flood has thousands.
+/// Lines that a user reads of one device in a few seconds: ten at once, and one every five seconds. A flood has thousands.
 const LINES: usize = 20;
 
 /// Runs it, beside a disk unless it takes ten seconds, and looks what becomes of the device, the disk, the guest and the messages to the user.
@@ -113,7 +113,7 @@ manners! {
     hangs_up: "hangs-up",
 }
 
-/// What the guest's processor with the check `check` has to say of a device that is cut off.
+/// A run of the check `check` with a device of `manner`, once the guest is ready.
 #[track_caller]
 fn run_of(manner: &str, check: &str, directory: &TempDir) -> (Run, Rude) {
     let device = Rude::start(by_name(manner), directory.path());

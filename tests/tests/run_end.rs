@@ -14,7 +14,7 @@ use outrigger_tests::process::{Process, eventually, run};
 use outrigger_tests::{disk, server};
 use tempfile::TempDir;
 
-/// What is promised is a second; two on a machine that is busy with other tests.
+/// The promise is a second; two on a machine that is busy with other tests.
 const END: Duration = Duration::from_secs(2);
 
 fn with_socket<'a>(command: &'a mut Command, path: &Path) -> &'a mut Command {

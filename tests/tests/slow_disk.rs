@@ -153,7 +153,7 @@ fn in_bed(tests: &str, minutes: u64) {
 #[ignore = "is what runs in the bed"]
 fn late_requests() {
     for place in [Place::Device, Place::File] {
-        // What goes through the page cache is over when the process is, so that no lock is needed.
+        // A request through the page cache is over when the process is, so that no lock is needed.
         for (way, fence) in [(Way::Cached, Fence::Open), (Way::Direct, Fence::Held)] {
             killed_at_requests(place, way, fence).expect_code(0).expect_stdout("payload: passed");
         }

@@ -1,4 +1,4 @@
-//! What is measured: each figure's name, unit and the project's aim for it.
+//! The figures: name, unit and the project's aim for each.
 
 /// The unit of a figure. Time is that of the test bed's host, where one executed instruction takes one nanosecond, so
 /// each time is a count of the instructions of guest, host kernel, VMM and devices together.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What starts a line that carries a [`Measurement`]; consoles carry other things, too.
+/// The start of a line that carries a [`Measurement`]; consoles carry other things, too.
 pub const MARK: &str = "@lab ";
 
 /// A figure's value for one of the VMMs under comparison.

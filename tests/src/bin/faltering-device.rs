@@ -31,7 +31,7 @@ const NONE: u32 = u32::MAX;
 const BETWEEN: &str = "FALTERING_DEVICE";
 const EIO: u32 = 5;
 
-/// What the client gets in place of an answer.
+/// The client gets this in place of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     /// PROGRAM dies.
@@ -54,7 +54,7 @@ enum Fault {
     Stops,
 }
 
-/// What one process does.
+/// The fault of one process, and its moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Plan {
     message: usize,

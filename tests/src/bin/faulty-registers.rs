@@ -32,7 +32,7 @@ const MESSAGE: usize = 32;
 const COMMAND: usize = 4;
 const MEMORY: u8 = 1 << 1;
 
-/// What happens instead of the next answer.
+/// A fault in place of the next answer.
 #[derive(Clone, Copy, Debug)]
 enum Fault {
     HangsUp,

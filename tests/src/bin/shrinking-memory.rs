@@ -29,7 +29,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 struct Shrinking {
     config: ConfigSpace,
     regions: [Region; 8],
-    /// What a device without mapped memory has for registers.
+    /// The registers of a device without mapped memory.
     memory: File,
     file_size: u64,
 }

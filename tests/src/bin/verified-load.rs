@@ -1,4 +1,4 @@
-//! What a Linux guest does while its devices are killed: `verified-load DIRECTORY HOST:PORT` writes, reads and compares files in DIRECTORY,
+//! The load of a Linux guest whose devices are killed: `verified-load DIRECTORY HOST:PORT` writes, reads and compares files in DIRECTORY,
 //! past the page cache and by it, and exchanges bytes with the test that listens on HOST:PORT, until that ends its direction of the
 //! connection. Prints what was done as `load NAME: …`, and ends with status 1 if anything was wrong.
 

@@ -35,7 +35,7 @@ pub enum Way {
     Cached,
 }
 
-/// What a load has done.
+/// The work that a load has done.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Done {
     /// Blocks that were written.

@@ -14,7 +14,7 @@ use super::{Spent, setup};
 const READS: usize = 2000;
 /// `device_status` in the common configuration.
 const DEVICE_STATUS: usize = 20;
-/// What the driver has set in it by now: acknowledge, driver, features ok, driver ok.
+/// The bits that the driver has set in it by now: acknowledge, driver, features ok, driver ok.
 const RUNNING: u8 = 0x0f;
 
 /// The average read.

@@ -1,4 +1,4 @@
-//! What a first process does before and after its work.
+//! A first process before and after its work.
 
 use std::fs;
 use std::io;
@@ -38,14 +38,14 @@ pub fn load_modules() -> io::Result<()> {
     Ok(())
 }
 
-/// What the kernel command line asks for.
+/// The options of the kernel command line.
 #[derive(Debug)]
 pub struct Wanted {
     /// Which loads: `lab=FIGURE,FIGURE`.
     pub figures: Vec<&'static Figure>,
     /// How much of each load, and by how many threads.
     pub scale: Scale,
-    /// What register accesses go to: `lab.target=1`, a page, or `nobody`.
+    /// The target of register accesses: `lab.target=1`, a page, or `nobody`.
     pub target: Target,
     /// `lab.serve`: stay for more, which the console's input names.
     pub serve: bool,

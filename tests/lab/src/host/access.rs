@@ -1,4 +1,4 @@
-//! What a register access costs by each path, on a host whose KVM has ioregionfd.
+//! The cost of a register access by each path, on a host whose KVM has ioregionfd.
 
 use std::fs;
 use std::io;

@@ -28,7 +28,7 @@ use crate::figure::FIGURES;
 #[derive(Debug, Parser)]
 #[command(name = "lab-host")]
 struct Arguments {
-    /// What to run, by name
+    /// Subjects to run, by name
     #[arg(long, value_delimiter = ',', required_unless_present_any = ["scaling", "access", "restart"])]
     subjects: Vec<String>,
     /// Loads to put on each, by the figure's name; boot and memory come with any

@@ -1,4 +1,4 @@
-//! What guests' devices stand on: files in memory, and taps.
+//! Back ends of guests' devices: files in memory, and taps.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -15,7 +15,7 @@ pub fn make_disk(path: &str, bytes: u64) -> io::Result<()> {
 pub fn make_tap(name: &str, address: Option<&str>, queues: u16) -> io::Result<()> {
     let several = if queues > 1 { ["multi_queue"].as_slice() } else { &[] };
     ip(&[["tuntap", "add", "dev", name, "mode", "tap"].as_slice(), several].concat())?;
-    // What IPv6 sends of its own accord is nobody's load.
+    // Packets that IPv6 sends of its own accord are no load.
     fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1")?;
     if let Some(address) = address {
         ip(&["addr", "add", &format!("{address}/24"), "dev", name])?;

@@ -17,7 +17,7 @@ const CONTROL: &str = "/tmp/control.sock";
 /// Between one disturbance and the next: several times what each is to last.
 const INTERVAL: Duration = Duration::from_millis(50);
 
-/// What is done to the disk's process, as a subject of the report.
+/// Actions on the disk's process, each a subject of the report.
 const RUNS: [Run; 2] = [Run("killed", kill_disk), Run("replaced", replace_disk)];
 
 /// A name, and what is done, given the VMM's process id.

@@ -5,9 +5,9 @@
 
 use std::process::Command;
 
-/// What all of them boot.
+/// The kernel of all of them.
 pub const KERNEL: &str = "/boot/vmlinux";
-/// What all of them boot.
+/// The initramfs of all of them.
 pub const INITRD: &str = "/boot/initramfs";
 /// The disk's file.
 pub const DISK: &str = "/tmp/disk";
@@ -25,7 +25,7 @@ pub struct Subject {
     pub name: &'static str,
     /// Which part of the loads it does, an eighth for the slow.
     pub part: usize,
-    /// What has to run before, and what makes it ready: a socket it listens on.
+    /// A process that has to run before; it is ready when it listens on its socket.
     pub server: Option<fn() -> Command>,
     /// The VMM; the guest's console is its standard output.
     pub vmm: fn(&str) -> Command,

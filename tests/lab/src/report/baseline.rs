@@ -1,4 +1,4 @@
-//! What moved between two runs.
+//! Differences between two runs.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ const TOLERANCE: f64 = 1.0;
 /// Percent more that is allowed for, as decimal fractions are not exact: 38 to 38.38 is exactly 1 %.
 const EPSILON: f64 = 1e-6;
 
-/// What became of a value.
+/// The change of a value.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Change {
     /// By more than the tolerance.
@@ -31,7 +31,7 @@ struct Difference {
     change: Change,
 }
 
-/// What two runs have in common, and what not. Displayed as a table, if anything differs, and a line that counts.
+/// Two runs, compared. Displayed as a table, if anything differs, and a line that counts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Comparison {
     differences: Vec<Difference>,

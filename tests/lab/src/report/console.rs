@@ -25,7 +25,7 @@ pub enum ConsoleError {
         number: u64,
         /// As it can be shown.
         line: String,
-        /// What is wrong with it.
+        /// The error in it.
         source: serde_json::Error,
     },
     /// A measurement, but not one for a report.
@@ -35,7 +35,7 @@ pub enum ConsoleError {
         number: u64,
         /// As it can be shown.
         line: String,
-        /// What is wrong with it.
+        /// The error in it.
         source: ResultsError,
     },
     /// Nothing to report.
@@ -68,7 +68,7 @@ pub fn read(mut input: impl BufRead, progress: &mut impl Write) -> Result<Result
     if results.is_empty() { Err(ConsoleError::Empty) } else { Ok(results) }
 }
 
-/// What a terminal can take, and no more of it than helps.
+/// The line as a terminal can take it, and no more of it than helps.
 fn shown(line: &str) -> String {
     line.trim_end().chars().take(MAX_SHOWN).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

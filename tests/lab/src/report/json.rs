@@ -1,4 +1,4 @@
-//! A run's results as a file: what one run leaves for the next to be compared with.
+//! A run's results as a file, for the next run to be compared with.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::number::rounded;
 use super::results::{Results, is_value};
 
-/// What the file says it is.
+/// The name of the format, in the file.
 const FORMAT: &str = "outrigger-lab";
 /// Of the format; another one is not read.
 const VERSION: u32 = 1;
@@ -30,9 +30,9 @@ pub enum RecordError {
     /// Something else, or from another time.
     #[error("is '{format}' version {version}, and '{FORMAT}' version {VERSION} is expected")]
     Other {
-        /// What it says it is.
+        /// The format that it names.
         format: String,
-        /// What it says about that.
+        /// The version that it names.
         version: u32,
     },
     /// A value that no run can have had.
@@ -71,7 +71,7 @@ pub struct RecordedFigure {
     pub values: BTreeMap<String, f64>,
 }
 
-/// What is read first, to tell another version from a broken file.
+/// The fields read first, to tell another version from a broken file.
 #[derive(Deserialize)]
 struct Header {
     format: String,
@@ -96,7 +96,7 @@ impl Record {
         text
     }
 
-    /// What an earlier run wrote.
+    /// Reads an earlier run's file.
     ///
     /// # Errors
     /// There is no such file, or something else is in it.

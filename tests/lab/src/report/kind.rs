@@ -1,4 +1,4 @@
-//! What was compared, by the subjects' names.
+//! The kind of a comparison, by the subjects' names.
 
 use super::results::Results;
 use super::series;
@@ -18,7 +18,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// What these results are.
+    /// The kind of these results.
     pub fn of(results: &Results) -> Self {
         match results {
             _ if results.subjects().iter().all(|subject| is_path(subject)) => Self::Paths,

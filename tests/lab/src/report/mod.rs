@@ -37,7 +37,7 @@ pub enum ReportError {
     Record {
         /// As the user named it.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The error in it.
         source: RecordError,
     },
     /// The directory to write into cannot be had.
@@ -65,7 +65,7 @@ pub enum ReportError {
 }
 
 impl ReportError {
-    /// What the process ends with.
+    /// The process's exit status.
     pub fn status(&self) -> u8 {
         match self {
             Self::Record { .. } | Self::Directory { .. } => EXIT_USAGE,

@@ -1,4 +1,4 @@
-//! What has been measured so far, each value once.
+//! The values measured so far, each once.
 
 use crate::figure::{FIGURES, Figure};
 use crate::measurement::Measurement;

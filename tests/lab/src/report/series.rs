@@ -1,4 +1,4 @@
-//! What grows: subjects such as `queues-1` and `queues-4`, one table for each series of them.
+//! Series: subjects such as `queues-1` and `queues-4`, one table for each series of them.
 
 use super::grid::{Content, Grid};
 use super::number::four_digits;

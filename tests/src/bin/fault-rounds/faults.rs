@@ -25,7 +25,7 @@ const LONG_PAUSE_OF_VMM: Duration = Duration::from_secs(12);
 const LONG_ONE_IN: u64 = 20;
 const MOST_PAUSES: u64 = 10;
 
-/// What happens while a vCPU waits for an answer.
+/// An event while a vCPU waits for an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// The device process dies.

@@ -11,7 +11,7 @@ use outrigger_tests::qemu::Server;
 
 use crate::options::Options;
 
-/// What hangs this long hangs for good.
+/// A process that hangs this long hangs for good.
 const HANGS: Duration = Duration::from_secs(100);
 
 /// A device process that listens on a socket of its own.

@@ -1,4 +1,4 @@
-//! What is left when all rounds are over: nothing.
+//! Leftovers when all rounds are over: none.
 
 use std::fs::read_dir;
 use std::path::Path;
@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 use outrigger_tests::leftovers::{LIMIT, children, open_files, sockets};
 use outrigger_tests::process::eventually;
 
-/// What it held before the first round.
+/// Counts of this process's resources before the first round.
 pub struct Before {
     files: usize,
     threads: usize,
@@ -24,7 +24,7 @@ impl Before {
         Self { files: files(), threads: threads() }
     }
 
-    /// What there is now that was not there before; it may take its time to go.
+    /// Resources that were not there before; they may take their time to go.
     pub fn compare(&self) -> Vec<String> {
         let left = || {
             let children =
@@ -47,7 +47,7 @@ pub fn left_in(directory: &Path) -> Vec<String> {
     })
 }
 
-/// What is still there when it had its time to go.
+/// The leftovers that are still there after their time to go.
 fn finally(left: impl Fn() -> Vec<String>) -> Vec<String> {
     let mut last = Vec::new();
     eventually(LIMIT, || {

@@ -6,7 +6,7 @@ use outrigger_tests::random::Random;
 
 use crate::faults::Fault;
 
-/// What to run, and how often.
+/// Programs and faults to run, and how often.
 pub struct Options {
     /// The VMM.
     pub outrigger: PathBuf,
@@ -32,7 +32,7 @@ impl Options {
     /// From the arguments.
     ///
     /// # Errors
-    /// What is wrong with them.
+    /// The error in them, in words.
     pub fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Self, String> {
         let mut options = Self {
             outrigger: PathBuf::new(),

@@ -18,7 +18,7 @@ const SHOWN: usize = 5;
 /// Workers have little on their stacks.
 const STACK: usize = 256 << 10;
 
-/// What became of all rounds of one fault.
+/// The outcome of all rounds of one fault.
 pub struct Result {
     /// Which.
     pub fault: Fault,
@@ -49,7 +49,7 @@ pub fn run(options: &Options) -> (Vec<Result>, Vec<String>) {
                 while let Some((fault, seed)) = { lock(&todo).pop() } {
                     let socket = directory.path().join(format!("{seed:016x}.sock"));
                     let round = Round { options, socket, random: Random::new(seed), turn: busy.wait() };
-                    // What a panic leaves half done is the round's own.
+                    // Work that a panic leaves half done is the round's own.
                     let time = catch_unwind(AssertUnwindSafe(|| round.run(fault)));
                     note(&mut lock(&results), fault, seed, time.ok());
                 }

@@ -1,4 +1,4 @@
-//! What every rude device is underneath: an honest PCI function that speaks vfio-user, message by message, so that a manner can
+//! The base of every rude device: an honest PCI function that speaks vfio-user, message by message, so that a manner can
 //! answer one of them otherwise.
 //!
 //! BAR 0 has a page of registers that are reached by messages, a page that can be mapped, and a page behind an ioregionfd; BAR 1 has the
@@ -32,7 +32,7 @@ const BAR1_REGION: u32 = 1;
 const ID: u32 = 0x10f3_1af4;
 const EINVAL: u32 = 22;
 
-/// What a device offers besides messages.
+/// A device's offers besides messages.
 pub struct Offers {
     /// The server's requests come on a second socket.
     pub twin: bool,
@@ -52,7 +52,7 @@ pub const MESSAGES: Offers =
 
 /// See the [module](self).
 pub struct Device {
-    /// What it offers.
+    /// Its offers.
     pub offers: &'static Offers,
     /// The file behind the mappable page.
     pub memory: Option<File>,
@@ -66,7 +66,7 @@ pub struct Device {
     registers: Vec<u8>,
 }
 
-/// What is sent in answer, or the errno value of a refusal.
+/// The bytes and descriptors of an answer, or the errno value of a refusal.
 pub type Answer<'a> = Result<(Vec<u8>, Vec<BorrowedFd<'a>>), u32>;
 
 impl Device {

@@ -10,9 +10,9 @@ use crate::{descriptors, floods, memory, slow};
 pub struct Manner {
     /// For the command line.
     pub name: &'static str,
-    /// What the device offers.
+    /// The device's offers.
     pub offers: &'static Offers,
-    /// What it does.
+    /// Its behaviour.
     pub run: fn(&mut Connection) -> io::Result<()>,
 }
 
@@ -29,7 +29,7 @@ macro_rules! manners {
     };
 }
 
-/// What they mean for a run: `tests/src/rude.rs`.
+/// Their consequences for a run: `tests/src/rude.rs`.
 pub static ALL: &[Manner] = manners! {
     "honest", PLAIN, Connection::serve;
     "honest-twin", TWIN, Connection::serve;

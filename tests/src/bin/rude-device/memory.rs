@@ -1,4 +1,4 @@
-//! What lies behind a page that the guest can be shown.
+//! The files behind a page that the guest can be shown.
 
 use std::fs::File;
 use std::io;
@@ -12,9 +12,9 @@ use crate::device::{BAR0_SIZE, MESSAGES, Offers, memfd};
 
 /// Memory, as good servers have it.
 pub static MEMFD: Offers = Offers { mapped: Some(memfd), ..MESSAGES };
-/// A file on a disk, which can keep whoever reads it waiting.
+/// A file on a disk, which can keep its readers waiting.
 pub static FILE: Offers = Offers { mapped: Some(file), ..MESSAGES };
-/// What cannot be mapped at all.
+/// A pipe, which cannot be mapped at all.
 pub static PIPE: Offers = Offers { mapped: Some(pipe), ..MESSAGES };
 /// A terabyte, of which nothing is there.
 pub static HUGE: Offers = Offers { mapped: Some(huge), size: 1 << 40, ..MESSAGES };

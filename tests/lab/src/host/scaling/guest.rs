@@ -15,7 +15,7 @@ use crate::host::subject::outrigger;
 /// How long a guest may be silent, in the test bed's time.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// What a guest is made of.
+/// A guest's configuration.
 #[derive(Clone, Debug, Default)]
 pub struct Machine {
     /// Processors, which is also how many threads a load has.

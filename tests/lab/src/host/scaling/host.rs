@@ -1,4 +1,4 @@
-//! What the whole host spends: memory of its kernel, and time of its processor when nothing is being done.
+//! The whole host's costs: memory of its kernel, and time of its processor when nothing is being done.
 
 use std::fs;
 use std::io;

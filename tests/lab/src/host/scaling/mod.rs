@@ -1,4 +1,4 @@
-//! What Outrigger costs as there is more of it: queues and processors of a guest, devices of a guest, guests of a host.
+//! Outrigger's costs as there is more of it: queues and processors of a guest, devices of a guest, guests of a host.
 //!
 //! Each of the three is a series of subjects, `queues-1`, `queues-2` and so on; see [`SERIES`].
 
