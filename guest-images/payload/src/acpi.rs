@@ -24,7 +24,7 @@ pub struct Register {
     pub address: u64,
 }
 
-/// What was found in the tables.
+/// Facts found in the tables.
 #[derive(Default)]
 pub struct Tables {
     /// Physical address of ECAM for segment 0 and its first and last bus (PCI Firmware 3.3, 4.1.2).

@@ -39,7 +39,7 @@ pub fn enable() {
     write(SPURIOUS, SOFTWARE_ENABLE | u32::from(SPURIOUS_VECTOR));
 }
 
-/// What MSI addresses name the running processor by. 8 bits: the payload runs on the first one.
+/// The running processor's number in MSI addresses. 8 bits: the payload runs on the first one.
 pub fn id() -> u8 {
     let id = if x2apic() { read_msr(MSR + ID) & 0xff } else { u64::from(memory::read32(MMIO + 0x20) >> 24) };
     id.to_le_bytes()[0]

@@ -9,7 +9,7 @@ pub const MOST_FUNCTIONS: usize = 34;
 
 /// Tables and functions.
 pub struct Machine {
-    /// What the loader was given for the kernel.
+    /// The command line from the loader.
     pub command_line: &'static [u8],
     /// Where RAM below 4 GiB ends.
     pub end_of_ram: u64,

@@ -12,11 +12,11 @@ use crate::{apic, interrupts};
 const ID: u8 = 1;
 /// Where it starts: free conventional memory, on a page that a start-up message can name.
 const START: u64 = 0x8000;
-/// Ticks of the time-stamp counter, some twenty seconds: what one processor waits for the other. On a host whose counters are not quite in step
-/// a difference can be negative.
+/// Ticks of the time-stamp counter, some twenty seconds, that one processor waits for the other. On a host whose counters are not quite in
+/// step a difference can be negative.
 const PATIENCE: u64 = 60_000_000_000;
 
-/// What it does. A byte, as everything that the two tell each other: where KVM interprets ring-0 code, a processor can find half
+/// Its state. A byte, as everything that the two tell each other: where KVM interprets ring-0 code, a processor can find half
 /// of a longer word that the other one is writing.
 static STATE: AtomicU8 = AtomicU8::new(STOPPED);
 const STOPPED: u8 = 0;

@@ -25,7 +25,7 @@ fn byte(value: u8) {
     port::write8(COM1, value);
 }
 
-/// What arrived, if something did.
+/// The byte that arrived, if one did.
 pub fn received() -> Option<u8> {
     (port::read8(LINE_STATUS) & DATA_READY != 0).then(|| port::read8(COM1))
 }

@@ -1,4 +1,4 @@
-//! What the loader tells a PVH guest: `hvm_start_info`, version 1.
+//! The loader's data for a PVH guest: `hvm_start_info`, version 1.
 
 use crate::memory;
 

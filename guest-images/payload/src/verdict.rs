@@ -1,4 +1,4 @@
-//! What was looked at and whether it was right: one line on the console for each fact.
+//! Facts, and whether each is right: one line on the console for each fact.
 
 use crate::serial::{hex, line, text};
 

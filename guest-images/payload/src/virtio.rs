@@ -1,4 +1,4 @@
-//! What virtio devices on PCI have in common: their numbers, the structures that their capabilities point to, and the registers of the
+//! The common parts of virtio devices on PCI: their numbers, the structures that their capabilities point to, and the registers of the
 //! common configuration structure (virtio 1.2, 4.1.2 to 4.1.4).
 
 use crate::pci::{Function, VENDOR_SPECIFIC};
@@ -16,7 +16,7 @@ pub const COMMON: u8 = 1;
 pub const NOTIFY: u8 = 2;
 /// Interrupt status.
 pub const ISR: u8 = 3;
-/// What is the device type's own.
+/// Device-specific configuration.
 pub const DEVICE: u8 = 4;
 /// The window in configuration space.
 pub const WINDOW: u8 = 5;
@@ -65,7 +65,7 @@ pub const NEEDS_RESET: u8 = 64;
 /// The driver has given up.
 pub const FAILED: u8 = 128;
 
-/// What reads back in place of a vector that cannot be (4.1.5.1.2.1).
+/// The value read back in place of a vector that cannot be (4.1.5.1.2.1).
 pub const NO_VECTOR: u16 = 0xffff;
 
 /// Where one of the device's structures is: BAR number, offset in it, and the capability it came from.

@@ -19,7 +19,7 @@ const WRITE: u32 = 1;
 /// Sector 0 is words of this, each plus its number; sector 1 gets their complement.
 const PATTERN: u32 = 0x5eed_0000;
 const WORDS: u32 = SECTOR / 4;
-/// What `steady` waits for a request, some ten seconds.
+/// `steady` waits this long for a request, some ten seconds.
 const LONG_PATIENCE: u32 = 60_000_000;
 /// The sectors that `steady` writes and reads, from 1 on.
 const STEADY: u32 = 63;
@@ -72,7 +72,7 @@ pub fn steady(machine: &Machine, verdict: &mut Verdict) {
                 return failed("read", round, verdict);
             }
             let generation = generations[read as usize];
-            // What was never written is zeros.
+            // A sector never written is zeros.
             if mismatches(|at| if generation == 0 { 0 } else { word(read, generation, at) }) != 0 {
                 return failed("data", round, verdict);
             }

@@ -59,7 +59,7 @@ pub fn check(machine: &Machine, verdict: &mut Verdict) {
     copier.lower();
     verdict.holds("copier-lowered", !copier.pending() && quiet());
 
-    // What is forbidden meanwhile comes when it is allowed again.
+    // A forbidden interrupt comes when it is allowed again.
     copier.function.command(INTX_DISABLE, 0);
     let before = fired(VECTOR);
     copier.start(u64::MAX - BYTES, to, BYTES);

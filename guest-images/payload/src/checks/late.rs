@@ -30,7 +30,7 @@ pub fn check(machine: &Machine, verdict: &mut Verdict) {
     verdict.holds("late-older-write", is_done(&blk, WRITE, WRITTEN, "writing"));
     fill(NEWER);
     verdict.holds("late-newer-write", is_done(&blk, WRITE, WRITTEN, "writing again"));
-    // Whoever reads the older request's memory now finds neither.
+    // A late read of the older request's memory finds neither.
     fill(OTHER);
     told_to_go_on("newer is written");
     fill(0);

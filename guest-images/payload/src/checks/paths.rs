@@ -1,5 +1,5 @@
-//! The example device with the same registers on every path (`devices/examples/paths.rs`). What is written on a path is
-//! read on it, what is written on one path is read on another, and all of them move with the BAR.
+//! The example device with the same registers on every path (`devices/examples/paths.rs`). A value written on a path is
+//! read on it, one written on one path is read on another, and all of them move with the BAR.
 
 use super::bar::other_place;
 use crate::machine::Machine;
@@ -38,7 +38,7 @@ pub const REGISTERS: [(&str, u64); 7] = [
     ("paths-stream-second", STREAM_SECOND),
     ("paths-seqpacket-second", SEQPACKET_SECOND),
 ];
-/// What keeps a value, whichever path leads to it.
+/// Pages that keep a value, by any path.
 pub const VALUES: [u64; 8] =
     [MESSAGE, STREAM, SEQPACKET, STREAM_POSTED, SEQPACKET_POSTED, MAPPED, STREAM_SECOND, SEQPACKET_SECOND];
 

@@ -56,7 +56,7 @@ fn narrow(ecam: Function, port: Cf8, verdict: &mut Verdict) {
     verdict.holds("pci-cf8-words", port.read16(ID) == words[0] && port.read16(ID + 2) == words[1]);
 }
 
-/// What is written by one path is read by the other.
+/// A value written by one path is read by the other.
 fn interrupt_line(ecam: Function, port: Cf8, verdict: &mut Verdict) {
     let before = ecam.read16(COMMAND);
     port.write16(COMMAND, before & !MEMORY);

@@ -90,7 +90,7 @@ pub fn quiet_when_dead(machine: &Machine, verdict: &mut Verdict) {
     line("ready");
     device.use_once();
     verdict.holds("quiet-dead", (0..ROUNDS).any(|_| device.function.id() == NOTHING));
-    // What was on its way when the device died.
+    // Interrupts that were on their way when the device died.
     wait(20_000, || false);
     let before = [RUDE_VECTOR, PIN_VECTOR].map(fired);
     wait(200_000, || false);
@@ -138,7 +138,7 @@ impl Device {
         Some(Self { function, registers: bar.address(), msix })
     }
 
-    /// Whatever a driver does, on any processor: by all paths, with interrupts of both kinds, with the BAR on and off.
+    /// All that a driver does, on any processor: by all paths, with interrupts of both kinds, with the BAR on and off.
     fn use_once(&self) {
         self.function.command(MEMORY | BUS_MASTER, INTX_DISABLE);
         for page in [VALUE, MAPPED, IOREGION] {

@@ -34,7 +34,7 @@ pub const MEMORY: u16 = 1 << 1;
 pub const BUS_MASTER: u16 = 1 << 2;
 /// Devices on a bus.
 pub const DEVICES: u8 = 32;
-/// What a register reads as where no function is.
+/// The value of a register where no function is.
 pub const NOTHING: u32 = 0xffff_ffff;
 
 const HEADER_TYPE: u16 = 0x0e;

@@ -5,7 +5,7 @@
 use super::instructions::{fill, first_difference};
 use crate::memory::{read8, write8, write16, write32, write64};
 
-/// What untouched memory holds.
+/// The content of untouched memory.
 pub const CANARY: u64 = 0xa5a5_a5a5_a5a5_a5a5;
 /// One byte of it.
 pub const CANARY_BYTE: u8 = 0xa5;

@@ -18,7 +18,7 @@ const QUIET: Time = Time { ticks: 8_000_000, looks: 100 };
 /// `Err`: the device did something else.
 pub type Outcome = Result<(), Fault>;
 
-/// What was looked at, what was seen, what was right.
+/// A fact that is not as it should be.
 pub struct Fault {
     /// The fact.
     pub what: &'static str,

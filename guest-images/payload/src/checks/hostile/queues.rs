@@ -174,7 +174,7 @@ pub const ATTACKS: &[Attack] = &[
         header();
         target.request(queue.index, 0, &buffers());
         target.is_ignored()?;
-        // What was made available meanwhile is found.
+        // The request made available meanwhile is found.
         target.ready();
         target.used(queue.index).map(drop)
     }),

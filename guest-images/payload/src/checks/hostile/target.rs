@@ -32,7 +32,7 @@ pub const RING_RESET: u64 = 1 << 40;
 /// The most queues that are used.
 pub const MOST_QUEUES: usize = 5;
 
-/// What kind of device it is.
+/// The kind of a device.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A disk that can be written.
@@ -60,7 +60,7 @@ pub struct Target {
     pub function: Function,
     /// Another function with BARs, to collide with.
     pub other: Option<Function>,
-    /// What it is.
+    /// Its kind.
     pub kind: Kind,
     /// It reaches memory by messages only: what the guest forbids, the VMM can prevent.
     pub messages: bool,
@@ -178,7 +178,7 @@ impl Target {
         }
     }
 
-    /// What the device offers.
+    /// The features that the device offers.
     pub fn offered(&self) -> u64 {
         let word = |select| {
             write32(self.common + FEATURE_SELECT, select);
@@ -187,7 +187,7 @@ impl Target {
         word(0) | word(1) << 32
     }
 
-    /// What an attack negotiates unless it is about features: everything that is offered but the other way of notification, and packets
+    /// The features that an attack negotiates unless it is about them: all that are offered but the other way of notification, and packets
     /// that take several buffers or are larger than the wire's.
     pub fn features(&self) -> u64 {
         let lasting = match self.kind {
@@ -369,7 +369,7 @@ impl Target {
         holds("the device goes on", !self.needs_reset())
     }
 
-    /// Whatever happens within a moment is right.
+    /// Any result within a moment is right.
     pub fn is_left_open(&mut self) -> Outcome {
         let main = usize::from(self.main());
         perhaps(|| self.queues[main].unseen() > 0 || self.needs_reset());

@@ -1,4 +1,4 @@
-//! What a driver does with a device that works: the request that has to succeed after each attack.
+//! A driver's use of a device that works: the request that has to succeed after each attack.
 
 use super::arena::{READABLE, WRITABLE, put8, put32, put64, untouched};
 use super::outcome::{Outcome, equal, holds, soon};

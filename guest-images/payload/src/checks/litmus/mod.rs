@@ -1,8 +1,8 @@
-//! What is promised of the order of accesses by different paths, on one processor and on two (docs/PROTOCOL.md, "Order"): litmus tests
+//! The promised order of accesses by different paths, on one processor and on two (docs/PROTOCOL.md, "Order"): litmus tests
 //! with the device that has the same registers on every path (`devices/examples/paths.rs`).
 //!
-//! Each line of output is a fact for one first access, whatever the second is: violations among all rounds, which must be none. What
-//! is not promised is tried as well, and how often it was seen is said; it depends on the machine whether it can be seen.
+//! Each line of output is a fact for one first access, with any second: violations among all rounds, which must be none. Pairs without
+//! a promise are tried as well, and the times that the second overtook are counted; whether it can depends on the machine.
 
 mod race;
 mod relay;
@@ -21,7 +21,7 @@ struct Path {
     name: &'static str,
     /// Its physical address.
     page: u64,
-    /// What carries its accesses, one after another.
+    /// The carrier of its accesses, one after another.
     channel: Channel,
     /// Whether writes are not waited for.
     posted: bool,
@@ -110,7 +110,7 @@ fn run(machine: &Machine, verdict: &mut Verdict, posted: bool) {
     verdict.equal("litmus-rings-none-lost-none-twice", u64::from(race::rings(doorbell, &second)), 0);
 }
 
-/// What a test saw with a pair of paths.
+/// A test's count with a pair of paths.
 struct Seen {
     count: Count,
     /// Whether nothing may be wrong.

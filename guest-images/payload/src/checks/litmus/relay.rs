@@ -18,7 +18,7 @@ pub fn alone(first: &Path, then: &Path) -> Option<Seen> {
         write32(from, value + 1);
         write32(to, value + 2);
         let not_last = read32(to) != value + 2;
-        // What is under way arrives before the next round: reads wait for posted writes of their path.
+        // A write under way arrives before the next round: reads wait for posted writes of their path.
         read32(from);
         not_read || not_last
     });

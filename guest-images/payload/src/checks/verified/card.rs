@@ -11,7 +11,7 @@ use crate::pci::NOTHING;
 /// Receive buffers, and their bytes.
 const RECEIVERS: u16 = 8;
 const RECEIVER: u32 = 2048;
-/// What is sent.
+/// The packet to send.
 const PACKET: u64 = BUFFERS + 0x8000;
 /// Ethernet's shortest packet.
 const SHORTEST: u32 = HEADER + 14;

@@ -45,7 +45,7 @@ fn generation(block: u64) -> u64 {
     GENERATIONS.address() + block * 4
 }
 
-/// What a block holds: the same word all over, so that parts of two generations differ.
+/// A block's content: the same word all over, so that parts of two generations differ.
 fn content(block: u64) -> u64 {
     block << 32 | u64::from(read32(generation(block)))
 }
@@ -96,7 +96,7 @@ impl Disk {
         equal("status of a request", read8(at + STATUS), 0u8)?;
         equal("length of a request", length, if step == Step::Read { SECTOR + 1 } else { 1 })?;
         if step == Step::Read {
-            // What was written before by this slot, whose buffer nobody has touched since.
+            // The data that this slot wrote before, in a buffer untouched since.
             let wrong = first_difference(at + READ, at + WRITTEN, u64::from(SECTOR) / 8);
             let found = wrong.map_or(0, |word| crate::memory::read64(at + READ + word * 8));
             equal("content of a block", found, if wrong.is_some() { content(block) } else { 0 })?;

@@ -35,7 +35,7 @@ trait Load: Sized {
     /// way any more.
     fn step(&mut self, target: &mut Target, last: bool) -> Result<Option<u64>, Fault>;
 
-    /// What is true at the end of all.
+    /// Checks at the end of all.
     fn finish(&mut self, target: &mut Target) -> Outcome;
 
     /// An interrupt has not come for [`PATIENCE`]; whether that may be.
