@@ -21,8 +21,8 @@ const REVISION: u8 = 2;
 const OSC_UUID: &str = "33db4d5b-1ff7-401c-9657-7441c03dd766";
 /// _OSC's answer in the first dword: the UUID is not known.
 const OSC_UNRECOGNIZED_UUID: u8 = 1 << 2;
-/// What the guest may control natively: PCIe hot plug, PME, AER, the PCIe capability structure, LTR. Not SHPC, which needs
-/// hardware that isn't there.
+/// Features that the guest may control natively: PCIe hot plug, PME, AER, the PCIe capability structure, LTR. Not SHPC,
+/// which needs hardware that isn't there.
 const OSC_CONTROL: u8 = 1 << 0 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5;
 
 /// The whole table. `pci_memory_64` is the 64-bit PCI memory window.

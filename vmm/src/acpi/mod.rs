@@ -1,4 +1,4 @@
-//! What the guest learns about its machine: ACPI tables (ACPI 6.5), and the registers by which it powers off or resets. The tables
+//! ACPI tables (ACPI 6.5), and the registers by which the guest powers off or resets. The tables describe the machine and
 //! spare the guest the search for a PC's keyboard, clock and display.
 
 mod dsdt;
@@ -41,7 +41,7 @@ pub enum AcpiError {
     },
 }
 
-/// What of the machine the tables describe; the rest is in [`layout`].
+/// The machine's properties for the tables; the rest is in [`layout`].
 #[derive(Debug, Clone, Copy)]
 pub struct Platform {
     /// vCPUs; their APIC ids count from 0.

@@ -13,7 +13,7 @@ pub(super) const PM1_EVENT_SIZE: u8 = 4;
 pub(super) const PM1_CONTROL: u64 = 4;
 pub(super) const PM1_CONTROL_SIZE: u8 = 2;
 pub(crate) const RESET_REGISTER: u64 = 6;
-/// What the guest writes to the reset register.
+/// The reset register's value that resets the machine.
 pub(crate) const RESET_VALUE: u8 = 1;
 /// The sleep type that `\_S5` tells the guest to write; QEMU's, too.
 pub(super) const SLEEP_TYPE_S5: u8 = 0;

@@ -24,7 +24,7 @@ pub(super) struct ConfigSpace {
     /// As after power-on, for reset.
     initial: Vec<u8>,
     size: usize,
-    /// What the server was last told of each byte that a guest wrote, BARs excluded.
+    /// The value last told to the server of each byte that a guest wrote, BARs excluded.
     told: BTreeMap<u16, u8>,
     msi: Option<MsiCapability>,
     msix: Option<u16>,
@@ -127,7 +127,7 @@ impl ConfigSpace {
         self.told.extend(range.clone().zip(data.iter().copied()));
     }
 
-    /// What a server has to be told that knows nothing yet, each within one double word; the command register comes last.
+    /// The writes for a server that knows nothing yet, each within one double word; the command register comes last.
     pub(super) fn replay(&self) -> Vec<(u16, Vec<u8>)> {
         let mut writes: Vec<(u16, Vec<u8>)> = Vec::new();
         for (&at, &byte) in &self.told {

@@ -1,7 +1,7 @@
 //! How it is decided that the process that serves a device is dead to us: the one place.
 //!
-//! Whoever finds out that the process can no longer be used calls [`Link::fail`]; the first cause stays. From then on
-//! every call fails at once, every wait is over, and the thread that watches the sockets sees them hung up.
+//! Every caller that finds the process unusable calls [`Link::fail`]; the first cause stays. From then on every call
+//! fails at once, every wait is over, and the thread that watches the sockets sees them hung up.
 
 use std::error::Error;
 use std::fmt;
@@ -122,7 +122,7 @@ impl From<&AccessError> for Cause {
     }
 }
 
-/// What the process did, after its name.
+/// The process's act, to follow its name.
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

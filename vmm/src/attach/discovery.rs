@@ -1,4 +1,4 @@
-//! What a server says about its device, asked once and checked before anything is built on it.
+//! A server's description of its device, asked for once and checked before anything is built on it.
 
 use outrigger_protocol::client::{Client, IoFd, RegionInfo};
 use outrigger_protocol::{pci, wire};

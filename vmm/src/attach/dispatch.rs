@@ -1,5 +1,5 @@
-//! Who answers a guest access to a region that has come to the VMM: the region's plan says it. The VMM itself answers for
-//! the MSI-X table and pending bits, the stand-in for KVM asks where an ioregionfd was offered, and the rest becomes a
+//! Dispatch of the guest accesses that come to the VMM, by the plan of their region. The VMM itself answers for the MSI-X
+//! table and pending bits, the stand-in for KVM asks where an ioregionfd was offered, and the rest becomes a
 //! vfio-user message on the vCPU's own thread.
 //!
 //! An access whose link is lost before the answer is done again by the process that serves the device next, see
@@ -141,7 +141,7 @@ impl Dispatch {
         offset.checked_add(length as u64).is_some_and(|end| end <= self.plan.size())
     }
 
-    /// Who answers for the region when this generation does not, as soon as that is known.
+    /// The region's dispatch in the generation after this one, as soon as it is known.
     fn successor(&self) -> Option<Arc<Dispatch>> {
         let Served { generations, generation, .. } = &self.served;
         generations.dispatch_after(*generation, self.messages.region)
@@ -208,7 +208,7 @@ impl Dispatch {
                     msix.read_pba(offset - start, data);
                 }
             }
-            // What memory or a doorbell does not take: a write to read-only memory, a read of a doorbell.
+            // Accesses that memory or a doorbell does not take: a write to read-only memory, a read of a doorbell.
             Path::Mapped { .. } | Path::Ioeventfd { .. } | Path::Ioregionfd | Path::Message => {
                 return self.ask(part, offset, data);
             }

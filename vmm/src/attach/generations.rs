@@ -1,4 +1,4 @@
-//! Who serves a device after a link was lost: where an access waits that has met a lost link.
+//! The processes that serve a device, one after another: an access that has met a lost link waits here.
 //!
 //! A device is served by one process after another. Each is a *generation*. An access belongs to the generation that it
 //! found on the bus; if its link is lost before the answer, it waits here for a later generation and is done there, or
@@ -11,7 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::dispatch::Dispatch;
 
-/// Who serves a device now.
+/// The current generation of a device.
 #[derive(Default)]
 pub struct Generations {
     now: Mutex<Now>,
@@ -70,7 +70,7 @@ impl Generations {
         !self.after(generation).ended
     }
 
-    /// Who answers for `region` after `generation`, as soon as that is known; none: nobody will.
+    /// The dispatch of `region` after `generation`, as soon as it is known; none: there will be none.
     pub(super) fn dispatch_after(&self, generation: u64, region: u32) -> Option<Arc<Dispatch>> {
         let now = self.after(generation);
         if now.ended { None } else { now.serving.get(region as usize).cloned() }

@@ -1,5 +1,5 @@
-//! What a guest's driver relies on once it has seen a device, and what a successor must therefore have in common with its
-//! predecessor.
+//! The properties that a guest's driver relies on once it has seen a device, and that a successor must therefore have in
+//! common with its predecessor.
 
 use super::discovery::{Description, MsiCapability, MsixCapability};
 use crate::pci::bar::Bars;
@@ -13,7 +13,7 @@ const CLASS_AND_REVISION: u16 = 0x08;
 const VIRTIO_VENDOR: u16 = 0x1af4;
 const CFG_TYPE: u16 = 3;
 const CFG_TYPE_PCI: u8 = 5;
-/// What of that one stays.
+/// Bytes of that one that no driver writes.
 const CFG_TYPE_PCI_FIXED: usize = 4;
 
 /// A device as the guest knows it.
@@ -63,7 +63,7 @@ impl Identity {
         }
     }
 
-    /// What makes `other` another device; none: a driver can go on with it.
+    /// The difference that makes `other` another device; none: a driver can go on with it.
     #[must_use]
     pub fn difference(&self, other: &Self) -> Option<String> {
         let ids = |ids: u32| format!("{:04x}:{:04x}", ids & 0xffff, ids >> 16);

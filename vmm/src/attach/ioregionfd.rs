@@ -61,7 +61,7 @@ const _: () = assert!(size_of::<KvmIoregion>() == 64, "the size is part of the i
 
 ioctl_iow_nr!(KVM_SET_IOREGION, KVMIO, 0x4f, KvmIoregion);
 
-/// Who asks device processes on this host.
+/// The side that asks device processes on this host.
 pub(super) fn asked_by(vm: &Vm, allowed: AllowedPaths) -> AskedBy {
     let has_it = vm.fd().check_extension_raw(KVM_CAP_IOREGIONFD) > 0;
     if has_it && allowed.allow(PathName::Ioregionfd) { AskedBy::Kvm } else { AskedBy::Vmm }
@@ -159,7 +159,7 @@ pub(super) struct Channel {
     kvm: Option<Arc<Vm>>,
 }
 
-/// What became of an access.
+/// The outcome of an access.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Asked<T> {
     /// The device has answered.
@@ -207,7 +207,7 @@ impl Ioregionfds {
 }
 
 impl Channel {
-    /// What to give to KVM.
+    /// The socket to give to KVM.
     pub(super) fn fd(&self) -> &Arc<ForeignFd> {
         &self.fd
     }

@@ -12,7 +12,7 @@ use crate::control::processes::DeviceProcess;
 /// How often a process is asked something when nothing else tells that it answers.
 const EVERY: Duration = Duration::from_secs(2);
 
-/// What is known about one process.
+/// The watch on one process.
 pub(super) struct Ping {
     process: Option<Arc<DeviceProcess>>,
     /// When it is asked next.

@@ -23,13 +23,13 @@ mod choose;
 pub struct Plan {
     /// Sorted, from 0 to the region's size, without gaps or overlap.
     pub parts: Vec<Part>,
-    /// What is to be mapped, without overlap.
+    /// The areas to be mapped, without overlap.
     pub areas: Vec<Area>,
     /// Sorted by offset; several may share one.
     pub doorbells: Vec<Doorbell>,
     /// Without overlap among themselves.
     pub ioregions: Vec<Ioregion>,
-    /// Who sends the commands of the ioregionfds.
+    /// The sender of the ioregionfds' commands.
     pub asked_by: AskedBy,
 }
 
@@ -84,7 +84,7 @@ pub struct Area {
     pub range: Range<u64>,
     /// It is the registers of a physical device.
     pub is_hardware: bool,
-    /// What KVM or the system said to it.
+    /// The refusal of KVM or the system, if any.
     pub refusal: Refusal,
 }
 
@@ -99,7 +99,7 @@ pub struct Doorbell {
     pub datamatch: Option<u64>,
     /// The server's eventfd.
     pub fd: Arc<ForeignFd>,
-    /// What KVM said to it.
+    /// KVM's refusal, if any.
     pub refusal: Refusal,
 }
 
@@ -108,17 +108,17 @@ pub struct Doorbell {
 pub struct Ioregion {
     /// From the start of the region, in bytes.
     pub range: Range<u64>,
-    /// What the server wants to be told with each access.
+    /// The value that the server wants with each access.
     pub user_data: u64,
     /// Writes go unanswered.
     pub posted: bool,
     /// The server's socket.
     pub fd: Arc<ForeignFd>,
-    /// What KVM said to it.
+    /// KVM's refusal, if any.
     pub refusal: Refusal,
 }
 
-/// Who sends the commands of an ioregionfd.
+/// The sender of an ioregionfd's commands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AskedBy {
     /// KVM, without an exit to user space.
@@ -172,7 +172,7 @@ impl Reason {
     }
 }
 
-/// What KVM answered when a part was last given to it. Written when a BAR is placed, read by any vCPU.
+/// KVM's answer when a part was last given to it. Written when a BAR is placed, read by any vCPU.
 #[derive(Debug, Default)]
 pub struct Refusal(AtomicI32);
 
@@ -236,7 +236,7 @@ impl Plan {
         mapped.map(|(path, reason)| reason.explain(*path))
     }
 
-    /// What happens to a part and why: a line for each doorbell, otherwise one.
+    /// The path of a part and the reasons: a line for each doorbell, otherwise one.
     fn explain(&self, part: &Part) -> Vec<String> {
         let mut reasons = String::new();
         for (path, reason) in &part.passed_over {
@@ -267,7 +267,7 @@ impl Plan {
         vec![format!("{text}{nothing_else}{reasons}")]
     }
 
-    /// What takes the accesses that neither memory nor a doorbell takes.
+    /// The path of accesses that neither memory nor a doorbell takes.
     fn without_exits_to_kvm(&self, part: &Part) -> String {
         const MESSAGE: &str = "message      the VMM asks the device process";
         let Some(ioregion) = part.ioregion.map(|index| &self.ioregions[index]) else { return MESSAGE.to_owned() };

@@ -43,7 +43,7 @@ pub enum ServiceError {
     Irq(#[from] IrqError),
 }
 
-/// What a device's thread watches.
+/// A device and the descriptors that its thread polls.
 pub struct Service {
     device: Arc<Device>,
     link: Arc<Link>,
@@ -114,7 +114,7 @@ impl Service {
     /// Serves the device until its link is lost, or there is an order.
     pub fn run(&mut self) -> Interruption<'_> {
         let mut events = [EpollEvent::empty(); 6];
-        // What came while the device was attached made its edge then.
+        // Messages that came while the device was attached made their edge then.
         let mut step = Step::Again;
         loop {
             let was_full = matches!(step, Step::NoRoom(_));

@@ -1,4 +1,4 @@
-//! What the tests of several files here start from: a server that is there, and descriptions made by hand.
+//! Fixtures for the tests of several files here: a server that is there, and descriptions made by hand.
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;

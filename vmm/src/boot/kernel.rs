@@ -58,7 +58,7 @@ pub enum KernelError {
     Unrecognized {
         /// The file.
         path: PathBuf,
-        /// What it seems to be.
+        /// Its apparent format, in words.
         hint: &'static str,
     },
     /// The right format with something in it that can't be used.
@@ -66,7 +66,7 @@ pub enum KernelError {
     Unsupported {
         /// The file.
         path: PathBuf,
-        /// What it is.
+        /// The reason, in words.
         reason: &'static str,
     },
     /// The end is missing.
@@ -148,7 +148,7 @@ impl Kernel {
         Ok(kernel)
     }
 
-    /// What it is.
+    /// The file's format.
     #[must_use]
     pub fn format(&self) -> Format {
         self.format
@@ -231,7 +231,7 @@ impl Kernel {
     }
 }
 
-/// What a file that is no kernel looks like.
+/// The apparent format of a file that is no kernel.
 fn hint(head: &[u8]) -> &'static str {
     const MAGICS: [(&[u8], &str); 7] = [
         (b"\x1F\x8B", "looks gzip-compressed: unpack it first"),

@@ -3,7 +3,7 @@
 
 use crate::machine::layout::{self, AddressRange};
 
-/// What is at an address; the numbers are ACPI's.
+/// The kind of memory at an address; the numbers are ACPI's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub(super) enum Kind {

@@ -56,7 +56,7 @@ pub enum BootError {
     },
 }
 
-/// What to boot.
+/// A kernel with its RAM disk and command line.
 #[derive(Debug)]
 pub struct Payload<'a> {
     /// The kernel.
@@ -67,7 +67,7 @@ pub struct Payload<'a> {
     pub command_line: &'a str,
 }
 
-/// What was loaded where, as far as the kernel's boot protocol asks for it.
+/// Places of loaded data, as far as the kernel's boot protocol asks for them.
 #[derive(Debug, Clone, Copy)]
 struct Loaded {
     /// The initrd's guest-physical address and size in bytes.

@@ -29,7 +29,7 @@ pub enum Mode {
     Protected,
 }
 
-/// What goes into the segment registers.
+/// The contents of the segment registers.
 #[derive(Debug, Clone, Copy)]
 pub struct Segments {
     /// For CS.

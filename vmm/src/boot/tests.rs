@@ -53,7 +53,7 @@ fn a_bzimage_gets_a_zero_page() {
     assert_eq!(read(&ram, zero_page + 0x1E8), [6], "e820_entries");
     let fifth = zero_page + 0x2D0 + 4 * 20;
     assert_eq!((u64_at(&ram, fifth), u64_at(&ram, fifth + 8)), (MIB, 15 * MIB));
-    // What follows the header in the file, here by its own word at 0x26C, is not copied.
+    // Bytes behind the header in the file, here by its own word at 0x26C, are not copied.
     assert_eq!(read::<8>(&ram, zero_page + 0x26C), [0; 8]);
 }
 

@@ -62,7 +62,7 @@ enum CtlCommand {
 }
 
 impl CtlArgs {
-    /// What is asked of whom.
+    /// The call that the arguments describe.
     ///
     /// # Errors
     /// The path cannot be that of a socket, or the slot that of a device.

@@ -1,6 +1,6 @@
 //! A first look at the files named on the command line, so that a mistake is told before anything starts.
 //!
-//! Who uses a file checks it again when opening it: what is found here may have changed by then.
+//! The user of a file checks it again when opening it: it may have changed by then.
 
 use std::fs::{FileType, OpenOptions};
 use std::io;

@@ -1,4 +1,4 @@
-//! What the user asked for, checked: everything the rest of Outrigger needs to know about the command line.
+//! The checked configuration of a run: everything the rest of Outrigger needs to know about the command line.
 //!
 //! A [`Config`] that exists is valid in itself; [`Config::check_files`] asks the host about the files it names.
 //! Values of the form `KEY=VALUE,…` are read by one parser, [`options`]; each kind of flag that takes one has a file here.
@@ -103,7 +103,7 @@ impl Config {
                 KINDS.iter().map(|kind| kind.flag).chain(["device"]).map(|flag| format!("--{flag}")).collect();
             return Err(UsageError::new(flags.join(", "), problem));
         }
-        // What two programs cannot share they refuse themselves; a server would leave the second client waiting.
+        // Programs refuse by themselves what two cannot share; a server would leave the second client waiting.
         let mut sockets = HashSet::new();
         for device in devices {
             if matches!(&device.source, Source::Socket { path, .. } if !sockets.insert(path)) {

@@ -1,5 +1,5 @@
-//! What can be wrong with a command line, worded so that "`outrigger: ` + option + `: ` + problem" is the one line a
-//! user needs: what is wrong, with what, and what to do.
+//! Problems of a command line, worded so that "`outrigger: ` + option + `: ` + problem" is the one line a user needs:
+//! what is wrong, with what, and what to do.
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ use super::size::Size;
 pub struct UsageError {
     /// The option as the user wrote it, with its value.
     pub option: String,
-    /// What is wrong with it.
+    /// The problem with it.
     pub problem: Problem,
 }
 
@@ -32,7 +32,7 @@ impl fmt::Display for UsageError {
     }
 }
 
-/// What is wrong with an option's value.
+/// A problem with an option's value.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Problem {
     /// The text of the option, or a value in it.
@@ -56,7 +56,7 @@ pub enum Problem {
     /// The one path that cannot be forbidden is not there.
     #[error("message cannot be left out, for some accesses have no other path; write {paths},message")]
     WithoutMessages {
-        /// What was given.
+        /// The paths given.
         paths: String,
     },
     /// Not a number, or out of its range.
@@ -75,7 +75,7 @@ pub enum Problem {
         min: Size,
         /// Greatest size.
         max: Size,
-        /// What a number without a unit may have meant.
+        /// The size that a number without a unit may have meant.
         meant: Option<Size>,
     },
     /// A size that isn't made of whole pages.
@@ -122,9 +122,9 @@ pub enum Problem {
     /// A file of the wrong kind.
     #[error("is {is}, not {wanted}")]
     FileKind {
-        /// What it is.
+        /// The kind of file it is.
         is: &'static str,
-        /// What is needed.
+        /// The kind that is needed.
         wanted: &'static str,
     },
     /// The command line itself: an unknown option, a missing value. The text is complete.

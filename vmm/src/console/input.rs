@@ -1,4 +1,4 @@
-//! What arrives on standard input, on its way to the serial port: a thread that may wait as it likes.
+//! Standard input, on its way to the serial port: a thread that may wait as it likes.
 //!
 //! A pipe or file is read no faster than the guest reads its serial port, and its end is simply the end of input. A
 //! terminal is always read, since Ctrl-A x must work when the guest hangs.
@@ -36,7 +36,7 @@ struct Input {
     overrun: bool,
 }
 
-/// What to do about the source after a look at it.
+/// The state of the source after a look at it.
 enum Source {
     Open,
     /// The terminal belongs to another process group for now.
@@ -112,7 +112,7 @@ impl Input {
             }
             Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) => Source::Open,
             Err(error) => match &self.terminal {
-                // What a terminal answers a process in the background that blocks SIGTTIN.
+                // A terminal's answer to a process in the background that blocks SIGTTIN.
                 Some(terminal) if error.raw_os_error() == Some(Errno::EIO as i32) && !terminal.is_foreground() => {
                     Source::Background
                 }

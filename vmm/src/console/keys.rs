@@ -1,4 +1,4 @@
-//! What the user's keys mean: Ctrl-A is the escape, everything else goes to the guest.
+//! Meaning of the user's keys: Ctrl-A is the escape, everything else goes to the guest.
 
 use crate::console::serial::Received;
 

@@ -26,7 +26,7 @@ const BREAK_INTERRUPT: u8 = 0x10;
 /// Bytes that the receive FIFO holds.
 const FIFO: usize = 64;
 
-/// What can arrive on the line.
+/// One item received on the line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Received {
     /// A character.

@@ -17,7 +17,7 @@ use nix::unistd::{getpgrp, tcgetpgrp};
 /// Signals that end a process that met a bug, while the terminal is still raw.
 const FATAL: [Signal; 5] = [Signal::SIGABRT, Signal::SIGBUS, Signal::SIGFPE, Signal::SIGILL, Signal::SIGSEGV];
 
-/// What a signal handler needs to restore the terminal of this process; null while there is nothing to restore.
+/// Settings for a signal handler to restore the terminal of this process; null while there is nothing to restore.
 static EMERGENCY: AtomicPtr<Saved> = AtomicPtr::new(ptr::null_mut());
 
 struct Saved {
@@ -180,7 +180,7 @@ mod tests {
         let terminal = Terminal::open(&pty.slave).unwrap().unwrap();
         terminal.set_raw();
         assert!(is_raw(&pty.slave));
-        // What the release build does not survive; the terminal is not dropped.
+        // The release build does not survive a panic; the terminal is not dropped.
         let caught = catch_unwind(|| panic!("on purpose"));
         assert!(caught.is_err() && !is_raw(&pty.slave));
     }

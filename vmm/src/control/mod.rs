@@ -65,7 +65,7 @@ pub enum ControlError {
     Start(#[source] io::Error),
 }
 
-/// What the control thread reaches, and whoever takes part in the run's end.
+/// Handles for the control thread, and for all who take part in the run's end.
 #[derive(Clone)]
 pub struct Control {
     /// The wish to end the run.

@@ -37,7 +37,7 @@ pub enum Outcome {
     Reboot,
     /// A vCPU cannot go on: triple fault, KVM internal error, failed entry.
     Crash {
-        /// What happened on the first line, then the registers, one group per line.
+        /// The cause on the first line, then the registers, one group per line.
         report: String,
     },
     /// The guest powered off or rebooted, but had lost a device process before.
@@ -51,7 +51,7 @@ pub enum Outcome {
     Stopped,
     /// A part of Outrigger failed while the guest was running.
     Failed {
-        /// What failed and why, in one line.
+        /// The failure and its cause, in one line.
         report: String,
     },
 }
@@ -159,7 +159,7 @@ impl Stop {
         }
     }
 
-    /// What ended the run; `None` while it goes on.
+    /// The run's outcome; `None` while it goes on.
     pub fn outcome(&self) -> Option<Outcome> {
         let first = self.0.first.get()?;
         Some(self.0.users.get().filter(|_| first.is_orderly()).unwrap_or(first).clone())

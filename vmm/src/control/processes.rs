@@ -240,7 +240,7 @@ mod tests {
     fn an_end_is_noticed_with_its_status() {
         let process = start("exit 3");
         assert_eq!(process.wait(Duration::from_secs(10)).and_then(|status| status.code()), Some(3));
-        // What has ended can be asked and signalled again.
+        // An ended process can be asked and signalled again.
         process.signal(Signal::SIGKILL);
         assert_eq!(process.wait(Duration::ZERO).map(ending), Some("ended with status 3".to_owned()));
     }

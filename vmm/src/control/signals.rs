@@ -40,7 +40,7 @@ impl Signals {
     /// # Errors
     /// [`SignalsError`].
     pub fn block() -> Result<Self, SignalsError> {
-        // What the caller had ignored stays so; blocked, it would come all the same.
+        // Signals that the caller had ignored stay so; blocked, they would come all the same.
         let watched: SigSet =
             END.into_iter().filter(|&signal| !is_ignored(signal)).chain(JOB_CONTROL).chain([CHILD]).collect();
         let blocked: SigSet = watched.iter().chain(BACKGROUND).collect();
@@ -86,7 +86,7 @@ mod tests {
         for signal in END {
             // Each in a thread of its own, whose mask and pending signals end with it.
             let read = std::thread::spawn(move || {
-                // Whoever runs these tests in the background of a script has some ignored.
+                // Tests that run in the background of a script have some ignored.
                 // SAFETY: the default, and the signal is blocked before it comes.
                 unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) }.unwrap();
                 let signals = Signals::block().unwrap();

@@ -25,7 +25,6 @@ pub(super) struct Connection(UnixStream);
 pub(super) struct Reply {
     /// HTTP status.
     pub(super) status: u16,
-    /// What it says.
     pub(super) body: Vec<u8>,
 }
 
@@ -33,7 +32,7 @@ impl Connection {
     /// Connects to `path`.
     ///
     /// # Errors
-    /// What is wrong with it, in words.
+    /// The problem with it, in words.
     pub(super) fn open(path: &Path) -> Result<Self, String> {
         let failed = |errno: Errno| match errno {
             Errno::ENOENT | Errno::ECONNREFUSED => "no Outrigger listens on this socket".to_owned(),
@@ -52,7 +51,7 @@ impl Connection {
     /// Sends a request with a body of JSON, or none, and waits for its reply.
     ///
     /// # Errors
-    /// What is wrong with the reply, in words.
+    /// The problem with the reply, in words.
     pub(super) fn ask(&mut self, method: &str, path: &str, body: &str, limit: Duration) -> Result<Reply, String> {
         let head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n", body.len());
         // One that turns us away does not read, but has answered.

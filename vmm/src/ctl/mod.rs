@@ -20,19 +20,19 @@ const END: Duration = Duration::from_secs(10);
 /// How long a replacement may take: the device's deadline, several times, which is ten seconds if the user does not say.
 const REPLACE: Duration = Duration::from_secs(300);
 
-/// What is asked of whom.
+/// A command and its addressee.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Call {
     /// The control socket.
     pub path: PathBuf,
-    /// What is asked.
+    /// The command.
     pub command: Command,
 }
 
-/// What can be asked.
+/// A command to a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
-    /// What the run is doing.
+    /// Show the run's state.
     Status,
     /// End the run, and wait until it has ended.
     Stop,
@@ -50,7 +50,7 @@ pub enum CallError {
     Socket {
         /// The control socket.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem with it.
         problem: String,
     },
     /// Outrigger refuses.
@@ -61,7 +61,7 @@ pub enum CallError {
     Answer {
         /// The control socket.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem with it.
         problem: String,
     },
 }
@@ -116,7 +116,7 @@ pub fn run(Call { path, command }: &Call) -> Result<String, CallError> {
     }
 }
 
-/// What the answer to a restart or a replacement comes to.
+/// The text for the answer to a restart or a replacement.
 fn replaced(slot: Slot, body: &[u8]) -> Result<String, String> {
     let Replaced { pause_ms } =
         serde_json::from_slice(body).map_err(|error| format!("answers what is no answer: {error}"))?;

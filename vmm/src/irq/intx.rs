@@ -25,7 +25,7 @@ pub struct Intx {
     gsi: u32,
     trigger: EventFd,
     resample: EventFd,
-    /// What the server is told by without the VMM, if it takes that.
+    /// The eventfd by which KVM tells the server without the VMM, if the server takes it.
     unmask: Option<EventFd>,
     connected: bool,
 }
@@ -40,7 +40,7 @@ impl Intx {
         Ok(Self { vm, gsi, trigger: eventfd()?, resample: eventfd()?, unmask: None, connected: false })
     }
 
-    /// What the device process signals.
+    /// The eventfd that the device process signals.
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {
         // SAFETY: the descriptor is open for as long as `self` is borrowed.

@@ -19,7 +19,7 @@ pub struct Msi {
 pub struct MsiState {
     /// Enable bit of message control.
     pub enabled: bool,
-    /// What is sent.
+    /// The message to send.
     pub message: Message,
     /// How many vectors the guest granted, a power of two.
     pub granted: u32,

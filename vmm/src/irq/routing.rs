@@ -19,7 +19,7 @@ const IOAPIC_PINS: u32 = 24;
 /// Pins of each of the two 8259s.
 const PIC_PINS: u32 = 8;
 
-/// What a device writes, and where, to interrupt a processor (PCI Local Bus 3.0, section 6.8.1).
+/// A device's write that interrupts a processor (PCI Local Bus 3.0, section 6.8.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Message {
     /// Address.

@@ -32,7 +32,7 @@ impl Vector {
         Ok(Self { vm, eventfd, route: None, connected: false })
     }
 
-    /// What the device process is given.
+    /// The eventfd that the device process is given.
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         // SAFETY: the descriptor is open for as long as `self` is borrowed.
         unsafe { BorrowedFd::borrow_raw(self.eventfd.as_raw_fd()) }
@@ -55,8 +55,8 @@ impl Vector {
             return Ok(());
         }
         let gsi = route.gsi();
-        // What is pending must neither be lost nor stay in the counter, where it would look pending again later. A signal
-        // that arrives between these two lines is delivered by KVM, which looks at the counter when it registers.
+        // A pending signal must neither be lost nor stay in the counter, where it would look pending again later. One that
+        // arrives between these two lines is delivered by KVM, which looks at the counter when it registers.
         let pending = self.take_signal();
         let registered = self.vm.fd().register_irqfd(&self.eventfd, gsi);
         registered.map_err(|source| kvm("KVM_IRQFD", gsi, source))?;
@@ -154,7 +154,7 @@ mod tests {
 
     use super::*;
 
-    /// What has not returned by then, on a machine however busy, blocks.
+    /// A call that has not returned by then, on a machine however busy, blocks.
     const BLOCKED: Duration = Duration::from_secs(20);
     const MESSAGE: Message = Message { address: 0xfee0_0000, data: 0x41 };
 

@@ -132,7 +132,7 @@ impl Machine {
     /// # Errors
     /// See [`BuildError`].
     pub fn build(config: &Config, serial: &Arc<Serial>, control: &Control) -> Result<Self, BuildError> {
-        // What costs nothing to find out comes first: a kernel that is none should not need KVM to be noticed.
+        // Checks that cost nothing come first: a kernel that is none should not need KVM to be noticed.
         let payload = Payload::open(&config.kernel, config.initrd.as_deref(), &config.cmdline)?;
         let mut machine = Self::empty(config, control.stop.clone())?;
         machine.add_platform_devices(serial)?;
@@ -246,7 +246,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Who answered the guest's accesses to devices, for people; exits only if the configuration asked for it.
+    /// Counts of the guest's accesses to devices by who answered, for people; exits only if the configuration asked for it.
     #[must_use]
     pub fn stats(&self) -> String {
         stats::report(&self.peripherals.served(), &self.exit_counters)

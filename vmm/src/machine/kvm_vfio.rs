@@ -1,4 +1,4 @@
-//! What KVM knows of physical devices: the VFIO files behind which they are (kernel, Documentation/virt/kvm/devices/vfio.rst).
+//! KVM's knowledge of physical devices: the VFIO files behind which they are (kernel, Documentation/virt/kvm/devices/vfio.rst).
 //!
 //! KVM must know of a file before the device behind it is opened: a driver may use KVM then, and whether the guest's caches
 //! have to be coherent with the device is decided. When the device goes, in whatever way, KVM forgets the file.

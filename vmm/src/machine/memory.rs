@@ -35,7 +35,7 @@ pub enum MemoryError {
     /// The memory file could not be made.
     #[error("cannot {action} the file that holds {size} bytes of guest memory")]
     File {
-        /// What was being done.
+        /// The action that failed.
         action: &'static str,
         /// Bytes asked for.
         size: u64,
@@ -105,7 +105,7 @@ impl GuestRam {
         let mut offset = 0;
         for range in layout::ram_ranges(size).into_iter().filter(|range| range.size() > 0) {
             let mapping = map(&file, offset, range.size(), huge_pages).map_err(|error| match error {
-                // What counts for the user is how many pages all of RAM needs.
+                // The user has to know how many pages all of RAM needs.
                 MemoryError::HugePages { source, .. } => MemoryError::HugePages { pages: size / HUGE_PAGE, source },
                 error => error,
             })?;
@@ -225,7 +225,7 @@ mod tests {
             ]
         );
         assert_eq!(ram.low_end(), 3 * GIB);
-        // What is written at a guest address is found at the file offset that the region gives.
+        // Data written at a guest address is found at the file offset that the region gives.
         ram.mmap().write_obj(0x1122_3344_u32, GuestAddress(4 * GIB + 0x1000)).unwrap();
         let mut word = [0; 4];
         nix::sys::uio::pread(ram.fd(), &mut word, i64::try_from(3 * GIB + 0x1000).unwrap()).unwrap();

@@ -1,6 +1,6 @@
-//! What `--stats` prints when the guest has ended: who answered its accesses to devices. One that is mapped, or that KVM hands
-//! over by ioeventfd or ioregionfd, the VMM never sees: it is in no count but KVM's own, which has those by
-//! ioregionfd apart, too.
+//! The report that `--stats` prints when the guest has ended: who answered its accesses to devices. The VMM never sees one
+//! that is mapped, or that KVM hands over by ioeventfd or ioregionfd: it is in no count but KVM's own, which has those
+//! by ioregionfd apart, too.
 
 use std::fmt::{Display, Write};
 

@@ -58,7 +58,7 @@ pub enum VmError {
     NotKvm {
         /// The device file.
         path: PathBuf,
-        /// What it answered.
+        /// The version that it says.
         version: i32,
     },
     /// The kernel's KVM is too old or built without something.
@@ -66,7 +66,7 @@ pub enum VmError {
     Capability {
         /// The capability.
         name: &'static str,
-        /// What Outrigger needs it for.
+        /// Outrigger's use for it.
         why: &'static str,
     },
     /// More vCPUs than this host's KVM allows.
@@ -88,7 +88,7 @@ pub enum VmError {
     },
 }
 
-/// What KVM must be able to do, and what for.
+/// Capabilities that KVM must have, and their uses.
 const REQUIRED: [(Cap, &str, &str); 15] = [
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY", "guest memory"),
     (Cap::DestroyMemoryRegionWorks, "KVM_CAP_DESTROY_MEMORY_REGION_WORKS", "moving BARs"),
@@ -206,7 +206,7 @@ fn open_device(path: &Path) -> Result<Kvm, VmError> {
     }
 }
 
-/// What an unsuccessful open of /dev/kvm means.
+/// The error for an unsuccessful open of /dev/kvm.
 fn open_error(path: &Path, error: errno::Error) -> VmError {
     let (path, source) = (path.to_owned(), io::Error::from(error));
     match error.errno() {

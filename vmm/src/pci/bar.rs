@@ -43,7 +43,7 @@ impl Kind {
         matches!(self, Self::Io)
     }
 
-    /// What the low bits of a device's own register say; `None`: a reserved type.
+    /// The kind that the low bits of a device's own register say; `None`: a reserved type.
     #[must_use]
     pub const fn from_register(register: u32) -> Option<Self> {
         let prefetchable = register & PREFETCHABLE != 0;
@@ -153,7 +153,7 @@ impl Bars {
         }
     }
 
-    /// What the guest reads from register `index` (0 to 5, or [`ROM`]).
+    /// The value that the guest reads from register `index` (0 to 5, or [`ROM`]).
     #[must_use]
     pub fn read(&self, index: usize) -> u32 {
         match self.ranges[index] {
@@ -170,7 +170,7 @@ impl Bars {
         self.ranges[index].is_some() || self.is_upper_half(index)
     }
 
-    /// What the guest writes to register `index` (0 to 5, or [`ROM`]).
+    /// The guest writes `value` to register `index` (0 to 5, or [`ROM`]).
     pub fn write(&mut self, index: usize, value: u32) {
         if self.is_upper_half(index) {
             if let Some(bar) = &mut self.ranges[index - 1] {

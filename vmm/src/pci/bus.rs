@@ -86,7 +86,7 @@ impl ConfigPorts {
         Self { bus, address: AtomicU32::new(0) }
     }
 
-    /// What an access to the data port means now.
+    /// The function and register that an access to the data port reaches now.
     fn target(&self, port: u64) -> Option<(u16, u16)> {
         let address = self.address.load(Ordering::Relaxed);
         let lane = u16::try_from(port.checked_sub(DATA_PORT)?).ok()?;

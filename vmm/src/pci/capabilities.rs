@@ -6,7 +6,7 @@ use super::register;
 pub mod id {
     /// Message-signalled interrupts.
     pub const MSI: u8 = 0x05;
-    /// What the vendor defines, with its length in the third byte.
+    /// One that the vendor defines, with its length in the third byte.
     pub const VENDOR_SPECIFIC: u8 = 0x09;
     /// PCI Express.
     pub const EXPRESS: u8 = 0x10;

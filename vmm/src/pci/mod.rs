@@ -21,7 +21,7 @@ pub mod register {
     pub const HEADER_TYPE: u16 = 0x0e;
     /// First of six base address registers, 4 bytes each.
     pub const BAR0: u16 = 0x10;
-    /// What follows the base address registers: a pointer for CardBus, unused here.
+    /// The register behind the base address registers: a pointer for CardBus, unused here.
     pub const CARDBUS: u16 = 0x28;
     /// Expansion ROM base address, 4 bytes.
     pub const ROM: u16 = 0x30;

@@ -4,7 +4,7 @@ use crate::machine::layout::AddressRange;
 
 use super::bar::{Bars, Kind};
 
-/// What is left of the three windows of the host bridge.
+/// The free rest of the three windows of the host bridge.
 #[derive(Clone, Debug)]
 pub struct Windows {
     memory_32: AddressRange,

@@ -36,9 +36,9 @@ pub(super) enum ConnectError {
         if *.is_default { format!("; add user={server} if you trust that user with it") } else { String::new() }
     )]
     Stranger {
-        /// Who runs the server.
+        /// The user that runs the server.
         server: Name,
-        /// Who may.
+        /// The users that may.
         wanted: String,
         /// Whether the command line names no user.
         is_default: bool,
@@ -137,7 +137,7 @@ mod tests {
         let line = refusal(ServerUser::Only(Uid::from_raw(other)), user).unwrap();
         let name = Name(Uid::from_raw(user)).to_string();
         assert_eq!(line, format!("its server runs as user {name}, but the guest's memory is for {other} only"));
-        // Whoever runs Outrigger trusts root.
+        // Every user who runs Outrigger trusts root.
         let refused = refusal(ServerUser::Trusted, other);
         assert_eq!(refused.is_none(), geteuid().is_root(), "{refused:?}");
     }

@@ -67,10 +67,10 @@ impl PeripheralError {
             Problem::Spawn(SpawnError::Start { .. }) => STATUS_USAGE,
             Problem::Spawn(_) => STATUS_HOST,
             Problem::Connect(_) => STATUS_USAGE,
-            // What was named on the command line is no device process, or not one that can be used.
+            // The command line names no device process, or not one that can be used.
             Problem::Attach(AttachError::Client(_) | AttachError::Device(_) | AttachError::Bar(_)) => STATUS_USAGE,
             Problem::Attach(_) | Problem::Service(_) | Problem::Thread(_) => STATUS_HOST,
-            // What it says about itself; another status is that of a program that is no device program.
+            // The device program's own word; another status is that of a program that is none.
             Problem::Exited(status) if has_told(*status) => {
                 status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(STATUS_USAGE)
             }

@@ -9,7 +9,7 @@ use outrigger_protocol::journal::JournalFormat;
 use super::error::Problem;
 use crate::attach::AttachError;
 
-/// What this VMM holds for a device, whoever serves it.
+/// State that this VMM holds for a device across its processes.
 #[derive(Clone)]
 pub(super) struct Kept {
     journal: Arc<Journal>,

@@ -15,7 +15,7 @@ use crate::attach::AttachError;
 use crate::attach::discovery::discover;
 use crate::attach::link::Link;
 
-/// What is read and written at once.
+/// Bytes read and written at once.
 const CHUNK: usize = 256 << 10;
 
 /// Whether the server's device migrates.
@@ -42,7 +42,7 @@ pub(super) fn copy(from: &Client, to: &Client, end: Instant) -> Result<(), Probl
             return Err(Problem::Other("has more state than can be copied in time".to_owned()));
         }
     }
-    // What has come is looked at now.
+    // The receiver looks at the state now.
     to.set_device_state(DeviceState::Stop).map_err(problem)
 }
 

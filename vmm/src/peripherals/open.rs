@@ -21,7 +21,7 @@ use crate::control::processes::DeviceProcess;
 use crate::machine::kvm_vfio::{Tie, VfioFiles};
 use crate::machine::memory::GuestRam;
 
-/// What all devices of a run have in common.
+/// Resources that all devices of a run share.
 pub(super) struct Host {
     pub(super) ram: Arc<GuestRam>,
     pub(super) vfio: Arc<VfioFiles>,
@@ -29,7 +29,7 @@ pub(super) struct Host {
     pub(super) cpus: u8,
 }
 
-/// What opening a device needs to know.
+/// Parameters for opening a device.
 pub(super) struct Opening {
     pub(super) host: Arc<Host>,
     pub(super) dma: Dma,
@@ -48,7 +48,7 @@ pub(super) struct Opening {
 pub(super) struct Opened<T> {
     pub(super) link: Arc<Link>,
     pub(super) description: Description,
-    /// What was agreed on about its journal.
+    /// The agreement on its journal.
     pub(super) journal: T,
 }
 

@@ -26,7 +26,7 @@ use crate::control::processes::ending;
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(80);
 
-/// What is left of a budget.
+/// A budget and the restarts taken from it.
 pub(super) struct Restarts {
     budget: Budget,
     /// Those of the last window.

@@ -1,4 +1,4 @@
-//! What people and programs may know about the devices of a run.
+//! State of a run's devices, for people and programs.
 
 use std::ops::Range;
 use std::path::PathBuf;

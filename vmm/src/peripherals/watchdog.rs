@@ -11,7 +11,7 @@ pub(super) const PROBES: u32 = 8;
 /// A few frames.
 const STACK: usize = 64 << 10;
 
-/// What is waited for, and how long.
+/// The process to wait for, and for how long.
 pub(super) struct Watchdog<'a> {
     pub(super) end: Instant,
     pub(super) process: Option<&'a DeviceProcess>,

@@ -1,4 +1,4 @@
-//! What a vCPU answers to CPUID: all that this host's KVM supports, with the leaves that differ from one vCPU to the next or
+//! A vCPU's answers to CPUID: all that this host's KVM supports, with the leaves that differ from one vCPU to the next or
 //! describe how they are arranged: one socket, one thread per core. The clock rates are told too, so that the guest has nothing
 //! to calibrate. (Intel SDM volume 2A, CPUID; AMD APM volume 3, appendix E.)
 
@@ -26,7 +26,7 @@ const HYPERVISOR: u32 = 1 << 31;
 /// Physical address bits of a processor that doesn't say (Intel SDM volume 3A, section 4.1.4).
 const DEFAULT_PHYSICAL_BITS: u8 = 36;
 
-/// What the vCPUs of a guest have in common.
+/// Properties that the vCPUs of a guest share.
 #[derive(Debug, Clone, Copy)]
 pub struct Topology {
     /// vCPUs, at least one.
@@ -38,7 +38,7 @@ pub struct Topology {
 }
 
 impl Topology {
-    /// What the vCPU with the APIC id `id` answers, on a host that supports `supported`.
+    /// The answers of the vCPU with the APIC id `id`, on a host that supports `supported`.
     ///
     /// # Errors
     /// If the result has more leaves than KVM takes.

@@ -92,7 +92,7 @@ fn io_size(fd: &mut VcpuFd) -> usize {
     usize::from(size).max(1)
 }
 
-/// What KVM says about an internal error.
+/// KVM's description of an internal error.
 fn internal_error(fd: &mut VcpuFd) -> String {
     const NAMES: [&str; 5] = [
         "unknown",

@@ -35,7 +35,7 @@ mod tests {
 
     use super::*;
 
-    /// What each look finds, and what the looks were told.
+    /// Results of the looks to come, and arguments of the past ones.
     struct Looks(Mutex<(Vec<bool>, Vec<bool>)>);
 
     impl ForeignMemory for Looks {

@@ -1,4 +1,4 @@
-//! What a crashed vCPU looked like: the first line says what happened, the others give the registers.
+//! Report on a crashed vCPU: the first line says what happened, the others give the registers.
 
 use std::fmt::Write as _;
 

@@ -20,14 +20,14 @@ use crate::machine::bus::Bus;
 const FIRST_PAUSE: Duration = Duration::from_micros(50);
 const LONGEST_PAUSE: Duration = Duration::from_millis(5);
 
-/// What a vCPU thread works on.
+/// The devices and memory that a vCPU thread works on.
 #[derive(Clone)]
 pub struct VcpuContext {
     /// Devices in memory.
     pub mmio: Arc<Bus>,
     /// Devices at I/O ports.
     pub io: Arc<Bus>,
-    /// What of the guest's memory other processes can take away.
+    /// The part of the guest's memory that other processes can take away.
     pub memory: Arc<dyn ForeignMemory>,
     /// Says when to stop, and takes the news of how the guest ended.
     pub stop: Stop,

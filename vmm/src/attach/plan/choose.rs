@@ -209,7 +209,7 @@ fn msix_ranges(msix: &MsixCapability, region: u32) -> (Range<u64>, Range<u64>) {
     (here(msix.table, msix.table_size()), here(msix.pba, msix.pba_size()))
 }
 
-/// What the server lets be mapped, without pages that hold something of the VMM's.
+/// The areas that the server lets be mapped, without pages that hold something of the VMM's.
 pub(super) fn mappable(region: &RegionInfo, own: &[Range<u64>]) -> Vec<Range<u64>> {
     if region.fd.is_none() {
         return Vec::new();

@@ -44,7 +44,7 @@ fn description(areas: &[(u64, u64)], io_fds: Vec<IoFd>) -> Description {
 
 fn socket() -> Arc<ForeignFd> {
     let (ours, theirs) = SocketType::Stream.pair().unwrap();
-    // What is at the other end does not matter, but it must be there.
+    // The other end must be there, but does nothing.
     std::mem::forget(theirs);
     Arc::new(ours.into())
 }
@@ -152,7 +152,7 @@ fn what_is_forbidden_falls_to_the_next_path_that_is_offered() {
     );
 }
 
-/// What lies behind an obstacle would be asked for with offsets that the server does not expect.
+/// Accesses behind an obstacle would have offsets that the server does not expect.
 #[test]
 fn an_ioregionfd_ends_where_something_is_in_its_way() {
     let in_the_way = "message (something else is in the way of ioregionfd)";

@@ -11,7 +11,7 @@
 //! A thread accepts, and each connection has one of its own. A status takes no lock that a vCPU holds while it waits for a
 //! device, so neither a client nor a device can make the other wait; what changes a device waits for that device alone.
 //!
-//! What is to come has its place: a live view and events are an operation whose answer has no end; hot-plug, pause and
+//! Features to come have their place: a live view and events are an operation whose answer has no end; hot-plug, pause and
 //! snapshots are operations beside those of [`routes`].
 
 mod accept;

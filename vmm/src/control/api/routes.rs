@@ -11,7 +11,7 @@ use super::status::{Replace, Replaced, RunState, milliseconds};
 use crate::pci::Slot;
 use crate::peripherals::replace::ReplaceError;
 
-/// What can be asked of a run.
+/// An operation on a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Operation {
     /// `GET /v1/status`.

@@ -1,4 +1,4 @@
-//! What the control socket's answers say, as JSON. The names of the fields are the interface that docs/CONTROL.md
+//! The control socket's answers as JSON. The names of the fields are the interface that docs/CONTROL.md
 //! describes: fields may be added; none changes its name or meaning.
 
 use std::ops::Range;
@@ -144,7 +144,7 @@ pub struct PathStatus {
     pub end: u64,
     /// The path: `mapped`, `ioeventfd`, `ioregionfd`, `stand-in`, `message` or `vmm`.
     pub path: String,
-    /// What that means, and why it is not a better one.
+    /// Its meaning, and why it is not a better one.
     pub why: String,
 }
 
@@ -160,6 +160,6 @@ impl PathStatus {
 /// The answer to a request that cannot be met.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
-    /// What is wrong, in one line.
+    /// The problem, in one line.
     pub error: String,
 }

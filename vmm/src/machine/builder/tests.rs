@@ -12,7 +12,7 @@ use super::*;
 use crate::boot::images;
 use crate::config::{AllowedPaths, ConsoleConfig, MemoryConfig};
 
-/// What the guest wrote to COM1.
+/// The guest's output on COM1.
 #[derive(Clone, Default)]
 struct Line(Arc<Mutex<Vec<u8>>>);
 

@@ -1,4 +1,4 @@
-//! What a connection answers with.
+//! Answers on a connection.
 
 use std::fmt::Write;
 
@@ -21,7 +21,7 @@ pub struct Answer {
 pub struct Refusal {
     /// HTTP status.
     pub status: u16,
-    /// What is wrong.
+    /// The problem, in words.
     pub problem: String,
     /// The methods that there are, for 405.
     pub allow: Option<&'static str>,

@@ -12,9 +12,9 @@ use outrigger_protocol::socket::{Outgoing, Socket, Wait};
 
 use super::{Answer, DEADLINE, Head, LINGER, MAX_HEAD, Method, Refusal, parse};
 
-/// What can be asked for on a connection.
+/// The operations that a connection offers.
 pub trait Operations {
-    /// What a request comes to.
+    /// One that a request asks for.
     type Operation;
 
     /// The operation that a request is for, as its head says it: before the body is sent, where the client waits with that.
@@ -145,7 +145,7 @@ impl Connection {
     fn receive(&mut self, room: usize, begun: bool, deadline: Instant) -> Result<(), End> {
         let mut chunk = [0; 4096];
         let room = room.min(chunk.len());
-        // What has come while this process was stopped has come in time; a byte now and then does not move the deadline.
+        // Bytes that came while this process was stopped came in time; a byte now and then does not move the deadline.
         let wait = if Instant::now() < deadline { Wait::Until(deadline) } else { Wait::No };
         match self.socket.receive(&mut chunk[..room], wait) {
             Ok(received) if received.bytes > 0 => {
@@ -180,7 +180,7 @@ impl Connection {
     }
 }
 
-/// What is too long in a head that fills all the room there is.
+/// The refusal of a head that fills all the room there is.
 fn too_long(bytes: &[u8]) -> Refusal {
     if bytes.contains(&b'\n') {
         Refusal::new(431, format!("the head of a request has at most {MAX_HEAD} bytes"))

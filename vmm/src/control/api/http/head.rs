@@ -11,9 +11,9 @@ const MAX_FIELDS: usize = 64;
 /// The head of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Head {
-    /// What is to be done.
+    /// The request's method.
     pub method: Method,
-    /// To what: an absolute path without its query.
+    /// Its target: an absolute path without the query.
     pub path: String,
     /// Bytes of the head itself.
     pub length: usize,
@@ -66,7 +66,7 @@ pub fn parse(bytes: &[u8]) -> Result<Option<Head>, Refusal> {
     }))
 }
 
-/// What httparse makes of bytes that are no request.
+/// The refusal of bytes in which httparse finds no request.
 fn refusal(error: httparse::Error) -> Refusal {
     match error {
         httparse::Error::TooManyHeaders => Refusal::new(431, format!("more than {MAX_FIELDS} header fields")),

@@ -120,7 +120,7 @@ proptest! {
                 prop_assert!(head.length <= bytes.len());
                 prop_assert!(head.body_length <= MAX_BODY);
                 prop_assert!(head.path.starts_with('/'));
-                // What follows a head is no part of it, and nothing less is one.
+                // Bytes behind a head are no part of it, and nothing less is one.
                 let again = parse(&bytes[..head.length]);
                 prop_assert_eq!(again, Ok(Some(head.clone())));
                 prop_assert_eq!(parse(&bytes[..head.length - 1]).ok().flatten(), None);
