@@ -1,6 +1,6 @@
-//! What the two sides tell each other in `VFIO_USER_VERSION` (specification: "VFIO_USER_VERSION", "Capabilities").
+//! The two sides' capabilities in `VFIO_USER_VERSION` (specification: "VFIO_USER_VERSION", "Capabilities").
 //!
-//! Unknown keys are ignored, values of a wrong type are refused, and what is absent has the specification's default.
+//! Unknown keys are ignored, values of a wrong type are refused, and absent keys have the specification's default.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -15,7 +15,7 @@ pub const MINOR: u16 = 1;
 /// The longest capability text that is parsed, in bytes.
 pub const MAX_JSON: usize = 4096;
 
-/// What `max_data_xfer_size` is unless a side says otherwise, and the most that Outrigger announces, in bytes.
+/// The default of `max_data_xfer_size`, and the most that Outrigger announces, in bytes.
 pub const DEFAULT_MAX_DATA_XFER_SIZE: u32 = 1 << 20;
 /// However small a `max_data_xfer_size` is, messages that transfer no data have this much room, in bytes.
 pub(crate) const MIN_ROOM: usize = 1 << 16;
@@ -96,7 +96,7 @@ pub enum CapabilitiesError {
     Value {
         /// The key.
         name: &'static str,
-        /// What it was.
+        /// The value.
         value: u64,
     },
 }
@@ -108,7 +108,7 @@ struct VersionData {
 }
 
 impl Capabilities {
-    /// What Outrigger offers, as client and as server.
+    /// Outrigger's capabilities, as client and as server.
     pub fn ours() -> Self {
         Self { max_msg_fds: MAX_FDS as u64, write_multiple: true, ..Self::default() }
     }

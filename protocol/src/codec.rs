@@ -12,7 +12,7 @@ use crate::foreign::ForeignFd;
 use crate::socket::{MAX_FDS, Received, Socket, Wait};
 use crate::wire::{HEADER_SIZE, Header};
 
-/// What is read at once: all messages but bulk transfers fit.
+/// Bytes read at once: all messages but bulk transfers fit.
 const READ_AHEAD: usize = 4096;
 
 /// Why no message could be received.
@@ -31,7 +31,7 @@ pub enum ReceiveError {
     /// The size in a header cannot be right.
     #[error("a message claims {size} bytes; between {HEADER_SIZE} and {limit} are legal here")]
     Size {
-        /// What the header says.
+        /// The size in the header.
         size: u32,
         /// The most that was negotiated.
         limit: usize,
@@ -52,7 +52,7 @@ pub enum ReceiveError {
 pub struct Message<'a> {
     /// As received; the size has been checked.
     pub header: Header,
-    /// What follows the header.
+    /// The bytes after the header.
     pub payload: &'a [u8],
     /// The descriptors that came with it.
     pub fds: Vec<ForeignFd>,
@@ -147,7 +147,7 @@ impl Receiver {
         let due = *self.due.get_or_insert(now + self.patience);
         match wait {
             _ if now >= due => Err(ReceiveError::TimedOut),
-            // Who sends byte by byte has always a byte there.
+            // A peer that sends byte by byte has always a byte there.
             Wait::Until(deadline) if now >= deadline => Err(ReceiveError::TimedOut),
             Wait::No | Wait::Tick => Ok(wait),
             Wait::Until(deadline) => Ok(Wait::Until(deadline.min(due))),

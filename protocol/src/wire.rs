@@ -198,7 +198,7 @@ wire_struct! {
     CapType, 8 {
         /// `VFIO_REGION_TYPE_*`.
         region_type: u32,
-        /// What this is depends on the type.
+        /// Its meaning depends on the type.
         subtype: u32,
     }
 }

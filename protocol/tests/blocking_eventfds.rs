@@ -22,7 +22,7 @@ const EVENTFD_TRIGGER: u32 = 4 | 32;
 const MSIX: u32 = 2;
 /// Long enough for a thread to be stuck, if it gets stuck.
 const A_WHILE: Duration = Duration::from_millis(100);
-/// What leaving may take on a busy machine.
+/// Time for leaving on a busy machine.
 const SOON: Duration = Duration::from_secs(3);
 
 /// Blocks whoever writes to it.

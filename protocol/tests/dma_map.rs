@@ -50,7 +50,7 @@ fn the_flags_say_what_the_descriptor_is_for() {
     raw.succeed(DMA_MAP, &request(3 | 4, 0, 0, PAGE), &[fd(&memory)]);
     raw.succeed(DMA_MAP, &request(3 | 4 | 8, PAGE, PAGE, PAGE), &[fd(&memory)]);
     assert!(writes(&server, 0) && writes(&server, PAGE));
-    // What is not to be mapped goes by messages, however it is aligned.
+    // A range that is not to be mapped goes by messages, however it is aligned.
     raw.succeed(DMA_MAP, &request(1 | 8, 1, 4 * PAGE, 77), &[fd(&memory)]);
     let read = std::thread::spawn({
         let memory = server.state.lock().unwrap().memory.clone();

@@ -40,7 +40,7 @@ fn mapped(deadline: Duration, then: impl FnOnce(Raw) + Send + 'static) -> (Clien
 /// Serves what comes while nothing else is under way, as a VMM's event loop does, until the server thread is done.
 fn serve_until(client: &Client, done: impl Fn() -> bool) -> Result<(), ClientError> {
     let begun = Instant::now();
-    // What a call has left over, no socket tells of.
+    // No socket tells of a call's leftovers.
     client.serve_ready()?;
     while !done() && begun.elapsed() < PATIENCE {
         let watched: Vec<_> = client.watch().collect();
@@ -343,7 +343,7 @@ fn a_server_that_asks_for_longer_than_the_deadline_and_takes_its_replies_is_serv
         client.serve_step().unwrap();
     }
     done.store(true, Ordering::SeqCst);
-    // What is owed is sent, too.
+    // Owed replies are sent, too.
     while !server.is_finished() && client.serve_step().is_ok() {}
     server.join().unwrap();
 }

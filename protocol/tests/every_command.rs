@@ -155,7 +155,7 @@ fn a_descriptor_that_it_does_not_take_is_refused_and_one_too_many_as_well() {
     let own = fd(&raw.stream);
     for (command, payload, fds) in requests.all() {
         let one_more = [&fds[..], &[own]].concat();
-        // What takes one without needing it is no memory that can be mapped.
+        // A command that takes one without needing it cannot map a socket.
         raw.refused(EINVAL, command, &payload, &one_more);
     }
     raw.alive();

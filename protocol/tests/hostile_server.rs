@@ -109,7 +109,7 @@ fn an_answer_that_came_while_the_client_was_stopped_counts() {
     server.join().unwrap();
 }
 
-/// Whoever sees the connection closed next learns what for, and not that the server has closed it.
+/// The next caller to see the connection closed learns what for, and not that the server has closed it.
 #[test]
 fn what_ended_a_connection_is_known_when_it_is_seen_closed() {
     let (client, server) = with_server(PATIENCE, |raw, request| {

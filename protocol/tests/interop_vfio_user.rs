@@ -19,7 +19,7 @@ use outrigger_protocol::{pci, wire};
 use vfio_bindings::bindings::vfio::{vfio_region_info, vfio_region_sparse_mmap_area};
 use vfio_user::{DmaMapFlags, DmaUnmapFlags, IrqInfo, ServerBackend, ServerRegion, SparseArea};
 
-/// What their server was asked.
+/// The requests to their server.
 #[derive(Default)]
 struct Seen {
     registers: [u8; 16],

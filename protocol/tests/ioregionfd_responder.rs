@@ -16,7 +16,7 @@ use outrigger_protocol::ioregionfd::{Endpoint, Handler, Malformed, ServeError, S
 
 const TYPES: [SocketType; 2] = [SocketType::Stream, SocketType::Seqpacket];
 
-/// What the device saw: (user data, offset, bytes, written).
+/// An access to the device: (user data, offset, bytes, written).
 type Seen = (u64, u64, usize, Option<u64>);
 
 /// Reads have the bits of all their arguments.

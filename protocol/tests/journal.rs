@@ -118,7 +118,7 @@ fn malformed_requests_and_files_that_are_no_journal_are_refused() {
     raw.refused(EINVAL, JOURNAL_TAKE, &[], &[]);
     raw.refused(EINVAL, JOURNAL_TAKE, &[0], &[]);
     assert!(server.state.lock().unwrap().journal.is_empty(), "the device was asked");
-    // What was refused is no journal: one can still be begun.
+    // A refused file is no journal: one can still be begun.
     let reply = raw.succeed(JOURNAL_OFFER, &offer(0, SIZE), &[file]);
     assert_eq!((reply.payload, reply.fds.len()), (offer(0, SIZE), 2));
 }

@@ -54,7 +54,7 @@ impl Peer {
     }
 }
 
-/// What the process does that was started as a peer.
+/// The main function of a process that was started as a peer.
 fn be(role: &str) -> ! {
     let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned().unwrap());
     if role == "server" {

@@ -1,4 +1,4 @@
-//! What a device with hardware behind it passes on: DMA ranges to an IOMMU, eventfds and masks to the kernel.
+//! Calls that a device with hardware behind it passes on: DMA ranges to an IOMMU, eventfds and masks to the kernel.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -69,7 +69,7 @@ fn ranges_are_passed_on_as_they_come_and_go() {
         Map(16 * PAGE, 77, false, (false, true)),
     ];
     assert_eq!(passed_on(&server), expected);
-    // What the server refuses by itself does not get there.
+    // Requests that the server refuses by itself do not get there.
     raw.refused(EEXIST, DMA_MAP, &map(3, 0, 8 * PAGE, PAGE), &[fd(&memory)]);
     raw.refused(EINVAL, DMA_MAP, &map(3, 1, 32 * PAGE, PAGE), &[fd(&memory)]);
     raw.refused(ENOENT, DMA_UNMAP, &unmap(0, 8 * PAGE, PAGE), &[]);

@@ -16,7 +16,7 @@ fn map(raw: &mut Raw, flags: u32, address: u64, size: u64, memory: &std::os::fd:
     raw.succeed(DMA_MAP, &[words(&[32, flags]), longs(&[0, address, size])].concat(), &[fd(memory)]);
 }
 
-/// What a device does with memory that is gone.
+/// A device survives its use of memory that is gone.
 fn survived(touch: impl Fn(&Memory)) {
     let server = Server::start();
     for _ in 0..3 {

@@ -47,7 +47,7 @@ fn fixed(offset: u64) -> u8 {
     (offset * 7 + (offset >> 8)).to_le_bytes()[0]
 }
 
-/// What a thread puts into memory before it has its device copy it: as many bytes as its number says.
+/// The bytes that a thread puts into memory before it has its device copy them: as many as its number says.
 fn pattern(thread: usize, number: u64) -> Vec<u8> {
     let length = 1 + usize::try_from(number * 97).unwrap() % (LANE / 2);
     let first = u8::try_from(thread).unwrap() ^ number.to_le_bytes()[0];

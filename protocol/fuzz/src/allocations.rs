@@ -71,7 +71,7 @@ pub(crate) fn count_this_thread() {
     COUNTED.set(true);
 }
 
-/// What is held now; the high-water marks start over from here.
+/// Bytes held now; the high-water marks start over from here.
 pub(crate) fn mark() -> isize {
     let held = HELD.load(Ordering::Relaxed);
     PEAK.store(held, Ordering::Relaxed);

@@ -1,11 +1,11 @@
-//! What must hold after every input: nothing is left behind, nothing took too long or too much memory.
+//! Checks after every input: nothing is left behind, nothing took too long or too much memory.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use crate::allocations;
 
-/// What this process holds: descriptors, threads, and mappings of shared files.
+/// Counts of this process's descriptors, threads, and mappings of shared files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Held {
     fds: usize,
@@ -26,7 +26,7 @@ fn threads() -> usize {
     tasks.filter(|task| std::fs::read(task.path().join("comm")).is_ok_and(|name| name != b"closing\n")).count()
 }
 
-/// What is held once it has stayed the same for a while: a thread that was joined is in procfs for another moment.
+/// The counts once they have stayed the same for a while: a thread that was joined is in procfs for another moment.
 fn settled() -> Held {
     let mut last = held();
     loop {
@@ -56,7 +56,7 @@ pub struct Limits {
 /// Runs one input and panics if it breaks a rule.
 pub fn checked(limits: Limits, input: impl Fn()) {
     if BASELINE.get().is_none() {
-        // What is made once is made now.
+        // Things made once are made now.
         input();
         BASELINE.set(Some(settled()));
     }

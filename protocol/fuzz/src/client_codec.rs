@@ -51,7 +51,7 @@ pub fn run(data: &[u8]) {
     });
 }
 
-/// What is accepted survives the round trip.
+/// Accepted text survives the round trip.
 fn capabilities(data: &[u8]) {
     if let Ok(capabilities) = Capabilities::parse(data) {
         assert!(capabilities.max_data_xfer_size > 0);

@@ -29,24 +29,24 @@ use crate::version;
 
 /// The client's deadline.
 const DEADLINE: Duration = Duration::from_millis(20);
-/// What the client can hold: what a call asks for (2.3 MiB here), and for each socket a message in, a message out, the
+/// The most that the client can hold: a call's data (2.3 MiB here), and for each socket a message in, a message out, the
 /// backlog and one reply; more in buffers that grow.
 const LIMITS: Limits = Limits { total: 14 << 20, piece: 5 << 20, time: Duration::from_secs(20) };
 const TWIN_LIMITS: Limits = Limits { total: 24 << 20, ..LIMITS };
-/// What a call may take beyond its deadlines: a machine with more to do than this was seen to stand still for 2.5 s.
+/// The time for a call beyond its deadlines: a machine with more to do than this was seen to stand still for 2.5 s.
 const SLACK: Duration = Duration::from_secs(8);
 /// How much memory the client has.
 pub const RAM: usize = 64 << 10;
 
 /// A step of an input: the next call of the client.
 pub const CALL: u8 = 0;
-/// What the server does: the answer that it should give.
+/// The server gives the answer that it should give.
 pub const HONEST: u8 = 1;
-/// What the server does: some answer.
+/// The server gives some answer.
 pub const REPLY: u8 = 2;
-/// What the server does: a request of its own.
+/// The server makes a request of its own.
 pub const REQUEST: u8 = 3;
-/// What the server does: the same request many times.
+/// The server makes the same request many times.
 pub const FLOOD: u8 = 9;
 /// From here on the server's next steps are for the next command.
 pub const NEXT: u8 = 4;
@@ -62,7 +62,7 @@ pub struct Call {
     pub length: u16,
 }
 
-/// What the server does.
+/// An act of the server.
 #[derive(Debug)]
 enum Deed {
     Honest,
@@ -115,7 +115,7 @@ fn session(data: &[u8]) {
         let _ = sender.send(());
     });
     let mut server = Server { main: Peer::new(ours), twin: None, descriptors: Descriptors::open(), deeds };
-    // What all calls together may take at most.
+    // The limit for all calls together.
     let deadline = Instant::now() + LIMITS.time;
     server.begin(twin, version, version_fds);
     while !server.main.closed {
@@ -365,7 +365,7 @@ impl Server {
         send(&mut self.main, packet, &packet.bytes(id, command, flags), &self.descriptors);
     }
 
-    /// What a small device would answer.
+    /// Answers as a small device would.
     fn honest(&mut self, command: &Arrived) {
         if command.header.no_reply() {
             return;

@@ -29,7 +29,7 @@ pub const ORDERS: u64 = 0x1000;
 /// The last bytes of [`MESSAGES`] cannot be accessed.
 pub const BAD_OFFSET: u64 = MESSAGES_SIZE - 16;
 
-/// What the device is told to do.
+/// An order to the device.
 #[derive(Clone, Copy, Debug, Default, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable)]
 #[repr(C)]
 pub struct Order {
@@ -47,7 +47,7 @@ pub struct Order {
     pub address: u64,
 }
 
-/// What [`Order::what`] can be: from here on, an interrupt.
+/// The first [`Order::what`] that is an interrupt.
 pub const INTERRUPT: u8 = 8;
 /// The most bytes of one order: two messages.
 const MAX_ORDER: usize = (1 << 20) + 4096;
@@ -70,7 +70,7 @@ pub struct FuzzDevice {
     with_worker: bool,
 }
 
-/// What migrates.
+/// The state that migrates.
 #[derive(Debug)]
 struct State {
     state: DeviceState,
@@ -118,7 +118,7 @@ impl Migration for State {
     }
 }
 
-/// What the device keeps.
+/// The format of the device's journal.
 pub fn journal_format() -> JournalFormat {
     JournalFormat { format: "fuzz/1".into(), size: 8192 }
 }
@@ -160,7 +160,7 @@ impl Journaled for Kept {
     }
 }
 
-/// What the client gave.
+/// Memory and interrupts from the client.
 #[derive(Debug, Default)]
 struct Hands {
     memory: Memory,
@@ -399,7 +399,7 @@ fn obey(hands: &Mutex<Hands>, order: Order) -> Result<(), MemoryError> {
         7 => {
             let open = (memory.is_mapped(address, length), memory.is_readable(address, length));
             let read = memory.read(address, &mut vec![0; length]);
-            // What is said not to be there is not found either.
+            // Memory that is said not to be there is not found either.
             assert!(open.1 || length == 0 || read.is_err());
             read
         }

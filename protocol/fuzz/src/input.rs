@@ -1,7 +1,7 @@
 //! Inputs: a sequence of steps, each a byte that says what it is and the fields it needs.
 //!
-//! Whatever the bytes are, they mean something, and an input that ends early goes on with zeros: so the fuzzer may cut
-//! and splice as it likes. A zero is always the valid choice; what is not zero is a mutation.
+//! Any bytes mean something, and an input that ends early goes on with zeros: so the fuzzer may cut and splice as it
+//! likes. A zero is always the valid choice; another value is a mutation.
 
 use arbitrary::Unstructured;
 use outrigger_protocol::command::Command;
@@ -64,11 +64,11 @@ impl<'a> Input<'a> {
 pub struct Packet {
     /// The command's number.
     pub command: u8,
-    /// What follows the header.
+    /// The bytes after the header.
     pub payload: Vec<u8>,
     /// Whether the sender wants no reply.
     pub no_reply: bool,
-    /// What to change in the header.
+    /// The change to the header, if any.
     pub mutation: Option<Mutation>,
     /// Kinds of descriptors ([`crate::descriptors`]) that go along.
     pub fds: Vec<u8>,
@@ -80,7 +80,7 @@ pub struct Packet {
     pub impatient: bool,
 }
 
-/// What is changed in a header.
+/// A change to a header.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Mutation {
     id: u16,

@@ -38,7 +38,7 @@ pub fn run(data: &[u8]) {
     });
 }
 
-/// What was executed, and a value for each read.
+/// A log of executed accesses, with a value for each read.
 #[derive(Default)]
 struct Recorder(Vec<Access>);
 
@@ -117,7 +117,7 @@ enum Fault {
     Length(usize),
 }
 
-/// What a device does that takes the text by its word.
+/// The outcome for a device that takes the text by its word.
 fn expected(sent: &[Vec<u8>], kind: SocketType) -> (Vec<Access>, Vec<u8>, Option<Fault>) {
     let stream = [sent.concat()];
     let pieces: Vec<&[u8]> = match kind {
@@ -146,7 +146,7 @@ fn expected(sent: &[Vec<u8>], kind: SocketType) -> (Vec<Access>, Vec<u8>, Option
     (executed, answers, None)
 }
 
-/// What the peer does when a command has come.
+/// The peer's answer to a command.
 #[derive(Clone, Copy, Debug)]
 enum Answer {
     Right,
@@ -192,7 +192,7 @@ fn asking(mut input: Input<'_>, kind: SocketType) {
             };
             assert!(start.elapsed() < DEADLINE + GRACE, "{answer:?}");
             let posted = access >> 2 & 3 == 3;
-            // What comes beyond the one answer may be noticed with this access or any later one.
+            // Bytes beyond the one answer may be noticed with this access or any later one.
             surplus |= posted && !matches!(answer, Answer::Nothing | Answer::HangUp) || matches!(answer, Answer::Twice);
             match result {
                 Ok(data) => {

@@ -26,7 +26,7 @@ pub const MAX_VERSION: usize = HEADER_SIZE + 4 + 4096;
 pub struct Arrived {
     /// Its header.
     pub header: Header,
-    /// What followed.
+    /// The bytes after it.
     pub payload: Vec<u8>,
 }
 
@@ -43,7 +43,7 @@ pub struct Peer {
     pub closed: bool,
     /// Takes nothing while it sends.
     pub deaf: bool,
-    /// What was sent, as the other side must understand it.
+    /// The bytes sent, as the other side must understand them.
     pub sent: Framing,
 }
 
@@ -71,7 +71,7 @@ impl Peer {
                 Err(Errno::EAGAIN) if Instant::now() < deadline && self.deaf => {
                     self.wait(PollFlags::POLLOUT, Duration::from_millis(1));
                 }
-                // What the other side sends must go somewhere, or it may never receive.
+                // The other side's bytes must go somewhere, or it may never receive.
                 Err(Errno::EAGAIN) if Instant::now() < deadline => {
                     self.wait(PollFlags::POLLIN | PollFlags::POLLOUT, Duration::from_millis(1));
                     self.receive();

@@ -16,9 +16,9 @@ use crate::input::{Input, MAX_STEPS, Packet};
 use crate::peer::Peer;
 use crate::version;
 
-/// What a log of dirty pages may take besides, in MiB.
+/// Room for a log of dirty pages besides, in MiB.
 const DIRTY_LOG: usize = 32;
-/// What the server can hold of a client, and this client: a message in, a message out, and more in buffers that grow.
+/// The limits of the server for one client, and of this client: a message in, a message out, more in buffers that grow.
 const LIMITS: Limits = Limits { total: (8 + DIRTY_LOG) << 20, piece: 3 << 20, time: Duration::from_secs(10) };
 
 /// Replies of this many bytes together always find room, even without a receiver: each counts for at most 1.25 KiB more

@@ -25,10 +25,10 @@ use crate::version;
 const DEADLINE: Duration = Duration::from_millis(20);
 /// How long the client waits for a reply: longer, so that it sees the server give up.
 const PATIENCE: Duration = Duration::from_millis(30);
-/// What a log of dirty pages may take besides, in MiB.
+/// Room for a log of dirty pages besides, in MiB.
 const DIRTY_LOG: usize = 32;
-/// What the server can hold: the queue of 4 MiB and one message, a message in on each of two sockets, its payload, a
-/// message out, and what the device moves in two threads, 1 MiB each twice; more in buffers that grow.
+/// The most that the server can hold: the queue of 4 MiB and one message, a message in on each of two sockets, its
+/// payload, a message out, and the device's data in two threads, 1 MiB each twice; more in buffers that grow.
 const LIMITS: Limits = Limits { total: (20 + DIRTY_LOG) << 20, piece: 4 << 20, time: Duration::from_secs(20) };
 /// When the server must have let go after the client has left: whatever it waits for ends with its deadline. A machine with
 /// more to do than this was seen to stand still for 2.5 s.

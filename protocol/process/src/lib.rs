@@ -1,4 +1,4 @@
-//! What the VMM and the device programs have in common as processes, whoever started them and wherever their messages go.
+//! Common parts of the VMM and the device programs as processes, for any caller and any destination of their messages.
 //!
 //! | module | one idea |
 //! |---|---|

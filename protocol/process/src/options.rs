@@ -9,7 +9,7 @@ use std::ops::RangeInclusive;
 /// Longest text that is repeated in an error.
 const LONGEST_SHOWN: usize = 200;
 
-/// What is wrong with the text of an option, in one line.
+/// The problem with the text of an option, in one line.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OptionError {
     /// Nothing at all.
@@ -50,7 +50,7 @@ pub enum OptionError {
     Value {
         /// The key.
         key: &'static str,
-        /// What is wrong with its value.
+        /// The problem with its value.
         problem: String,
     },
 }

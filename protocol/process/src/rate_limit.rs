@@ -48,7 +48,7 @@ impl RateLimit {
         let intervals = now.saturating_duration_since(filled).as_nanos() / INTERVAL.as_nanos();
         let intervals = u32::try_from(intervals).unwrap_or(u32::MAX);
         bucket.tokens = bucket.tokens.saturating_add(intervals).min(BURST);
-        // What is left of an interval counts for the next, unless the bucket is full anyway.
+        // The rest of an interval counts for the next, unless the bucket is full anyway.
         bucket.filled = if bucket.tokens == BURST { Some(now) } else { filled.checked_add(INTERVAL * intervals) };
         match bucket.tokens.checked_sub(1) {
             Some(tokens) => {

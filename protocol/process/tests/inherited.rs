@@ -1,4 +1,4 @@
-//! What a program finds that an unkind caller started, and what its own children find. Each test starts a program of the
+//! The state of a program that an unkind caller started, and of its own children. Each test starts a program of the
 //! system's that shows its state: /proc/self/status has masks and dispositions (proc(5)).
 
 use std::fs::File;
@@ -47,7 +47,7 @@ fn unkind(command: &mut Command) -> File {
             for ignored in [Signal::SIGHUP, Signal::SIGCHLD, Signal::SIGUSR1] {
                 signal(ignored, SigHandler::SigIgn)?;
             }
-            // Whoever runs these tests in the background of a script has them ignored.
+            // Tests that run in the background of a script have them ignored.
             for heeded in [Signal::SIGINT, Signal::SIGQUIT] {
                 signal(heeded, SigHandler::SigDfl)?;
             }

@@ -138,7 +138,7 @@ impl Connection {
             } else {
                 self.tolerated.take(&header).map_err(malformed)?;
             }
-            // What is there already is received without looking at the clock.
+            // Bytes that are there already are received without looking at the clock.
             if Instant::now() >= deadline {
                 return Err(ClientError::TimedOut { command, deadline: self.deadline });
             }

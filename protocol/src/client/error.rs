@@ -1,4 +1,4 @@
-//! What can go wrong between a client and its server.
+//! Errors between a client and its server.
 
 use std::error::Error;
 use std::io;
@@ -21,7 +21,7 @@ pub enum ClientError {
     /// No reply, or no room to send, in time.
     #[error("{command:?}: no answer within {deadline:?}")]
     TimedOut {
-        /// What was asked.
+        /// The command.
         command: Command,
         /// How long was waited.
         deadline: Duration,
@@ -29,7 +29,7 @@ pub enum ClientError {
     /// The server answered with an error.
     #[error("{command:?}: the server answers {errno}")]
     Refused {
-        /// What was asked.
+        /// The command.
         command: Command,
         /// The server's errno; `UnknownErrno` when it gave none.
         errno: Errno,
@@ -37,9 +37,9 @@ pub enum ClientError {
     /// The server's answer makes no sense.
     #[error("{command:?}: the server's answer is malformed: {problem}")]
     Malformed {
-        /// What was asked.
+        /// The command.
         command: Command,
-        /// What is wrong with the answer.
+        /// The problem with the answer.
         problem: &'static str,
     },
     /// The server's capabilities make no sense.
@@ -53,10 +53,10 @@ pub enum ClientError {
         /// The server's minor version.
         minor: u16,
     },
-    /// What came is no message.
+    /// No message could be received.
     #[error("{command:?}: receiving from the server")]
     Receive {
-        /// What was asked.
+        /// The command.
         command: Command,
         /// Why.
         source: ReceiveError,
@@ -64,7 +64,7 @@ pub enum ClientError {
     /// The socket failed.
     #[error("{command:?}: talking to the server")]
     Io {
-        /// What was asked.
+        /// The command.
         command: Command,
         /// Why.
         source: io::Error,
@@ -73,7 +73,7 @@ pub enum ClientError {
     /// sent, and nothing is wrong with the server.
     #[error("{command:?}: nothing could be sent")]
     Unsent {
-        /// What was to be asked.
+        /// The command.
         command: Command,
         /// Why not.
         source: io::Error,
@@ -81,13 +81,13 @@ pub enum ClientError {
     /// The call itself is beyond what the server negotiated; nothing was sent.
     #[error("{command:?}: {problem}: {value}, the server allows {limit}")]
     Local {
-        /// What was asked.
+        /// The command.
         command: Command,
         /// Which limit.
         problem: &'static str,
-        /// What the call needs.
+        /// The value that the call needs.
         value: u64,
-        /// What was negotiated.
+        /// The negotiated limit.
         limit: u64,
     },
 }

@@ -38,7 +38,7 @@ impl Journal {
         Ok(Self { fd: file.into(), format: format.clone() })
     }
 
-    /// What is written in it, as the server said that asked for it.
+    /// Its format, as the server said that asked for it.
     #[must_use]
     pub fn format(&self) -> &JournalFormat {
         &self.format
@@ -52,7 +52,7 @@ impl Journal {
 }
 
 impl Client {
-    /// What journal the server would keep, if it does and was asked ([`super::Options::journal`]).
+    /// The journal that the server would keep, if it does and was asked ([`super::Options::journal`]).
     pub fn journal_format(&self) -> Option<&JournalFormat> {
         self.server.outrigger_journal.as_ref()
     }

@@ -141,7 +141,7 @@ impl Client {
         self.twin.iter().for_each(|twin| twin.set_deadline(deadline));
     }
 
-    /// What the server is capable of.
+    /// The server's capabilities.
     pub fn server_capabilities(&self) -> &Capabilities {
         &self.server
     }

@@ -14,14 +14,14 @@ use crate::ioregionfd::SocketType;
 use crate::journal::JournalFormat;
 use crate::wire;
 
-/// What the two sides agreed on.
+/// The outcome of the negotiation.
 pub(super) struct Agreed {
     pub(super) server: Capabilities,
     /// The client's end of the socket on which the server's requests come.
     pub(super) twin: Option<ForeignFd>,
 }
 
-/// What a client offers.
+/// The capabilities of a client.
 pub(super) fn ours(options: &Options) -> Capabilities {
     let twin_socket = options.twin_socket.then_some(TwinSocket { supported: true, fd_index: None });
     let outrigger_journal = options.journal.then(JournalFormat::default);

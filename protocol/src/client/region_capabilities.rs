@@ -10,7 +10,7 @@ pub(super) const PAGE: u64 = 4096;
 /// No region needs more; a chain that is longer is a loop.
 const MAX_CAPABILITIES: usize = 16;
 
-/// What is known of them; others are skipped.
+/// The capabilities that are known; others are skipped.
 #[derive(Debug, Default)]
 pub(super) struct RegionCapabilities {
     /// The mappable areas as (offset in the region, size), checked and sorted. `None`: the whole region.

@@ -21,13 +21,13 @@ pub struct RegionInfo {
     pub size: u64,
     /// Where the region starts in `fd`, in bytes.
     pub offset: u64,
-    /// What to map, when `flags` has `REGION_MMAP`.
+    /// The file to map, when `flags` has `REGION_MMAP`.
     pub fd: Option<ForeignFd>,
     /// The mappable areas as (offset in the region, size), by offset: within the region, page-aligned, without overlap.
     /// Empty without `fd`. Whether the file is memory, and as long as this needs, is for the caller to check
     /// ([`ForeignFd::lend_memory`]).
     pub areas: Vec<(u64, u64)>,
-    /// What a region beyond the standard ones is for (`VFIO_REGION_TYPE_*` of `<linux/vfio.h>`).
+    /// The type of a region beyond the standard ones (`VFIO_REGION_TYPE_*` of `<linux/vfio.h>`).
     pub region_type: Option<wire::CapType>,
 }
 
@@ -66,7 +66,7 @@ pub struct IoFd {
     pub size: u64,
     /// How.
     pub kind: IoFdKind,
-    /// What to give to KVM; sub-regions may share one.
+    /// The descriptor for KVM; sub-regions may share one.
     pub fd: Arc<ForeignFd>,
 }
 

@@ -1,4 +1,4 @@
-//! What a server asks of its client, and the replies that wait for room on the socket.
+//! A server's requests to its client, and the replies that wait for room on the socket.
 
 use std::io;
 use std::os::fd::BorrowedFd;

@@ -1,4 +1,4 @@
-//! What a server asks for while no call is under way, served by whoever watches the connection.
+//! A server's requests while no call is under way, served by the thread that watches the connection.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::TryLockError;
@@ -12,7 +12,7 @@ use crate::command::Command;
 /// How often [`Client::serve_ready`] looks again at a server that does not take its replies.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// What to poll for [`Client::serve_step`].
+/// A socket to poll for [`Client::serve_step`].
 #[derive(Debug)]
 pub struct Watch<'a> {
     /// The socket.
@@ -22,16 +22,16 @@ pub struct Watch<'a> {
 }
 
 impl Client {
-    /// What to poll, by level or by edge, to call [`Client::serve_step`] when it is readable or hung up. With a twin
-    /// socket the main one carries replies only, so that only its hang-up is of interest.
+    /// The sockets to poll, by level or by edge, to call [`Client::serve_step`] when one is readable or hung up. With a
+    /// twin socket the main one carries replies only, so that only its hang-up is of interest.
     pub fn watch(&self) -> impl Iterator<Item = Watch<'_>> {
         let main = Watch { fd: self.main_stream.lend(), requests: self.twin.is_none() };
         let twin = self.twin.as_ref().map(|twin| Watch { fd: twin.stream.lend(), requests: true });
         [Some(main), twin].into_iter().flatten()
     }
 
-    /// What to poll besides, by edge: it becomes readable when a call leaves something to [`Client::serve_step`] that no
-    /// socket tells of. It is never read.
+    /// An eventfd to poll besides, by edge: it becomes readable when a call leaves something to [`Client::serve_step`]
+    /// that no socket tells of. It is never read.
     pub fn left_over(&self) -> BorrowedFd<'_> {
         self.left_over.as_fd()
     }

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-/// What is left after [`serve_step`](super::Client::serve_step).
+/// The work left after [`serve_step`](super::Client::serve_step).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Nothing that is known of: wait until a socket is readable.
@@ -15,7 +15,7 @@ pub enum Step {
 }
 
 impl Step {
-    /// What is left of two rounds: the more urgent.
+    /// The more urgent of two rounds' steps.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         match (self, other) {

@@ -13,7 +13,7 @@ pub struct RegionWrite<'a> {
     pub region: u32,
     /// From the start of the region, in bytes.
     pub offset: u64,
-    /// What to write.
+    /// The bytes to write.
     pub data: &'a [u8],
 }
 

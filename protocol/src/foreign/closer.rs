@@ -128,7 +128,7 @@ fn work() {
             continue;
         };
         drop(state);
-        // What is still unsent is sent all the same. Fails for anything but a socket.
+        // Unsent bytes are sent all the same. Fails for anything but a socket.
         let _ = setsockopt(&fd, sockopt::Linger, &linger { l_onoff: 0, l_linger: 0 });
         drop(fd);
         if let Some(debt) = debt {

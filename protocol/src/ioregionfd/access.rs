@@ -45,7 +45,7 @@ impl Size {
     }
 }
 
-/// What an access does.
+/// The operation of an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
     /// Asks for a value.
@@ -62,13 +62,13 @@ pub enum Operation {
 /// One access to a sub-region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Access {
-    /// What the sub-region was registered with.
+    /// The `user_data` that the sub-region was registered with.
     pub user_data: u64,
     /// From the start of the sub-region, in bytes.
     pub offset: u64,
     /// How many bytes.
     pub size: Size,
-    /// What to do.
+    /// The operation.
     pub operation: Operation,
 }
 

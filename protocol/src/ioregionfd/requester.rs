@@ -137,7 +137,7 @@ impl Requester {
                 Ok(0) => return Err(AccessError::HungUp),
                 Ok(MESSAGE_SIZE) => break,
                 Ok(length) => return Err(AccessError::Length(length)),
-                // Whoever has a copy of our end has taken it.
+                // Another holder of a copy of our end has taken it.
                 Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(receive_error(error)),
                 Err(_) if late => return Err(AccessError::TimedOut(self.deadline)),
                 Err(_) => {}

@@ -11,10 +11,10 @@ use super::access::{Access, Malformed, Operation, Size};
 use super::socket::{Inbox, SocketError, SocketType, try_send};
 use super::wire::{Command, MESSAGE_SIZE, Response};
 
-/// What a device does with an access.
+/// A device's handling of accesses.
 ///
-/// `user_data` is what the sub-region was offered with, and `offset` is counted from its start; but both, and how far an
-/// access reaches, are the word of the other side, which a device checks before use.
+/// `user_data` is that of the sub-region's offer, and `offset` is counted from its start; but both, and how far an access
+/// reaches, are the word of the other side, which a device checks before use.
 pub trait Handler {
     /// Reads `size` bytes; what lies above them in the value is dropped.
     fn read(&mut self, user_data: u64, offset: u64, size: Size) -> u64;

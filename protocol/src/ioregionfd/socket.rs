@@ -38,7 +38,7 @@ pub enum SocketError {
 }
 
 impl SocketType {
-    /// What kind of socket this is.
+    /// The type of a socket.
     ///
     /// # Errors
     /// It is none that the protocol can be spoken on.
@@ -83,7 +83,7 @@ pub(super) fn try_send(fd: BorrowedFd<'_>, message: &[u8]) -> nix::Result<()> {
     }
 }
 
-/// What a socket is received from with. Descriptors have no business there; they are closed elsewhere.
+/// The receiver of a socket. Descriptors have no business there; they are closed elsewhere.
 #[derive(Debug, Default)]
 pub(super) struct Inbox {
     control: ControlBuffer,

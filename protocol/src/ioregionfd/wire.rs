@@ -11,7 +11,7 @@ wire_struct! {
         info: u32,
         /// Zero.
         padding: u32,
-        /// What the sub-region was registered with.
+        /// The `user_data` that the sub-region was registered with.
         user_data: u64,
         /// From the start of the sub-region, in bytes.
         offset: u64,

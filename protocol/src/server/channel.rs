@@ -1,8 +1,8 @@
 //! One socket to a client, shared by the thread that serves it and the threads that ask something of the client.
 //!
-//! Whoever waits reads the socket: the one who has the [`Reader`] receives for all, hands replies to those who wait for
-//! them, and queues commands for the serving thread. So a device may wait for the client from within a request that the
-//! client waits for, and from any other thread, without anybody else having to run.
+//! A waiting thread reads the socket: the one that has the [`Reader`] receives for all, hands replies to those that wait
+//! for them, and queues commands for the serving thread. So a device may wait for the client from within a request that
+//! the client waits for, and from any other thread, without another thread having to run.
 
 use std::collections::VecDeque;
 use std::io;
@@ -23,7 +23,7 @@ use crate::wire::{FLAG_ERROR, HEADER_SIZE, Header, TYPE_COMMAND};
 /// With this many bytes of commands queued, or this many descriptors, no more is received until some are executed.
 const QUEUE_BYTES: usize = 4 << 20;
 const QUEUE_FDS: usize = 256;
-/// What a queued command costs beside its payload.
+/// The cost of a queued command beside its payload.
 const QUEUE_OVERHEAD: usize = 64;
 /// How soon one who waits for room notices that nobody receives any more.
 const RECHECK: Duration = Duration::from_millis(10);
@@ -31,7 +31,7 @@ const RECHECK: Duration = Duration::from_millis(10);
 /// Why a channel is of no use any more.
 #[derive(Debug)]
 pub(super) enum ChannelError {
-    /// What came is no message, or nothing more comes.
+    /// The bytes that came are no message, or nothing more comes.
     Receive(ReceiveError),
     /// Nothing can be sent.
     Send(io::Error),
@@ -76,7 +76,7 @@ pub(super) struct Channel {
     takes_commands: bool,
 }
 
-/// Who has this receives.
+/// The thread that has this receives.
 #[derive(Debug)]
 pub(super) struct Reader {
     pub(super) socket: Socket,
@@ -143,7 +143,7 @@ impl Channel {
                 return Err(ChannelError::Receive(ReceiveError::Closed));
             }
             let Some(mut reader) = state.reader.take() else {
-                // Whoever reads does so for a limited time.
+                // The reading thread does so for a limited time.
                 state = self.sleep(state, None);
                 continue;
             };

@@ -16,7 +16,7 @@ pub(super) struct Connection {
     twin: Option<Channel>,
     /// The most bytes of client memory in one message.
     max_transfer: usize,
-    /// What went wrong first.
+    /// The first failure.
     failure: Mutex<Option<ChannelError>>,
 }
 

@@ -99,7 +99,7 @@ impl Commands<'_> {
     }
 }
 
-/// What a region info says beyond its fixed part.
+/// The variable part of a region info.
 struct RegionCapabilities<'a> {
     areas: &'a [(u64, u64)],
     region_type: Option<wire::CapType>,

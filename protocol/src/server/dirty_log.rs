@@ -71,7 +71,7 @@ impl DirtyLog {
         }
     }
 
-    /// What was written of a range, as a bitmap, and the end of it: a page that lies within the range counts as not
+    /// Takes the written pages of a range out of the log, as a bitmap: a page that lies within the range counts as not
     /// written from now on.
     pub(super) fn take(&self, report: &Report) -> Vec<u64> {
         let wire::DmaLoggingReport { iova, length, page_size } = report.request;

@@ -89,7 +89,7 @@ impl Commands<'_> {
         let report = Report::parse(data, MAX_DATA)?;
         let argsz = argsz(report.reply_size())?;
         reply.push(&wire::DeviceFeature { argsz, ..request });
-        // What is reported is forgotten, so that it is taken only where there is room for it.
+        // Reported pages are forgotten, so that they are taken only where there is room for them.
         if argsz <= request.argsz {
             reply.push(&report.request);
             let bitmap = log.take(&report);
@@ -99,7 +99,7 @@ impl Commands<'_> {
     }
 }
 
-/// What can be done with a feature. Features of the specification are checked here, others are the device's own.
+/// The operations of a feature. Features of the specification are checked here, others are the device's own.
 fn available(device: &mut dyn Device, index: u16) -> Option<Feature> {
     let feature = |there: bool, get, set| there.then_some(Feature { get, set });
     match index {

@@ -27,13 +27,13 @@ pub trait Registers: Send + 'static {
     fn reset(&mut self);
 
     /// The bytes that the registers are, always as many, if another process can go on from them: the function migrates then.
-    /// What is put here may come from anybody, so every byte may have any value.
+    /// Bytes put here may come from anybody, so every byte may have any value.
     fn state(&mut self) -> Option<&mut [u8]> {
         None
     }
 }
 
-/// What a device reaches of its client: memory, and the interrupt pin.
+/// A device's access to its client: memory, and the interrupt pin.
 #[derive(Debug)]
 pub struct Bus {
     config: ConfigSpace,
@@ -64,7 +64,7 @@ impl Bus {
         self.intx
     }
 
-    /// What the guest has written to configuration space, and the level of the pin.
+    /// Restores the guest's writes to configuration space, and the level of the pin.
     pub(super) fn restore(&mut self, config: &[u8], intx: bool) {
         self.config.restore(config.iter().copied());
         self.config.set_interrupt_status(intx);
@@ -91,7 +91,7 @@ pub struct Function<R> {
     pub(super) moving: Moving,
 }
 
-/// What is accessed by messages and by ioregionfd.
+/// State accessed by messages and by ioregionfd.
 #[derive(Debug)]
 pub(super) struct Shared<R> {
     pub(super) registers: R,
@@ -264,7 +264,7 @@ mod tests {
             self.function.write(CONFIG_REGION, COMMAND, &value.to_le_bytes()).unwrap();
         }
 
-        /// What a client does when the guest has ended the interrupt.
+        /// Unmasks as a client does when the guest has ended the interrupt.
         fn unmask(&mut self) {
             self.interrupts.set_masked(INTX_IRQ, 0, false);
             self.function.unmasked(INTX_IRQ);

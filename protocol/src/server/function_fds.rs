@@ -16,7 +16,7 @@ use crate::pci::BAR5_REGION;
 /// How long accesses that are under way may take to be done when the function stops. Less than a client waits for an answer.
 const SETTLE_TIME: Duration = Duration::from_secs(2);
 
-/// What is offered to a client.
+/// The ioregionfd offered to a client.
 #[derive(Debug, Default)]
 pub(super) struct Offered {
     /// Where writes are posted: BAR and range, sorted.

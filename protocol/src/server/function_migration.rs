@@ -11,7 +11,7 @@ use crate::migration::DeviceState;
 #[derive(Debug)]
 pub(super) struct Moving {
     state: DeviceState,
-    /// What is still to be read, or has been written so far.
+    /// The bytes still to be read, or written so far.
     data: Vec<u8>,
 }
 
@@ -122,7 +122,7 @@ mod tests {
         way.iter().try_for_each(|to| function.transition(*to))
     }
 
-    /// What a function saves, read a few bytes at a time.
+    /// A function's saved state, read a few bytes at a time.
     fn saved(function: &mut Function<Word>) -> Vec<u8> {
         go(function, &[DeviceState::Stop, DeviceState::StopCopy]).unwrap();
         let mut saved = Vec::new();

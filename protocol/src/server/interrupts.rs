@@ -71,7 +71,7 @@ impl Interrupts {
         let Some(eventfd) = &*vector.eventfd.load() else { return };
         if kind.flags & wire::IRQ_MASKABLE != 0 {
             let automasked = kind.flags & wire::IRQ_AUTOMASKED != 0;
-            // Whoever finds it unmasked fires; `unmasked` runs after the flag is cleared, so no cause is lost.
+            // The caller that finds it unmasked fires; `unmasked` runs after the flag is cleared, so no cause is lost.
             let was_masked = match automasked {
                 true => vector.masked.swap(true, Ordering::SeqCst),
                 false => vector.masked.load(Ordering::SeqCst),

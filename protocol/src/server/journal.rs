@@ -15,7 +15,7 @@ use crate::wire;
 /// A client begins a journal, or offers a predecessor's and has it taken; each at most once on a connection. It promises
 /// nothing about what is in a journal: the predecessor may have been somebody's puppet.
 pub trait Journaled {
-    /// What this device writes. Constant.
+    /// The format that this device writes. Constant.
     fn format(&self) -> JournalFormat;
 
     /// From now on, keeps `memory`, which is all zeros, up to date. Returns the descriptors that the client is to hand to

@@ -65,7 +65,7 @@ impl Listener {
     /// turns, so that none removes what another has just bound. Never waits for another server's attention: one that is
     /// busy with its clients is as alive as one that accepts.
     ///
-    /// Who may connect is for the caller to decide, by its umask and by the directory.
+    /// The caller decides who may connect, by its umask and by the directory.
     ///
     /// # Errors
     /// [`ListenError`].
@@ -114,7 +114,7 @@ impl Listener {
                 // The client left before its turn came.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // What an earlier client sent may still have to be closed.
+                // An earlier client's descriptors may still have to be closed.
                 Err(error) if is_local(&error) => std::thread::sleep(SHORTAGE),
                 Err(error) => return Err(error),
             }

@@ -12,7 +12,7 @@ use super::mappings::Mappings;
 use super::sigbus::Guard;
 use crate::wire::{DMA_READABLE, DMA_WRITEABLE};
 
-/// What the client has made available for DMA at one moment: cheap to clone, safe to share between threads.
+/// The client's memory available for DMA at one moment: cheap to clone, safe to share between threads.
 ///
 /// It is a snapshot: when the client maps or unmaps a range, the device is given a new one
 /// ([`super::Device::memory_changed`]). A range that came with a descriptor is mapped; any other is reached by messages

@@ -61,7 +61,7 @@ thread_local! {
 
 impl Registered {
     fn new() -> Self {
-        // Whatever this thread has inherited.
+        // The thread may have inherited a mask with it.
         let mut signals = SigSet::empty();
         signals.add(SIGNAL);
         let _ = signals.thread_unblock();
@@ -90,8 +90,8 @@ impl Presence {
 
     /// Makes a call that this client may make block. It fails with EINTR once the client has left, if it blocks then.
     ///
-    /// What it is made on has to be looked up within `call`: the thread that interrupts calls stays until it has seen
-    /// none under way after the device had let go of the client and its descriptors.
+    /// Its descriptor has to be looked up within `call`: the thread that interrupts calls stays until it has seen none
+    /// under way after the device had let go of the client and its descriptors.
     #[inline]
     pub(super) fn call<T>(&self, call: impl FnOnce() -> T) -> T {
         CALLER.with(|Registered(caller)| {

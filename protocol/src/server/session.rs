@@ -41,7 +41,7 @@ impl Default for Options {
 }
 
 impl Options {
-    /// What is announced.
+    /// The capabilities announced.
     pub(super) fn capabilities(&self) -> Capabilities {
         let max_data_xfer_size = u64::from(self.max_data_xfer_size.clamp(1, DEFAULT_MAX_DATA_XFER_SIZE));
         Capabilities { max_data_xfer_size, ..Capabilities::ours() }
@@ -52,7 +52,7 @@ impl Options {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ServeError {
-    /// What came is no message.
+    /// No message could be received.
     #[error("receiving from the client")]
     Receive(#[source] ReceiveError),
     /// The client takes no replies.
@@ -79,9 +79,9 @@ pub enum ServeError {
     /// The client's answer to a request makes no sense.
     #[error("{command:?}: the client's answer is malformed: {problem}")]
     Malformed {
-        /// What was asked.
+        /// The command.
         command: Command,
-        /// What is wrong with the answer.
+        /// The problem with the answer.
         problem: &'static str,
     },
     /// The client has made a file shorter that it let the device map, and the device has noticed.

@@ -161,7 +161,7 @@ fn replace(address: usize) -> bool {
     false
 }
 
-/// What would have happened without us.
+/// The signal's effect without us.
 fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     match BEFORE.get() {
         Some(before) if before.sa_sigaction == libc::SIG_IGN => {}

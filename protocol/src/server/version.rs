@@ -18,7 +18,7 @@ use crate::foreign::ForeignFd;
 use crate::socket::{Outgoing, Socket, Wait};
 use crate::wire::{self, HEADER_SIZE};
 
-/// What the two sides agreed on.
+/// The outcome of the negotiation.
 pub(super) struct Agreed {
     pub(super) connection: Connection,
     pub(super) client: Capabilities,
@@ -48,7 +48,7 @@ pub(super) fn negotiate(
         let reader = Reader { socket, receiver: Receiver::new(limit, options.deadline) };
         Ok(Channel::new(stream, reader, options.deadline, false))
     });
-    // What the client takes in one message, and what we take: a reply to a read has as much.
+    // The client's limit for one message, and ours: a reply to a read has as much.
     let max_transfer = usize::try_from(client.max_data_xfer_size).unwrap_or(usize::MAX).min(data);
     Ok(Some(Agreed { connection: Connection::new(main, twin.transpose()?, max_transfer), client }))
 }

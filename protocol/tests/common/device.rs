@@ -47,7 +47,7 @@ pub const BAD_OFFSET: u64 = MESSAGES_SIZE - 16;
 /// A write of an address and a length (64 bits each) at this offset of `MESSAGES` copies client memory to right behind.
 pub const COPY_OFFSET: u64 = MESSAGES_SIZE - 64;
 
-/// What a test can see of the device.
+/// The device's state, as a test can see it.
 #[derive(Default)]
 pub struct State {
     pub memory: Memory,
@@ -60,13 +60,13 @@ pub struct State {
     pub disconnected: usize,
     /// The states that a device that migrates went through.
     pub transitions: Vec<DeviceState>,
-    /// What it was given as its new state.
+    /// The data of its new state.
     pub received: Vec<u8>,
-    /// What became of its journal: the step, and the first word then.
+    /// The steps of its journal, each with the first word then.
     pub journal: Vec<(&'static str, u64)>,
     /// The calls that a device with hardware passes on to it.
     pub passed_on: Vec<PassedOn>,
-    /// What those fail with.
+    /// The error of those calls.
     pub refusal: Option<Errno>,
     /// Whether eventfds for unmasking are taken.
     pub unmasks_by_eventfd: bool,

@@ -1,4 +1,4 @@
-//! What this process holds, and numbers to make it hold things at random.
+//! Counts of this process's resources, and numbers to make it hold things at random.
 
 use std::time::{Duration, Instant};
 

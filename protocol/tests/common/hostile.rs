@@ -26,7 +26,7 @@ pub fn with_server(deadline: Duration, then: impl FnOnce(Raw, Message) + Send + 
     (client, server)
 }
 
-/// What becomes of one call on a client whose server does this.
+/// The outcome of one call on a client whose server does this.
 pub fn outcome<T>(
     call: impl FnOnce(&Client) -> Result<T, ClientError>,
     then: impl FnOnce(Raw, Message) + Send + 'static,

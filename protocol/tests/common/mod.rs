@@ -1,4 +1,4 @@
-//! What the conformance tests share: a small device behind the server, and a peer that speaks raw bytes.
+//! Common parts of the conformance tests: a small device behind the server, and a peer that speaks raw bytes.
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 #![allow(clippy::missing_panics_doc, clippy::unwrap_used, missing_docs, reason = "a test fails by panicking")]

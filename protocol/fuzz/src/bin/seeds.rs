@@ -251,7 +251,7 @@ fn exchange(twin_socket: bool, scenario: impl FnOnce(&Client)) -> Vec<Said> {
         std::thread::scope(|scope| {
             scope.spawn(|| client_session::watch(&client, &done));
             scenario(&client);
-            // What the device does in another thread.
+            // Time for the device's other thread.
             std::thread::sleep(Duration::from_millis(50));
             done.store(true, Ordering::SeqCst);
         });
