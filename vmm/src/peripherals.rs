@@ -116,6 +116,7 @@ impl Peripherals {
         let host = Arc::new(Host { ram: ram.clone(), vfio, control: control.clone(), cpus });
         // All start before the first is asked anything, so that they start at the same time.
         let started = configs.iter().map(|config| First::start(config, &host)).collect::<Result<Vec<_>, _>>()?;
+        configs.iter().for_each(|config| config.source.close_inherited());
         let mut parts = Vec::new();
         for (slot, first) in (1..).map(Slot).zip(&started) {
             let process = first.reached.as_ref().and_then(|reached| reached.process.clone());

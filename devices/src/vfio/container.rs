@@ -35,7 +35,7 @@ impl Container {
         let mut container = Self { file, group: Arc::clone(group), usable: None };
         // SAFETY: an integer argument.
         unsafe { ioctls::set_iommu(container.fd(), int(spec::VFIO_TYPE1v2_IOMMU)) }.map_err(|errno| match errno {
-            Errno::EPERM => OpenError::InterruptsNotIsolated,
+            Errno::EPERM => OpenError::InterruptsNotIsolated { module: "vfio_iommu_type1" },
             errno => OpenError::Kernel { what: "turning its IOMMU on", errno },
         })?;
         container.usable = container.read_usable()?;

@@ -61,11 +61,6 @@ impl DeviceFile {
         Ok((device, regions))
     }
 
-    /// The open file.
-    pub(super) fn file(&self) -> &File {
-        &self.file
-    }
-
     fn fd(&self) -> i32 {
         self.file.as_raw_fd()
     }

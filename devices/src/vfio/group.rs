@@ -15,7 +15,7 @@ use super::ioctls;
 use super::sysfs::{Function, Sysfs};
 
 /// How long a client that has left may take to let go of the device's file.
-const LETTING_GO: Duration = Duration::from_secs(1);
+pub(super) const LETTING_GO: Duration = Duration::from_secs(1);
 
 /// An open group.
 #[derive(Debug)]
@@ -33,6 +33,18 @@ impl Group {
             _ if error.raw_os_error() == Some(libc::EBUSY) => OpenError::Busy,
             _ => OpenError::Open { path: path.clone(), source: error },
         })?;
+        Self::of(file, number, sysfs)
+    }
+
+    /// Takes over the group's file, which was opened by somebody else.
+    pub(super) fn inherited(file: OwnedFd, number: u32, sysfs: &Sysfs) -> Result<Self, OpenError> {
+        Self::of(file.into(), number, sysfs).map_err(|error| match error {
+            OpenError::Kernel { .. } => OpenError::OtherFile,
+            error => error,
+        })
+    }
+
+    fn of(file: File, number: u32, sysfs: &Sysfs) -> Result<Self, OpenError> {
         let mut status = spec::vfio_group_status { argsz: 8, flags: 0 };
         // SAFETY: the kernel fills in a structure of this size.
         unsafe { ioctls::group_status(file.as_raw_fd(), &raw mut status) }

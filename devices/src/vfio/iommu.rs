@@ -4,10 +4,10 @@ use std::ops::RangeInclusive;
 
 use log::error;
 use nix::errno::Errno;
-use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
+use outrigger_iommufd::MapError;
 use outrigger_protocol::server::DmaRange;
 
-/// An IOMMU that can be programmed: that of a container of VFIO's; iommufd's will be another.
+/// An IOMMU that can be programmed: that of a container of VFIO's, or iommufd's.
 pub(super) trait Iommu: std::fmt::Debug + Send {
     /// The DMA addresses that can be mapped. None: all.
     fn usable(&self) -> Option<&[RangeInclusive<u64>]>;
@@ -19,11 +19,15 @@ pub(super) trait Iommu: std::fmt::Debug + Send {
     fn unmap(&self, address: u64, size: u64) -> nix::Result<()>;
 
     /// Takes over the mapping of exactly these addresses, which a predecessor has made; false: there is none. The device
-    /// reaches the memory all the while. An error: there is another mapping in these addresses.
-    fn adopt(&self, address: u64, size: u64, host: usize) -> nix::Result<bool>;
+    /// reaches the memory all the while. An error: there is another mapping in these addresses, or nothing is handed over.
+    fn adopt(&self, _address: u64, _size: u64, _host: usize) -> nix::Result<bool> {
+        Err(Errno::EOPNOTSUPP)
+    }
 
     /// Unmaps whatever there is between two addresses, the last one included.
-    fn clear(&self, addresses: RangeInclusive<u64>) -> nix::Result<()>;
+    fn clear(&self, _addresses: RangeInclusive<u64>) -> nix::Result<()> {
+        Err(Errno::EOPNOTSUPP)
+    }
 }
 
 /// The memory that a device reaches: everything that its client has mapped.
@@ -82,29 +86,20 @@ impl DeviceMemory {
             return Err(Errno::EINVAL);
         };
         let last = address + (size - 1);
-        if let Some(usable) = self.iommu.usable()
-            && !usable.iter().any(|range| range.contains(&address) && range.contains(&last))
-        {
-            let usable: Vec<_> =
-                usable.iter().map(|range| format!("{:#x}-{:#x}", range.start(), range.end())).collect();
-            error!(
-                "memory at {address:#x}-{last:#x} cannot be reached by the device: the host's IOMMU has {}",
-                usable.join(", ")
-            );
-            return Err(Errno::EINVAL);
-        }
-        match self.map_or_adopt(range, host.as_ptr() as usize) {
+        let usable = self.iommu.usable().map_or(Ok(()), |usable| MapError::check_usable(usable, address, last));
+        let mapped = usable.and_then(|()| {
+            let needed = self.mapped + size;
+            let mapped = self.map_or_adopt(range, host.as_ptr() as usize);
+            mapped.map_err(|errno| MapError::of(errno, address, last, needed))
+        });
+        match mapped {
             Ok(()) => {
                 self.mapped += size;
                 Ok(())
             }
-            Err(Errno::ENOMEM) => {
-                error!("{}", no_memory(self.mapped + size));
-                Err(Errno::ENOMEM)
-            }
-            Err(errno) => {
-                error!("memory at {address:#x}-{last:#x} cannot be mapped for the device: {}", errno.desc());
-                Err(errno)
+            Err(error) => {
+                error!("{error}");
+                Err(error.errno())
             }
         }
     }
@@ -144,19 +139,6 @@ fn gaps(mut ranges: Vec<RangeInclusive<u64>>) -> Vec<RangeInclusive<u64>> {
 /// Whether the device can reach a range that is accepted.
 fn is_reachable(range: &DmaRange<'_>) -> bool {
     range.host.is_some() && (range.readable || range.writable)
-}
-
-/// Why the kernel cannot pin `needed` bytes, and what to do.
-fn no_memory(needed: u64) -> String {
-    let kib = |bytes: u64| bytes.div_ceil(1024);
-    match getrlimit(Resource::RLIMIT_MEMLOCK) {
-        Ok((limit, _)) if limit != RLIM_INFINITY && limit < needed => format!(
-            "the limit on locked memory is {} KiB, and the client's memory needs {} KiB: ulimit -l {1}, or LimitMEMLOCK= of systemd",
-            kib(limit),
-            kib(needed)
-        ),
-        _ => format!("the host has no memory left to keep {} KiB of the client's for the device", kib(needed)),
-    }
 }
 
 #[cfg(test)]

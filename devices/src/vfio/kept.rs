@@ -5,9 +5,8 @@
 //! for anybody. The function is opened once more by its name, through the group, which nothing resets while it is open
 //! elsewhere: so it is the right one, whatever a predecessor has sent.
 
-use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -61,13 +60,15 @@ fn is_same_device(file: &OwnedFd, node: &Path) -> bool {
 }
 
 /// The files for a successor of this process.
-pub(super) fn keep(group: &Group, container: &Container, function: &File) -> io::Result<Vec<OwnedFd>> {
+pub(super) fn keep(group: &Group, container: &Container, function: BorrowedFd<'_>) -> io::Result<Vec<OwnedFd>> {
     let Some(container) = container.keep()? else { return Err(Errno::EOPNOTSUPP.into()) };
-    Ok(vec![group.file().try_clone_to_owned()?, container, function.try_clone()?.into()])
+    Ok(vec![group.file().try_clone_to_owned()?, container, function.try_clone_to_owned()?])
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
 
     /// A hijacked predecessor may have sent anything.

@@ -5,6 +5,7 @@
 //! eventfds. Messages are for the rest: configuration space, I/O ports, the expansion ROM, whatever is smaller than a page.
 
 mod address;
+mod cdev;
 mod container;
 mod device_file;
 mod drivers;
@@ -16,6 +17,7 @@ mod irqs;
 mod journal;
 mod kept;
 mod options;
+mod reach;
 mod regions;
 mod sysfs;
 
@@ -34,13 +36,13 @@ use outrigger_protocol::server::{Options, ServeError, Unopened, serve, serve_uno
 
 use crate::process::{Server, StartError};
 use address::Address;
-use container::Container;
 use device_file::DeviceFile;
 use function::Succession;
-use group::Group;
 use iommu::DeviceMemory;
 use kept::Adopted;
-use sysfs::{Function, Sysfs};
+use options::Settings;
+use reach::{Opened, Reach};
+use sysfs::Sysfs;
 
 pub use drivers::Command;
 pub use function::PhysicalFunction;
@@ -111,9 +113,34 @@ pub enum OpenError {
     /// A device could interrupt whoever it likes.
     #[error(
         "the host does not keep its interrupts apart (interrupt remapping); to accept that, \
-         set allow_unsafe_interrupts=1 of the module vfio_iommu_type1"
+         set allow_unsafe_interrupts=1 of the module {module}"
     )]
-    InterruptsNotIsolated,
+    InterruptsNotIsolated {
+        /// The module that would allow it.
+        module: &'static str,
+    },
+    /// iommufd is asked for.
+    #[error("iommu=iommufd cannot be had: {lack}; leave it out")]
+    NoIommufd {
+        /// What is missing.
+        lack: &'static str,
+    },
+    /// There is no such descriptor.
+    #[error("{key}={fd}: no such descriptor is open")]
+    NoDescriptor {
+        /// The key that names it.
+        key: &'static str,
+        /// Its number.
+        fd: i32,
+    },
+    /// A descriptor is of something else.
+    #[error(
+        "fd: this is neither the device's file (/dev/vfio/devices/vfioN) nor its group's (/dev/vfio/N), or not the one that iommu= needs"
+    )]
+    OtherFile,
+    /// A device's file can be bound once, and was opened by somebody else.
+    #[error("fd: the descriptor has served a client, and is good for one only")]
+    Used,
     /// Modules are missing.
     #[error("the kernel has no VFIO: load the modules vfio-pci and vfio_iommu_type1")]
     NoContainer,
@@ -152,8 +179,8 @@ impl OpenError {
     fn errno(&self) -> Errno {
         match self {
             Self::NoDevice => Errno::ENODEV,
-            Self::Busy => Errno::EBUSY,
-            Self::Permission { .. } | Self::InterruptsNotIsolated => Errno::EPERM,
+            Self::Busy | Self::Used => Errno::EBUSY,
+            Self::Permission { .. } | Self::InterruptsNotIsolated { .. } => Errno::EPERM,
             Self::Kernel { errno, .. } => *errno,
             _ => Errno::EIO,
         }
@@ -162,11 +189,17 @@ impl OpenError {
 
 impl StartError for VfioError {
     fn is_lack_of_host(&self) -> bool {
-        use OpenError::{InterruptsNotIsolated, Kernel, NoContainer, NoGroupFile, NoIommu, Permission};
+        use OpenError::{InterruptsNotIsolated, Kernel, NoContainer, NoGroupFile, NoIommu, NoIommufd, Permission};
         let Self::Open { source, .. } = self else { return false };
         matches!(
             source,
-            NoIommu | Permission { .. } | InterruptsNotIsolated | NoContainer | NoGroupFile { .. } | Kernel { .. }
+            NoIommu
+                | NoIommufd { .. }
+                | Permission { .. }
+                | InterruptsNotIsolated { .. }
+                | NoContainer
+                | NoGroupFile { .. }
+                | Kernel { .. }
         )
     }
 }
@@ -176,7 +209,7 @@ impl StartError for VfioError {
 pub struct Vfio {
     name: String,
     address: Address,
-    group: Arc<Group>,
+    reach: Reach,
     /// The VMM has started this process for one client, and starts a successor: the function outlives this process.
     is_succeeded: bool,
     /// What a predecessor has left.
@@ -186,51 +219,43 @@ pub struct Vfio {
 }
 
 impl Vfio {
-    /// Finds the function that a `--vfio` argument describes, and opens its group, or takes over what a predecessor has left.
-    /// `is_succeeded`: this process has one client, which starts another one in its place if it ends.
+    /// Finds the function that a `--vfio` argument describes, and opens its file, or that of its group, or takes over what a
+    /// predecessor has left. `is_succeeded`: this process has one client, which starts another one in its place if it ends.
     pub fn find(argument: &str, is_succeeded: bool) -> Result<Self, VfioError> {
-        let address =
+        let settings =
             options::parse(argument).map_err(|problem| VfioError::Option { argument: argument.to_owned(), problem })?;
         // SAFETY: this is the one device of this process, and the only place that uses what was inherited for it.
         let kept = unsafe { launch::take_kept() }.map_err(|_| OpenError::Kept { what: "no open files" });
-        kept.and_then(|kept| Self::take(address, &Sysfs::default(), kept, is_succeeded))
+        kept.and_then(|kept| Self::take(&settings, &Sysfs::default(), kept, is_succeeded))
             .map_err(|source| VfioError::Open { argument: argument.to_owned(), source })
     }
 
-    fn take(address: Address, sysfs: &Sysfs, kept: Vec<OwnedFd>, is_succeeded: bool) -> Result<Self, OpenError> {
-        let Function { driver, group, .. } = sysfs.function(address).ok_or(OpenError::NoDevice)?;
+    fn take(settings: &Settings, sysfs: &Sysfs, kept: Vec<OwnedFd>, is_succeeded: bool) -> Result<Self, OpenError> {
+        let address = settings.address;
+        let function = sysfs.function(address).ok_or(OpenError::NoDevice)?;
         let name = address.to_string();
-        let group = group.ok_or(OpenError::NoIommu)?;
-        match driver {
+        let group = function.group.ok_or(OpenError::NoIommu)?;
+        match &function.driver {
             None => return Err(OpenError::Unbound { address: name }),
-            Some(driver) if !driver.is_vfio() => return Err(OpenError::Bound { address: name, driver: driver.0 }),
+            Some(driver) if !driver.is_vfio() => {
+                return Err(OpenError::Bound { address: name, driver: driver.0.clone() });
+            }
             Some(_) => {}
         }
-        let has_warned = false;
-        if !kept.is_empty() {
-            let adopted = Adopted::new(kept, group)?;
-            let group = Arc::clone(&adopted.group);
-            return Ok(Self { name, address, group, is_succeeded, adopted: Some(adopted), has_warned });
-        }
-        let group = Arc::new(Group::open(group, sysfs)?);
-        // What is wrong with the host is found now, before there is a client.
-        drop(Container::open(&group)?);
-        Ok(Self { name, address, group, is_succeeded, adopted: None, has_warned })
+        let adopted = if kept.is_empty() { None } else { Some(Adopted::new(kept, group)?) };
+        let reach = match &adopted {
+            Some(adopted) => Reach::Container(Arc::clone(&adopted.group)),
+            None => Reach::find(&function, settings, sysfs)?,
+        };
+        Ok(Self { name, address, reach, is_succeeded, adopted, has_warned: false })
     }
 
-    fn open_function(&self) -> Result<PhysicalFunction, OpenError> {
-        let container = Container::open(&self.group)?;
-        let (file, regions) = DeviceFile::new(self.group.device(&self.name)?)?;
-        let succession = if self.is_succeeded { self.succession(&container, &file) } else { None };
-        PhysicalFunction::new(file, regions, DeviceMemory::new(Box::new(container)), succession)
-    }
-
-    /// For a successor; none: it could not be kept.
-    fn succession(&self, container: &Container, file: &DeviceFile) -> Option<Succession> {
-        let files = kept::keep(&self.group, container, file.file());
-        let files =
-            files.inspect_err(|error| warn!("{}: nothing can be kept for a successor: {error}", self.name)).ok()?;
-        Some(Succession { address: self.address, files, is_successor: false, is_kept: false })
+    fn open_function(&mut self) -> Result<PhysicalFunction, OpenError> {
+        let Opened { file, iommu, kept } = self.reach.open(&self.name, self.is_succeeded)?;
+        let (file, regions) = DeviceFile::new(file)?;
+        let succession =
+            kept.map(|files| Succession { address: self.address, files, is_successor: false, is_kept: false });
+        PhysicalFunction::new(file, regions, DeviceMemory::new(iommu), succession)
     }
 
     /// The function as a predecessor has left it: neither reset nor otherwise changed.
@@ -250,11 +275,11 @@ impl Unopened for Vfio {
     type Device = PhysicalFunction;
 
     fn file(&self) -> BorrowedFd<'_> {
-        self.group.file()
+        self.reach.file()
     }
 
     fn journal(&self) -> Option<JournalFormat> {
-        self.is_succeeded.then(journal::format)
+        (self.is_succeeded && self.reach.outlives_process()).then(journal::format)
     }
 
     fn open(&mut self, known_to_kvm: bool) -> Result<PhysicalFunction, Errno> {
@@ -274,11 +299,17 @@ impl Unopened for Vfio {
 
 impl Server for Vfio {
     fn serve(&mut self, stream: UnixStream, options: &Options) -> Result<(), ServeError> {
-        let Some(adopted) = self.adopted.take() else { return serve_unopened(self, stream, options) };
-        let function = self.go_on(adopted).map_err(|error| {
-            error!("{}: cannot go on: {error}", self.name);
-            ServeError::NotOpened(error.errno())
-        });
-        serve(&mut function?, stream, options)
+        if let Some(adopted) = self.adopted.take() {
+            let function = self.go_on(adopted).map_err(|error| {
+                error!("{}: cannot go on: {error}", self.name);
+                ServeError::NotOpened(error.errno())
+            });
+            return serve(&mut function?, stream, options);
+        }
+        if let Err(error) = self.reach.renew() {
+            error!("{} cannot be opened: {error}", self.name);
+            return Err(ServeError::NotOpened(error.errno()));
+        }
+        serve_unopened(self, stream, options)
     }
 }

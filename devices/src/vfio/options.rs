@@ -1,5 +1,7 @@
 //! The text of `--vfio`.
 
+use std::os::fd::RawFd;
+
 use outrigger_process::options::{OptionError, Options};
 
 use super::address::Address;
@@ -8,6 +10,12 @@ use super::address::Address;
 pub const HELP: &str = "\
 Keys of --vfio:
   host=ADDRESS   the PCI function, as 0000:01:00.0; host= can be left out where it comes first
+  iommu=auto     how memory is mapped for it: iommufd (Linux 6.6; iommu=iommufd), the legacy container
+                 (iommu=container), or iommufd where both the kernel and the device have it (default);
+                 a process that is killed is succeeded by the container only
+  fd=N           descriptor N is the device's file or its group's, opened by somebody who may:
+                 /dev/vfio/devices/vfioN serves one client, /dev/vfio/N one after the other
+  iommufd=N      descriptor N is /dev/iommu, opened by somebody who may
 
 Examples:
   outrigger vfio list                 (the same as outrigger-vfio list)
@@ -24,11 +32,50 @@ vfio-pci does not take a device, 2 for bad usage or a device that cannot be had,
 lacks something (a permission, an IOMMU, a module).";
 
 const HOST: &str = "host";
-const KEYS: &[&str] = &[HOST];
+const IOMMU: &str = "iommu";
+const FD: &str = "fd";
+const IOMMUFD: &str = "iommufd";
+const KEYS: &[&str] = &[HOST, IOMMU, FD, IOMMUFD];
 
-pub(super) fn parse(argument: &str) -> Result<Address, OptionError> {
+/// How memory is mapped for the device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum IommuChoice {
+    #[default]
+    Auto,
+    Iommufd,
+    Container,
+}
+
+/// All of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Settings {
+    pub(super) address: Address,
+    pub(super) iommu: IommuChoice,
+    /// The device's file, or its group's, opened by somebody else.
+    pub(super) fd: Option<RawFd>,
+    /// `/dev/iommu`, opened by somebody else.
+    pub(super) iommufd: Option<RawFd>,
+}
+
+pub(super) fn parse(argument: &str) -> Result<Settings, OptionError> {
     let options = Options::parse(argument, KEYS, Some(HOST))?;
-    options.required(HOST, "ADDRESS")?.parse().map_err(|problem| OptionError::value(HOST, problem))
+    let address = options.required(HOST, "ADDRESS")?.parse().map_err(|problem| OptionError::value(HOST, problem))?;
+    let iommu = options.parsed(IOMMU, |text| match text {
+        "auto" => Ok(IommuChoice::Auto),
+        "iommufd" => Ok(IommuChoice::Iommufd),
+        "container" => Ok(IommuChoice::Container),
+        _ => Err(format!("must be auto, iommufd or container, not '{text}'")),
+    })?;
+    let number = |text: &str| {
+        text.parse::<RawFd>().ok().filter(|fd| *fd > 2).ok_or("must be the number of a descriptor above 2")
+    };
+    let fd = options.parsed(FD, number)?;
+    let iommufd = options.parsed(IOMMUFD, number)?;
+    let iommu = iommu.unwrap_or(if iommufd.is_some() { IommuChoice::Iommufd } else { IommuChoice::Auto });
+    if iommufd.is_some() && iommu == IommuChoice::Container {
+        return Err(OptionError::value(IOMMUFD, "is of no use with iommu=container"));
+    }
+    Ok(Settings { address, iommu, fd, iommufd })
 }
 
 #[cfg(test)]
@@ -37,9 +84,21 @@ mod tests {
 
     #[test]
     fn the_address_comes_with_its_key_or_without() {
-        for text in ["0000:01:00.0", "host=0000:01:00.0", "01:00.0"] {
-            assert_eq!(parse(text).unwrap().to_string(), "0000:01:00.0");
+        for text in ["0000:01:00.0", "host=0000:01:00.0", "01:00.0", "iommu=auto,host=01:00.0"] {
+            let settings = parse(text).unwrap();
+            assert_eq!(settings.address.to_string(), "0000:01:00.0");
+            assert_eq!((settings.iommu, settings.fd, settings.iommufd), (IommuChoice::Auto, None, None));
         }
+    }
+
+    #[test]
+    fn the_way_to_the_device_is_chosen() {
+        let iommu = |text| parse(text).unwrap().iommu;
+        assert_eq!(iommu("01:00.0,iommu=iommufd"), IommuChoice::Iommufd);
+        assert_eq!(iommu("01:00.0,iommu=container"), IommuChoice::Container);
+        assert_eq!(iommu("01:00.0,iommufd=4"), IommuChoice::Iommufd);
+        let settings = parse("01:00.0,fd=3,iommufd=4").unwrap();
+        assert_eq!((settings.fd, settings.iommufd), (Some(3), Some(4)));
     }
 
     #[test]
@@ -50,7 +109,13 @@ mod tests {
             problem("nvme0"),
             "host: must be the address of a PCI function, as 0000:01:00.0 (outrigger vfio list shows them)"
         );
-        assert_eq!(problem("01:00.0,iommu=auto"), "unknown key 'iommu'; it takes host");
+        assert_eq!(problem("01:00.0,colour=red"), "unknown key 'colour'; it takes host, iommu, fd and iommufd");
+        assert_eq!(problem("01:00.0,iommu=none"), "iommu: must be auto, iommufd or container, not 'none'");
+        assert_eq!(problem("01:00.0,iommufd=4,iommu=container"), "iommufd: is of no use with iommu=container");
+        for fd in ["-1", "2", "x", ""] {
+            let text = format!("01:00.0,fd={fd}");
+            assert_eq!(parse(&text).unwrap_err().to_string(), "fd: must be the number of a descriptor above 2");
+        }
         assert_eq!(problem("01:00.0,host=02:00.0"), "key 'host' is given twice");
     }
 }

@@ -114,6 +114,37 @@ impl Function {
         self.class >> 16 == BRIDGE
     }
 
+    /// What is missing for it to be reached by iommufd; none: nothing.
+    pub fn lack_of_iommufd(&self, is_inherited: bool) -> Option<&'static str> {
+        if !is_inherited && !Path::new(outrigger_iommufd::PATH).exists() {
+            Some("the kernel has no iommufd (/dev/iommu)")
+        } else if self.cdev_number().is_none() {
+            Some("the device has no file of its own (CONFIG_VFIO_DEVICE_CDEV, Linux 6.6)")
+        } else {
+            None
+        }
+    }
+
+    /// The name of its own file in VFIO, if it has one. The directory is there on kernels without such files, too.
+    fn cdev_entry(&self) -> Option<(PathBuf, (u64, u64))> {
+        fs::read_dir(self.directory.join("vfio-dev")).ok()?.flatten().find_map(|entry| {
+            let number = fs::read_to_string(entry.path().join("dev")).ok()?;
+            let (major, minor) = number.trim().split_once(':')?;
+            Some((entry.file_name().into(), (major.parse().ok()?, minor.parse().ok()?)))
+        })
+    }
+
+    /// The number of that file.
+    pub fn cdev_number(&self) -> Option<(u64, u64)> {
+        self.cdev_entry().map(|(_, number)| number)
+    }
+
+    /// Where that file is.
+    pub fn cdev(&self) -> PathBuf {
+        let name = self.cdev_entry().map(|(name, _)| name);
+        Path::new("/dev/vfio/devices").join(name.unwrap_or_default())
+    }
+
     /// Whether it is given to user space.
     pub fn is_bound(&self) -> bool {
         self.driver.as_ref().is_some_and(Driver::is_vfio)

@@ -11,6 +11,7 @@
 //! The rest (umask, working directory, niceness, other limits) is the caller's to choose, and is left alone.
 
 use std::io;
+use std::os::fd::RawFd;
 use std::sync::OnceLock;
 
 use nix::libc;
@@ -48,6 +49,13 @@ pub fn is_ignored(signal: Signal) -> bool {
     let result = unsafe { libc::sigaction(signal as libc::c_int, std::ptr::null(), action.as_mut_ptr()) };
     // SAFETY: written by the call, which succeeded.
     result == 0 && unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN
+}
+
+/// Whether a descriptor was open when this program began: one that this program opens itself closes when it executes another.
+#[must_use]
+pub fn is_callers(number: RawFd) -> bool {
+    // SAFETY: a system call on plain values.
+    number > 2 && unsafe { libc::fcntl(number, libc::F_GETFD) } == 0
 }
 
 /// The limits of descriptors, soft and hard, that the caller had set before [`normalize`].

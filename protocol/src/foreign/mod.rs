@@ -93,10 +93,37 @@ impl ForeignFd {
         self.is_anonymous("eventfd")
     }
 
-    /// For `mmap`, if this is a device that the kernel's VFIO gave out: `VFIO_GROUP_GET_DEVICE_FD`, `<linux/vfio.h>`. The
-    /// kernel's driver answers then, and what it maps are the device's registers, without waiting for anybody.
+    /// For `mmap`, if this is a device of the kernel's VFIO: one that a group gave out (`VFIO_GROUP_GET_DEVICE_FD`,
+    /// `<linux/vfio.h>`), or a device's own file (`/dev/vfio/devices/vfioN`). The kernel's driver answers then, and what it maps
+    /// are the device's registers, without waiting for anybody.
     pub fn lend_vfio_device(&self) -> Option<BorrowedFd<'_>> {
-        self.is_anonymous("vfio-device").then(|| self.fd.as_fd())
+        (self.is_anonymous("vfio-device") || self.is_vfio_character_device()).then(|| self.fd.as_fd())
+    }
+
+    /// Whether this is one of VFIO's character devices. The number says which driver answers, in whatever file system the node
+    /// is; that file system is not asked (AT_STATX_DONT_SYNC): it may be a process of the peer's. A descriptor that was opened
+    /// for its path alone (O_PATH) has a number, too, and nothing can be done with it.
+    fn is_vfio_character_device(&self) -> bool {
+        let mut status = std::mem::MaybeUninit::<nix::libc::statx>::zeroed();
+        let flags = nix::libc::AT_EMPTY_PATH | nix::libc::AT_STATX_DONT_SYNC;
+        // SAFETY: the kernel reads a string, and fills in a structure of this size.
+        let done = unsafe {
+            nix::libc::statx(self.fd.as_raw_fd(), c"".as_ptr(), flags, nix::libc::STATX_TYPE, status.as_mut_ptr())
+        };
+        if done != 0 {
+            return false;
+        }
+        // SAFETY: it was all zeros before the kernel filled it in.
+        let status = unsafe { status.assume_init() };
+        let is_character_device = u32::from(status.stx_mode) & nix::libc::S_IFMT == nix::libc::S_IFCHR;
+        is_character_device
+            && std::fs::read_to_string("/proc/devices").is_ok_and(|devices| {
+                let characters = devices.split("\n\n").next().unwrap_or_default();
+                characters.lines().any(|line| {
+                    let (number, name) = line.trim().split_once(' ').unwrap_or_default();
+                    name == "vfio-dev" && number.parse() == Ok(status.stx_rdev_major)
+                })
+            })
     }
 
     /// Whether the open file has no inode of its own but the kernel's, under this name (`fs/anon_inodes.c`). The kernel

@@ -239,7 +239,11 @@ fn devices_keep_the_order_of_the_command_line() {
     let words = "--net tap=a,mtu=9000 --disk path=x,serial=S --device socket=/s,dma=messages,user=0 --net dma=shared,tap=b \
                  --device program=./p,path=y,,z=1,dma=messages,color= --disk anything --device socket=/t,user=any --device program=q";
     let config = config(&words.split_whitespace().collect::<Vec<_>>());
-    let program = |program: &str, options: &str| Source::Program { program: program.into(), options: options.into() };
+    let program = |program: &str, options: &str| Source::Program {
+        program: program.into(),
+        options: options.into(),
+        inherited: Vec::new(),
+    };
     let socket = |path: &str, server| Source::Socket { path: path.into(), server };
     let expected = [
         ("--net tap=a,mtu=9000", program("outrigger-net", "tap=a,mtu=9000"), Dma::Shared),

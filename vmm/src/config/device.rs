@@ -2,10 +2,12 @@
 //!
 //! A device program is the authority on its options: what is not one of [`OWN_KEYS`] is for it, and passed on unread.
 
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use nix::unistd::{Uid, User};
+use nix::unistd::{Uid, User, close};
+use outrigger_process::inherited::is_callers;
 use outrigger_process::options::{OptionError, Options, named};
 
 use super::restart::{DEFAULT_DEADLINE, SHORTEST_RESTART, parse_deadline};
@@ -42,6 +44,8 @@ pub struct Kind {
     pub about: &'static str,
     /// Outrigger's own keys.
     pub own: &'static [&'static str],
+    /// Keys that name descriptors of the caller's, which the program gets.
+    pub inherited: &'static [&'static str],
 }
 
 /// All of them. A new kind of device is a row here.
@@ -52,6 +56,7 @@ pub const KINDS: [Kind; 3] = [
         value: "path=FILE[,KEY=VALUE,…]",
         about: "Disk from an image file or block device",
         own: KIND_KEYS,
+        inherited: &[],
     },
     Kind {
         flag: "net",
@@ -59,6 +64,7 @@ pub const KINDS: [Kind; 3] = [
         value: "tap=NAME[,KEY=VALUE,…]",
         about: "Network card on a tap interface of the host, which is created if it doesn't exist",
         own: KIND_KEYS,
+        inherited: &[],
     },
     Kind {
         flag: "vfio",
@@ -66,6 +72,7 @@ pub const KINDS: [Kind; 3] = [
         value: "ADDRESS[,KEY=VALUE,…]",
         about: "Physical PCI device of the host that is bound to vfio-pci (outrigger vfio)",
         own: HARDWARE_KEYS,
+        inherited: &["fd", "iommufd"],
     },
 ];
 
@@ -93,6 +100,8 @@ pub enum Source {
         program: PathBuf,
         /// The text after `--options`.
         options: String,
+        /// The caller's descriptors that it gets.
+        inherited: Vec<RawFd>,
     },
     /// A vfio-user server that already listens.
     Socket {
@@ -138,7 +147,7 @@ impl DeviceConfig {
         let source = match (own.get(PROGRAM), own.get(SOCKET)) {
             (Some(_), Some(_)) => return Err(Problem::ProgramAndSocket),
             (Some(_), None) if own.get(USER).is_some() => return Err(Problem::UserOfProgram),
-            (Some(program), None) => Source::Program { program: program.into(), options: rest },
+            (Some(program), None) => Source::Program { program: program.into(), options: rest, inherited: Vec::new() },
             (None, Some(_)) => Source::socket(&Options::parse(text, SOCKET_KEYS, None)?)?,
             (None, None) => return Err(Problem::NoSource),
         };
@@ -148,7 +157,10 @@ impl DeviceConfig {
     /// Reads the value of the flag for one kind of device.
     pub(crate) fn parse_kind(kind: &Kind, text: &str) -> Result<Self, Problem> {
         let (own, rest) = Options::take_out(text, kind.own)?;
-        let source = Source::Program { program: kind.program.into(), options: rest };
+        let (named_fds, _) = Options::take_out(&rest, kind.inherited)?;
+        // What is no number is for the program to tell.
+        let inherited = kind.inherited.iter().filter_map(|key| named_fds.get(key)?.parse().ok()).collect();
+        let source = Source::Program { program: kind.program.into(), options: rest, inherited };
         Self::with(named(&format!("--{}", kind.flag), text), source, &own)
     }
 
@@ -163,6 +175,14 @@ impl DeviceConfig {
 }
 
 impl Source {
+    /// Closes the caller's descriptors, which the program has now: what they hold open ends with it.
+    pub(crate) fn close_inherited(&self) {
+        let Self::Program { inherited, .. } = self else { return };
+        for &number in inherited.iter().filter(|&&number| is_callers(number)) {
+            _ = close(number);
+        }
+    }
+
     fn socket(options: &Options) -> Result<Self, OptionError> {
         let path = options.parsed(SOCKET, |path| match path.len() {
             length if length > MAX_SOCKET_PATH => Err(Problem::TooLong { length, limit: MAX_SOCKET_PATH }),

@@ -16,6 +16,7 @@ use std::thread;
 
 use nix::errno::Errno;
 use nix::libc;
+use outrigger_process::inherited::is_callers;
 use outrigger_process::{child, launch};
 use outrigger_protocol::foreign::ForeignFd;
 
@@ -65,6 +66,8 @@ pub struct Launch {
     pub program: PathBuf,
     /// The text after `--options`.
     pub options: String,
+    /// Descriptors of this process's caller that it gets under the same numbers.
+    pub inherited: Vec<RawFd>,
     /// How many vCPUs the guest has.
     pub cpus: u8,
     /// It is to go on where another has been: with the descriptors that that one asked to be kept.
@@ -112,7 +115,7 @@ fn start_thread() -> io::Result<Sender<Order>> {
 }
 
 fn start(launch: &Launch) -> Answer {
-    let Launch { program, options, cpus, successor } = launch;
+    let Launch { program, options, inherited, cpus, successor } = launch;
     let beside = !program.as_os_str().as_encoded_bytes().contains(&b'/');
     let path = match beside {
         true => std::env::current_exe().map_err(SpawnError::Place)?.with_file_name(program),
@@ -124,16 +127,19 @@ fn start(launch: &Launch) -> Answer {
     let mut command = Command::new(&path);
     child::prepare(&mut command).env(launch::VCPUS, cpus.to_string());
     command.args([launch::OPTIONS, options, launch::FD, "0"]);
+    // This process's own descriptors, which have other numbers, are not given away by mistake.
+    let mut numbers: Vec<RawFd> = inherited.iter().copied().filter(|&number| is_callers(number)).collect();
     if let Some(kept) = successor {
-        let numbers: Vec<RawFd> = kept.iter().map(|fd| fd.lend().as_raw_fd()).collect();
-        let list: Vec<String> = numbers.iter().map(ToString::to_string).collect();
+        let kept: Vec<RawFd> = kept.iter().map(|fd| fd.lend().as_raw_fd()).collect();
+        let list: Vec<String> = kept.iter().map(ToString::to_string).collect();
         command.env(launch::SUCCESSOR, "1");
         if !list.is_empty() {
             command.env(launch::KEPT, list.join(","));
         }
-        // SAFETY: between fork and exec the closure makes system calls on plain values only.
-        unsafe { command.pre_exec(move || numbers.iter().try_for_each(|&number| inherit(number))) };
+        numbers.extend(kept);
     }
+    // SAFETY: between fork and exec the closure makes system calls on plain values only.
+    unsafe { command.pre_exec(move || numbers.iter().try_for_each(|&number| inherit(number))) };
     // Standard output is the guest's console and none of theirs.
     command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null());
     let child = command.spawn().map_err(|source| SpawnError::Start { program: path, beside, source })?;
@@ -163,7 +169,7 @@ mod tests {
     use super::*;
 
     fn launch(program: PathBuf, successor: Option<Arc<Vec<ForeignFd>>>) -> Launch {
-        Launch { program, options: "color=red".into(), cpus: 3, successor }
+        Launch { program, options: "color=red".into(), inherited: Vec::new(), cpus: 3, successor }
     }
 
     /// A program that writes what it was given to its socket.
@@ -200,6 +206,25 @@ mod tests {
         let program = program(&directory);
         assert_eq!(answer(launch(program.clone(), None)), "color=red 3 \n");
         assert_eq!(answer(launch(program, Some(kept))), "color=red 3 1\none\ntwo\n");
+    }
+
+    #[test]
+    fn a_program_gets_the_callers_descriptors_that_are_named_for_it_and_none_of_this_process() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("given");
+        std::fs::write(&path, "given\n").unwrap();
+        let (given, own) = (File::open(&path).unwrap(), File::open(&path).unwrap());
+        // As a caller leaves it open.
+        inherit(given.as_raw_fd()).unwrap();
+        let program = program(&directory);
+        let script = format!(
+            "#!/bin/sh\ncat /proc/self/fd/{} >&0\n[ -e /proc/self/fd/{} ] || echo none >&0\n",
+            given.as_raw_fd(),
+            own.as_raw_fd()
+        );
+        std::fs::write(&program, script).unwrap();
+        let inherited = vec![given.as_raw_fd(), own.as_raw_fd(), 999_999];
+        assert_eq!(answer(Launch { inherited, ..launch(program, None) }), "given\nnone\n");
     }
 
     #[test]

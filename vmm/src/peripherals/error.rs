@@ -35,7 +35,8 @@ pub(super) enum Problem {
     Tie(TieError),
     /// Its successor would not have the device.
     #[error(
-        "restart: a physical device can be restarted only by the outrigger that opened it (--vfio); leave restart out"
+        "restart: a physical device can be restarted only by the outrigger that opened it, and not by iommufd \
+         (--vfio ADDRESS,iommu=container); leave restart out"
     )]
     NoRestart,
     #[error("cannot start a thread: {0}")]

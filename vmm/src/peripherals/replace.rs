@@ -83,10 +83,10 @@ impl Orders {
     }
 
     /// Gives an order; it is returned if nobody takes it.
-    fn give(&self, order: Order) -> Result<(), Order> {
+    fn give(&self, order: Order) -> Result<(), Box<Order>> {
         let mut waiting = self.lock();
         if waiting.closed {
-            return Err(order);
+            return Err(Box::new(order));
         }
         waiting.order = Some(order);
         // Fails with EAGAIN only, and then the bell rings already.
@@ -123,13 +123,15 @@ impl Peripheral {
         if state != ServiceState::Serving {
             return Err(ReplaceError::Busy(state.name()));
         }
-        let Source::Program { program: present, options } = source else { return Err(ReplaceError::NotOurs) };
+        let Source::Program { program: present, options, inherited } = source else {
+            return Err(ReplaceError::NotOurs);
+        };
         let takeover = if self.kept.is_some() { Takeover::Journal } else { Takeover::Migration };
         let link = self.now().link.clone();
         if takeover == Takeover::Migration && !link.call(migrates).unwrap_or(false) {
             return Err(ReplaceError::NoWay(self.program_name()));
         }
-        let source = Source::Program { program: program.unwrap_or(present), options };
+        let source = Source::Program { program: program.unwrap_or(present), options, inherited };
         let refused = |problem: Problem| ReplaceError::Refused(problem.to_string());
         let ready = self.get_ready(source, Instant::now() + self.config.restart_deadline()).map_err(refused)?;
         if takeover == Takeover::Migration && !ready.link.call(migrates).unwrap_or(false) {
@@ -137,8 +139,8 @@ impl Peripheral {
             return Err(refused(Problem::Other("does not migrate".to_owned())));
         }
         let (answer, answered) = channel();
-        if let Err(Order { ready, .. }) = self.orders.give(Order { ready, answer }) {
-            self.discard(&ready);
+        if let Err(refused) = self.orders.give(Order { ready, answer }) {
+            self.discard(&refused.ready);
             return Err(ReplaceError::Busy(ServiceState::Withdrawn.name()));
         }
         answered.recv().unwrap_or(Err(ReplaceError::Busy(ServiceState::Withdrawn.name())))
