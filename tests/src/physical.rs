@@ -12,6 +12,8 @@ pub const NVME: &str = "0000:01:00.0";
 pub const VIRTIO: &str = "0000:02:00.0";
 /// QEMU's teaching device.
 pub const EDU: &str = "0000:03:00.0";
+/// A device with memory in a BAR (ivshmem-plain).
+pub const SHARED_MEMORY: &str = "0000:05:00.0";
 /// An Intel network card (e1000e), on one wire with a card that the host keeps.
 pub const CARD: &str = "0000:04:00.0";
 
@@ -66,10 +68,13 @@ pub fn testbed() -> Testbed {
         disk("virtio", VIRTIO_SIZE),
         "-device virtio-blk-pci,drive=virtio,iommu_platform=on,disable-legacy=on,bus=rp2".to_owned(),
         "-device pcie-root-port,id=rp3,slot=3".to_owned(),
-        "-device edu,bus=rp3".to_owned(),
+        // Its DMA ends at 256 MiB otherwise.
+        "-device edu,dma_mask=0xffffffffffff,bus=rp3".to_owned(),
         "-device pcie-root-port,id=rp4,slot=4".to_owned(),
         "-netdev hubport,id=wire1,hubid=0 -device e1000e,netdev=wire1,bus=rp4".to_owned(),
         "-netdev hubport,id=wire2,hubid=0 -device virtio-net-pci,netdev=wire2,mac=52:54:00:00:00:01".to_owned(),
+        "-device pcie-root-port,id=rp5,slot=5".to_owned(),
+        "-object memory-backend-ram,id=shared,size=4M -device ivshmem-plain,memdev=shared,bus=rp5".to_owned(),
     ];
     bed.qemu(&hardware.join(" "))
 }

@@ -1,6 +1,6 @@
 //! Physical devices by iommufd, on the bed's own kernel, which has it.
 
-use outrigger_tests::physical::{self, EDU, NVME, VIRTIO};
+use outrigger_tests::physical::{self, EDU, NVME, SHARED_MEMORY, VIRTIO};
 
 const DISKS: &str = r#"
 set -e
@@ -56,6 +56,16 @@ free
   outrigger run --kernel /guest/payload --memory 64M --vfio EDU,fd=7 2> /tmp/other.err ) && fail 'another file'
 grep -q 'neither the device.s file' /tmp/other.err || fail "$(cat /tmp/other.err)"
 
+# From device to device: this kernel has no way to map a BAR by iommufd. That is said once, and the guest goes on.
+outrigger vfio bind SHARED || fail 'bind SHARED'
+for iommu in iommufd container; do
+  [ $iommu = iommufd ] && checks=peer-out-of-reach || checks=peer-reached
+  boot peers-$iommu 0 --kernel /guest/payload --memory 64M --vfio EDU,p2p=on,iommu=$iommu --vfio SHARED --cmdline checks=$checks
+  has peers-$iommu 'payload: passed'
+done
+[ $(grep -c 'p2p=on: it does not reach the BAR' /tmp/peers-iommufd.err) = 1 ] || fail 'it is not said once'
+grep p2p=on: /tmp/peers-container.err && fail 'something is said'
+
 # Whoever is killed, the device is there for the next. There is no successor.
 for victim in device vmm; do
   start kill --kernel /guest/payload --memory 64M --vfio EDU --cmdline checks=edu-steady
@@ -69,7 +79,8 @@ done
 no_splat
 nothing_left
 "#;
-    let script = script.replace("NVME", NVME).replace("VIRTIO", VIRTIO).replace("EDU", EDU);
+    let script =
+        script.replace("NVME", NVME).replace("VIRTIO", VIRTIO).replace("EDU", EDU).replace("SHARED", SHARED_MEMORY);
     let bed = physical::testbed().kernel("ioregionfd").initramfs(DISKS, "/guest/disks.cpio").minutes(20);
     bed.run(&[physical::SHELL, &script].concat());
 }

@@ -137,6 +137,10 @@ impl Device for PhysicalFunction {
         self.memory.map(range)
     }
 
+    fn reaches_bars(&self) -> bool {
+        true
+    }
+
     fn unmap(&mut self, range: &DmaRange<'_>) {
         if !self.has_left {
             self.memory.unmap(range);

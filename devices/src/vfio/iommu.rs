@@ -2,7 +2,7 @@
 
 use std::ops::RangeInclusive;
 
-use log::error;
+use log::{Level, error, log};
 use nix::errno::Errno;
 use outrigger_iommufd::MapError;
 use outrigger_protocol::server::DmaRange;
@@ -34,7 +34,7 @@ pub(super) trait Iommu: std::fmt::Debug + Send {
 #[derive(Debug)]
 pub(super) struct DeviceMemory {
     iommu: Box<dyn Iommu>,
-    /// Bytes that are mapped.
+    /// Bytes of memory that are mapped.
     mapped: u64,
     /// What a successor has been told of so far, sorted; none: this process has begun with an IOMMU that maps nothing.
     adopted: Option<Vec<RangeInclusive<u64>>>,
@@ -88,17 +88,19 @@ impl DeviceMemory {
         let last = address + (size - 1);
         let usable = self.iommu.usable().map_or(Ok(()), |usable| MapError::check_usable(usable, address, last));
         let mapped = usable.and_then(|()| {
-            let needed = self.mapped + size;
+            let needed = self.mapped + locked(range);
             let mapped = self.map_or_adopt(range, host.as_ptr() as usize);
             mapped.map_err(|errno| MapError::of(errno, address, last, needed))
         });
         match mapped {
             Ok(()) => {
-                self.mapped += size;
+                self.mapped += locked(range);
                 Ok(())
             }
             Err(error) => {
-                error!("{error}");
+                // A client that gives BARs says itself, once, that they are not reached.
+                let level = if range.is_bar { Level::Debug } else { Level::Error };
+                log!(level, "{error}");
                 Err(error.errno())
             }
         }
@@ -110,7 +112,7 @@ impl DeviceMemory {
         if !is_reachable(range) {
             return;
         }
-        self.mapped -= size;
+        self.mapped -= locked(range);
         if let Err(errno) = self.iommu.unmap(address, size) {
             // What the client takes back would stay open to the device. The kernel closes everything with this process.
             error!("memory at {address:#x} cannot be closed to the device ({}): ending", errno.desc());
@@ -134,6 +136,11 @@ fn gaps(mut ranges: Vec<RangeInclusive<u64>>) -> Vec<RangeInclusive<u64>> {
     }
     gaps.extend(next.map(|first| first..=u64::MAX));
     gaps
+}
+
+/// Bytes that a range locks in the host's memory.
+fn locked(range: &DmaRange<'_>) -> u64 {
+    if range.is_bar { 0 } else { range.size }
 }
 
 /// Whether the device can reach a range that is accepted.

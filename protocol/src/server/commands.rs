@@ -135,7 +135,8 @@ impl Commands<'_> {
         if !rest.is_empty() || message.fds.len() > 1 || (request.argsz as usize) < size_of::<wire::DmaMap>() {
             return Err(Errno::EINVAL);
         }
-        self.dma.map(&request, message.fds.pop(), |range| self.device.map(range))?;
+        let reaches_bars = self.device.reaches_bars();
+        self.dma.map(&request, message.fds.pop(), reaches_bars, |range| self.device.map(range))?;
         self.device.memory_changed(&self.dma.memory(self.connection));
         Ok(())
     }

@@ -37,6 +37,12 @@ pub trait Device {
         Ok(())
     }
 
+    /// Whether the client may make BARs of other physical devices available, too (peer-to-peer): a range then comes with a file
+    /// of the kernel's VFIO, and only [`Device::map`] sees it. Otherwise such a range is refused.
+    fn reaches_bars(&self) -> bool {
+        false
+    }
+
     /// The client takes back a range that [`Device::map`] accepted, or has left: when this returns, nothing reaches the
     /// memory any more. Called after [`Device::memory_changed`], and before the range is unmapped from this process.
     fn unmap(&mut self, _range: &DmaRange<'_>) {}

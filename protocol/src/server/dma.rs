@@ -1,12 +1,16 @@
 //! The ranges of client memory that are valid for DMA.
 
+use std::ffi::c_void;
 use std::fs::File;
 use std::marker::PhantomData;
-use std::os::fd::RawFd;
+use std::num::NonZeroUsize;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
 use nix::errno::Errno;
+use nix::libc::off_t;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
@@ -33,6 +37,9 @@ pub struct DmaRange<'a> {
     pub readable: bool,
     /// Whether the device may write it.
     pub writable: bool,
+    /// It is no memory but a BAR of another physical device ([`super::Device::reaches_bars`]). `host` is for the kernel alone:
+    /// for as long as that device decodes nothing, to touch it kills this process.
+    pub is_bar: bool,
     mapping: PhantomData<&'a Mapping>,
 }
 
@@ -48,21 +55,47 @@ pub(super) struct Range {
 
 /// A range that is mapped.
 #[derive(Debug)]
-struct Mapping {
+enum Mapping {
+    Memory(MappedMemory),
+    /// Of another device.
+    Bar(MappedBar),
+}
+
+#[derive(Debug)]
+struct MappedMemory {
     // First, as it must be gone before the mapping is.
     guard: Arc<Guard>,
     region: Arc<GuestRegionMmap>,
 }
 
+/// Nothing here reads or writes it.
+#[derive(Debug)]
+struct MappedBar {
+    host: NonNull<c_void>,
+    length: usize,
+}
+
 impl Range {
+    fn memory(&self) -> Option<&MappedMemory> {
+        match &self.mapping {
+            Some(Mapping::Memory(memory)) => Some(memory),
+            _ => None,
+        }
+    }
+
     /// For the device.
     pub(super) fn dma(&self) -> DmaRange<'_> {
         DmaRange {
             address: self.address,
             size: self.size,
-            host: self.mapping.as_ref().and_then(|mapping| NonNull::new(mapping.region.as_ptr())),
+            host: match &self.mapping {
+                Some(Mapping::Memory(memory)) => NonNull::new(memory.region.as_ptr()),
+                Some(Mapping::Bar(bar)) => Some(bar.host.cast()),
+                None => None,
+            },
             readable: self.flags & wire::DMA_READABLE != 0,
             writable: self.flags & wire::DMA_WRITEABLE != 0,
+            is_bar: matches!(self.mapping, Some(Mapping::Bar(_))),
             mapping: PhantomData,
         }
     }
@@ -89,15 +122,16 @@ impl DmaTable {
 
     /// Whether the client has made a file shorter that it let us map, and the device has noticed.
     pub(super) fn has_lost_memory(&self) -> bool {
-        self.lost || self.ranges.iter().any(|range| range.mapping.as_ref().is_some_and(|m| m.guard.is_lost()))
+        self.lost || self.ranges.iter().any(|range| range.memory().is_some_and(|memory| memory.guard.is_lost()))
     }
 
-    /// Adds a range, if `accept` does. `EINVAL`: empty, wrapping, misaligned for its descriptor, or beyond the end of the
+    /// Adds a range, if `accept` does. It may be a BAR if the device reaches those. `EINVAL`: empty, wrapping, misaligned for its descriptor, or beyond the end of the
     /// file; `EEXIST`: overlaps another one; `ENOSPC`: too many.
     pub(super) fn map(
         &mut self,
         request: &wire::DmaMap,
         fd: Option<ForeignFd>,
+        reaches_bars: bool,
         accept: impl FnOnce(&DmaRange<'_>) -> Result<(), Errno>,
     ) -> Result<(), Errno> {
         let end = request.address.checked_add(request.size).ok_or(Errno::EINVAL)?;
@@ -118,7 +152,11 @@ impl DmaTable {
         }
         // What is only for `pread` and `pwrite` goes by messages: those would wait for whatever is behind the descriptor.
         let mappable = directions != 0 && by_descriptor != wire::DMA_FILE_IO;
-        let mapping = fd.filter(|_| mappable).map(|fd| map_file(request, fd, self.socket)).transpose()?;
+        let map = |fd: ForeignFd| match fd.lend_vfio_device().filter(|_| reaches_bars) {
+            Some(device) => MappedBar::new(request, device).map(Mapping::Bar),
+            None => map_file(request, fd, self.socket).map(Mapping::Memory),
+        };
+        let mapping = fd.filter(|_| mappable).map(map).transpose()?;
         let &wire::DmaMap { address, size, .. } = request;
         let range = Range { address, size, flags: directions, mapping };
         accept(&range.dma())?;
@@ -159,7 +197,7 @@ impl DmaTable {
     fn let_go(&mut self, found: std::ops::Range<usize>) -> Vec<Unmapped> {
         let mut unmapped = Vec::with_capacity(found.len());
         for range in self.ranges.drain(found) {
-            if let Some(Mapping { guard, .. }) = &range.mapping {
+            if let Some(MappedMemory { guard, .. }) = range.memory() {
                 self.lost |= guard.is_lost();
                 guard.detach();
             }
@@ -172,12 +210,12 @@ impl DmaTable {
     pub(super) fn memory(&self, connection: &Arc<Connection>) -> Memory {
         let with = |flag| {
             let regions = self.ranges.iter().filter(|range| range.flags & flag != 0);
-            let mapped = regions.filter_map(|range| Some(range.mapping.as_ref()?.region.clone())).collect::<Vec<_>>();
+            let mapped = regions.filter_map(|range| Some(range.memory()?.region.clone())).collect::<Vec<_>>();
             GuestMemoryMmap::from_arc_regions(mapped).unwrap_or_default()
         };
         let unmapped = self.ranges.iter().filter(|range| range.mapping.is_none() && range.flags != 0);
         let by_message = unmapped.map(|&Range { address, size, flags, .. }| MessageRange { address, size, flags });
-        let guards = self.ranges.iter().filter_map(|range| Some(range.mapping.as_ref()?.guard.clone())).collect();
+        let guards = self.ranges.iter().filter_map(|range| Some(range.memory()?.guard.clone())).collect();
         Memory::new(with(wire::DMA_READABLE), with(wire::DMA_WRITEABLE), by_message.collect(), connection)
             .with_guards(guards)
             .with_log(self.log.clone())
@@ -186,7 +224,7 @@ impl DmaTable {
 
 impl Drop for DmaTable {
     fn drop(&mut self) {
-        self.ranges.iter().filter_map(|range| range.mapping.as_ref()).for_each(|mapping| mapping.guard.detach());
+        self.ranges.iter().filter_map(Range::memory).for_each(|memory| memory.guard.detach());
     }
 }
 
@@ -202,35 +240,62 @@ impl Unmapped {
 
 impl Drop for Unmapped {
     fn drop(&mut self) {
-        if self.0.mapping.take().is_some_and(|mapping| Arc::strong_count(&mapping.region) > 1) {
+        if let Some(Mapping::Memory(memory)) = self.0.mapping.take()
+            && Arc::strong_count(&memory.region) > 1
+        {
             log::error!("a device still uses client memory that the client took back");
         }
     }
 }
 
-fn map_file(request: &wire::DmaMap, fd: ForeignFd, socket: RawFd) -> Result<Mapping, Errno> {
-    if !request.offset.is_multiple_of(PAGE) || !request.size.is_multiple_of(PAGE) {
-        return Err(Errno::EINVAL);
+/// The file offset and the size of a range, if it is whole pages.
+fn whole_pages(request: &wire::DmaMap) -> Result<(u64, usize), Errno> {
+    let is_whole = request.offset.is_multiple_of(PAGE) && request.size.is_multiple_of(PAGE);
+    usize::try_from(request.size).ok().filter(|_| is_whole).map(|size| (request.offset, size)).ok_or(Errno::EINVAL)
+}
+
+fn protection(request: &wire::DmaMap) -> ProtFlags {
+    let mut protection = ProtFlags::PROT_NONE;
+    protection.set(ProtFlags::PROT_READ, request.flags & wire::DMA_READABLE != 0);
+    protection.set(ProtFlags::PROT_WRITE, request.flags & wire::DMA_WRITEABLE != 0);
+    protection
+}
+
+impl MappedBar {
+    /// The device's driver in the kernel checks that the range is one of registers.
+    fn new(request: &wire::DmaMap, device: BorrowedFd<'_>) -> Result<Self, Errno> {
+        let (offset, length) = whole_pages(request)?;
+        let offset = off_t::try_from(offset).map_err(|_| Errno::EINVAL)?;
+        let nonzero = NonZeroUsize::new(length).ok_or(Errno::EINVAL)?;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
+        let host = unsafe { mmap(None, nonzero, protection(request), MapFlags::MAP_SHARED, device, offset) }?;
+        Ok(Self { host, length })
     }
+}
+
+impl Drop for MappedBar {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and nothing refers to it any more.
+        if let Err(errno) = unsafe { munmap(self.host, self.length) } {
+            log::error!("unmapping {} bytes of a device's BAR: {errno}", self.length);
+        }
+    }
+}
+
+fn map_file(request: &wire::DmaMap, fd: ForeignFd, socket: RawFd) -> Result<MappedMemory, Errno> {
+    let (offset, size) = whole_pages(request)?;
     let memory = fd.memory().map_err(|error| {
         log::warn!("client memory is refused: {error}");
         Errno::EINVAL
     })?;
-    if request.offset.checked_add(request.size).is_none_or(|end| end > memory.length) {
+    if offset.checked_add(request.size).is_none_or(|end| end > memory.length) {
         return Err(Errno::EINVAL);
     }
     // Memory is closed without waiting.
     let file = File::from(fd.into_owned());
-    let size = usize::try_from(request.size).map_err(|_| Errno::EINVAL)?;
-    let mut protection = nix::libc::PROT_NONE;
-    if request.flags & wire::DMA_READABLE != 0 {
-        protection |= nix::libc::PROT_READ;
-    }
-    if request.flags & wire::DMA_WRITEABLE != 0 {
-        protection |= nix::libc::PROT_WRITE;
-    }
+    let protection = protection(request).bits();
     let region = MmapRegionBuilder::new(size)
-        .with_file_offset(FileOffset::new(file, request.offset))
+        .with_file_offset(FileOffset::new(file, offset))
         .with_mmap_prot(protection)
         .with_mmap_flags(nix::libc::MAP_SHARED | nix::libc::MAP_NORESERVE)
         .build();
@@ -244,7 +309,7 @@ fn map_file(request: &wire::DmaMap, fd: ForeignFd, socket: RawFd) -> Result<Mapp
         Errno::EINVAL
     })?;
     let region = GuestRegionMmap::new(region, GuestAddress(request.address)).map(Arc::new).ok_or(Errno::EINVAL)?;
-    Ok(Mapping { guard: Arc::new(guard), region })
+    Ok(MappedMemory { guard: Arc::new(guard), region })
 }
 
 #[cfg(test)]
@@ -255,11 +320,11 @@ mod tests {
     fn more_ranges_than_were_announced_are_refused_until_one_goes_away() {
         let mut table = DmaTable::new(2, -1);
         let map = |address| wire::DmaMap { flags: wire::DMA_READABLE, address, size: PAGE, ..Default::default() };
-        table.map(&map(0), None, |_| Ok(())).unwrap();
-        table.map(&map(2 * PAGE), None, |_| Ok(())).unwrap();
-        assert_eq!(table.map(&map(PAGE), None, |_| Ok(())), Err(Errno::ENOSPC));
-        assert_eq!(table.map(&map(0), None, |_| Ok(())), Err(Errno::EEXIST));
+        table.map(&map(0), None, false, |_| Ok(())).unwrap();
+        table.map(&map(2 * PAGE), None, false, |_| Ok(())).unwrap();
+        assert_eq!(table.map(&map(PAGE), None, false, |_| Ok(())), Err(Errno::ENOSPC));
+        assert_eq!(table.map(&map(0), None, false, |_| Ok(())), Err(Errno::EEXIST));
         drop(table.unmap(&wire::DmaUnmap { address: 0, size: PAGE, ..Default::default() }).unwrap());
-        table.map(&map(PAGE), None, |_| Ok(())).unwrap();
+        table.map(&map(PAGE), None, false, |_| Ok(())).unwrap();
     }
 }

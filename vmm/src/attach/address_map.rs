@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::death::Cause;
 use super::link::Link;
+use super::peer_to_peer::PeerToPeer;
 use super::region::{Placement, Region};
 use crate::machine::bus::Bus;
 use crate::machine::memslots::Memslots;
@@ -26,6 +27,8 @@ pub struct AddressMap {
     pub(super) memslots: Arc<Memslots>,
     pub(super) mmio: Arc<Bus>,
     pub(super) io: Arc<Bus>,
+    /// Of the devices that are in it.
+    pub(super) peers: PeerToPeer,
     claims: Mutex<Claims>,
 }
 
@@ -55,7 +58,8 @@ impl AddressMap {
     /// Nobody is there yet but what is on the buses.
     #[must_use]
     pub fn new(vm: Arc<Vm>, memslots: Arc<Memslots>, mmio: Arc<Bus>, io: Arc<Bus>) -> Arc<Self> {
-        Arc::new(Self { vm, memslots, mmio, io, claims: Mutex::default() })
+        let (peers, claims) = Default::default();
+        Arc::new(Self { vm, memslots, mmio, io, peers, claims })
     }
 
     /// Whose memory and ports these are.

@@ -17,6 +17,7 @@ use super::generations::Generations;
 use super::identity::Identity;
 use super::interrupts::{InterruptError, Interrupts};
 use super::link::Link;
+use super::peer_to_peer::{PeerToPeer, Target};
 use super::region::{Placement, Region, regions};
 use super::warnings::Warnings;
 use super::{AttachError, Backplane};
@@ -39,6 +40,7 @@ pub struct Device {
     warnings: Arc<Warnings>,
     generations: Arc<Generations>,
     can_be_succeeded: bool,
+    p2p: bool,
     identity: Identity,
     /// Vendor and device id, for people.
     ids: u32,
@@ -88,6 +90,8 @@ pub struct Place {
     pub generations: Arc<Generations>,
     /// Whether a process that ends may have a successor.
     pub can_be_succeeded: bool,
+    /// Whether it reaches the BARs of other physical devices.
+    pub p2p: bool,
 }
 
 /// The connection was lost, and the access is to be done on that of a later generation.
@@ -105,7 +109,7 @@ impl Device {
         backplane: &Backplane,
         windows: &mut Windows,
     ) -> Result<Self, AttachError> {
-        let Place { slot, bus_master, generations, can_be_succeeded } = place;
+        let Place { slot, bus_master, generations, can_be_succeeded, p2p } = place;
         let gsi = intx_gsi(slot.0, 0);
         let warnings = Warnings::new(slot);
         let interrupts = Interrupts::new(&backplane.addresses.vm, &backplane.routes, description, gsi)?;
@@ -118,6 +122,9 @@ impl Device {
         let regions = regions(&link, description, interrupts.msix.as_ref(), &served, backplane, &warnings)?;
         generations.publish(dispatches(&regions));
         let served_before = vec![AccessCounts::default(); regions.len()];
+        if p2p {
+            backplane.addresses.peers.join(slot, &link, &warnings);
+        }
         let attachment = Attachment { link, generation, regions, claims: Default::default(), served_before };
         let state = State { config, bars, interrupts, life: Life::Attached(Box::new(attachment)) };
         let device = Self {
@@ -127,6 +134,7 @@ impl Device {
             warnings,
             generations,
             can_be_succeeded,
+            p2p,
             identity: Identity::of(description),
             ids: capabilities::read_u32(&description.config, 0),
             resettable: description.resettable,
@@ -191,6 +199,7 @@ impl Device {
         state.interrupts.disconnect();
         // Dropped with the state locked: a guest that moves a BAR meanwhile finds the place free.
         state.life = Life::Lost { served };
+        self.peers().leave(self.slot);
         // After the mappings of its registers, which keep a physical device open.
         link.untie();
         self.generations.end();
@@ -238,6 +247,7 @@ impl Device {
     fn reset_locked(&self, state: &mut State) {
         if let Life::Attached(attachment) = &mut state.life {
             attachment.claims = Default::default();
+            self.peers().keep(self.slot, &[]);
         }
         state.config.reset();
         for index in 0..=ROM {
@@ -273,6 +283,18 @@ impl Device {
                 *claim = Some(self.backplane.addresses.claim(&regions[index], bar, address));
             }
         }
+        self.peers().keep(self.slot, &attachment.targets());
+    }
+
+    /// Lets other devices reach what the server has been told to decode.
+    fn show_to_peers(&self, state: &State) {
+        if let Life::Attached(attachment) = &state.life {
+            self.peers().show(self.slot, attachment.targets());
+        }
+    }
+
+    fn peers(&self) -> &PeerToPeer {
+        &self.backplane.addresses.peers
     }
 
     fn follow_bus_master(&self, state: &State) {
@@ -316,6 +338,15 @@ impl Device {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Attachment {
+    /// What other devices' DMA may reach, as far as it is decoded.
+    fn targets(&self) -> Vec<Target> {
+        let placed =
+            self.regions.iter().zip(&self.claims).filter_map(|(region, claim)| Some((region, claim.as_ref()?)));
+        placed.flat_map(|(region, claim)| region.targets(claim.address)).collect()
     }
 }
 
@@ -398,6 +429,7 @@ impl Device {
         if state.config.write_bars(&range, data, &mut state.bars) {
             self.update_placements(state);
             forward_bar(state, range.start, data);
+            self.show_to_peers(state);
             return state.check_link();
         }
         state.config.write(&range, data);
@@ -410,6 +442,9 @@ impl Device {
             && let Life::Attached(attachment) = &state.life
         {
             self.forward_write(&mut state.config, &attachment.link, &range, data);
+        }
+        if touches(&range, register::COMMAND, 2) {
+            self.show_to_peers(state);
         }
         if self.initiates_flr(&range, data) {
             self.reset_locked(state);

@@ -28,6 +28,7 @@ use outrigger_protocol::client::RegionInfo;
 use outrigger_protocol::foreign::{ForeignFd, NotMemory};
 use outrigger_protocol::wire;
 
+use super::peer_to_peer::Target;
 use super::plan::Reason;
 
 const PAGE: usize = 4096;
@@ -61,7 +62,10 @@ enum Backing {
         changed: Mutex<(i64, i64)>,
     },
     /// Registers of a physical device.
-    Hardware,
+    Hardware {
+        /// Where the area starts in the file.
+        offset: u64,
+    },
 }
 
 // SAFETY: the address is only handed to KVM and to system calls that check it, none of which care about threads.
@@ -99,18 +103,18 @@ impl MappedArea {
         let nonzero = NonZeroUsize::new(length).ok_or(Errno::EINVAL)?;
         let offset = region.offset.checked_add(range.start).ok_or(Errno::EOVERFLOW)?;
         let end = offset.checked_add(length as u64).ok_or(Errno::EOVERFLOW)?;
-        let offset = off_t::try_from(offset).map_err(|_| Errno::EOVERFLOW)?;
+        let position = off_t::try_from(offset).map_err(|_| Errno::EOVERFLOW)?;
         let readonly = region.flags & wire::REGION_WRITE == 0;
         let protection = if readonly { ProtFlags::PROT_READ } else { ProtFlags::PROT_READ | ProtFlags::PROT_WRITE };
         let (mappable, backing) = match file.lend_vfio_device() {
-            Some(device) => (device, Backing::Hardware),
+            Some(device) => (device, Backing::Hardware { offset }),
             None => {
                 let (memory, _) = file.lend_memory().map_err(io::Error::other)?;
                 (memory, Backing::Memory { end, changed: Mutex::new(changed(&fstat(memory)?)) })
             }
         };
         // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
-        let host = unsafe { mmap(None, nonzero, protection, MapFlags::MAP_SHARED, mappable, offset) }?;
+        let host = unsafe { mmap(None, nonzero, protection, MapFlags::MAP_SHARED, mappable, position) }?;
         Ok(Self { host, length, readonly, range, file: file.clone(), backing })
     }
 
@@ -136,11 +140,18 @@ impl MappedArea {
         if again && has_changed { Err(Unreachable::Changing) } else { self.reach_missing_pages() }
     }
 
+    /// What another device's DMA may reach where the region is at `address`; none: this is no hardware.
+    pub(super) fn target(&self, address: u64) -> Option<Target> {
+        let Backing::Hardware { offset } = self.backing else { return None };
+        let (address, size, file) = (address + self.range.start, self.size(), self.file.clone());
+        (!self.readonly).then_some(Target { address, size, file, offset })
+    }
+
     /// Whether any page of hardware is there; none: this is memory. When the kernel takes a device's registers away it
     /// takes all pages of all areas, and they come back as they are accessed. To a user who may not know (mincore(2)) all
     /// pages are there.
     pub(super) fn is_hardware_there(&self) -> Option<bool> {
-        let Backing::Hardware = &self.backing else { return None };
+        let Backing::Hardware { .. } = &self.backing else { return None };
         let mut is_found = false;
         let looked = self.look_at_pages(|_, present| {
             is_found = present.iter().any(|present| present & 1 != 0);

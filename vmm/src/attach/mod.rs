@@ -9,6 +9,7 @@
 //! | `region` | the regions of a device, each at the address where the guest put it |
 //! | [`address_map`] | which region of which device is decoded where |
 //! | `mapped` | the path without any exit |
+//! | `peer_to_peer` | which BARs of others a physical device reaches by DMA |
 //! | `ioeventfd` | the path from KVM straight to the device process, for writes that only say "look" |
 //! | `ioregionfd` | the path from KVM straight to the device process, for any access; the VMM as KVM's stand-in |
 //! | [`bus_master`] | whether the device may reach memory on its own |
@@ -36,6 +37,7 @@ mod ioeventfd;
 mod ioregionfd;
 pub mod link;
 mod mapped;
+mod peer_to_peer;
 mod ping;
 pub mod plan;
 mod region;

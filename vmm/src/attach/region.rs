@@ -17,6 +17,7 @@ use super::ioeventfd::{Address, Ioeventfd};
 use super::ioregionfd::{Ioregionfd, Ioregionfds, Window, asked_by};
 use super::link::Link;
 use super::mapped::{MappedArea, Unreachable};
+use super::peer_to_peer::Target;
 use super::plan::{Area, Ioregion, Plan};
 use super::warnings::Warnings;
 use super::{AttachError, Backplane};
@@ -116,6 +117,11 @@ impl Region {
     /// Whether any hardware that the guest sees here is there; none: it sees none here.
     pub(super) fn is_hardware_there(&self) -> Option<bool> {
         self.areas.iter().flatten().filter_map(|area| area.is_hardware_there()).reduce(|one, other| one || other)
+    }
+
+    /// What other devices' DMA may reach where the region is at `address`.
+    pub(super) fn targets(&self, address: u64) -> impl Iterator<Item = Target> {
+        self.areas.iter().flatten().filter_map(move |area| area.target(address))
     }
 
     /// Makes the region appear at `address`. What the system refuses is noted in the plan, and falls back to the next

@@ -83,7 +83,12 @@ fn values_that_cannot_be_used_are_refused_in_one_exact_line() {
         ),
         ("--device", "socket=s,user=no such user", "user: there is no user 'no such user'"),
         ("--device", "socket=s,user=-1", "user: there is no user '-1'"),
-        ("--device", "socket=s,queues=1", "unknown key 'queues'; it takes socket, user, dma, restart and deadline"),
+        (
+            "--device",
+            "socket=s,queues=1",
+            "unknown key 'queues'; it takes socket, user, dma, restart, deadline and p2p",
+        ),
+        ("--vfio", "01:00.0,p2p=yes", "p2p: must be on or off, not 'yes'"),
         ("--device", "socket=", "socket: is empty"),
         ("--device", "path=/x", "needs program=PATH or socket=PATH"),
         ("--paths", "", "is empty"),
@@ -264,7 +269,7 @@ fn devices_keep_the_order_of_the_command_line() {
             Source::Program { .. } => Restart::IfUnnoticed,
             Source::Socket { .. } => Restart::Off,
         };
-        DeviceConfig { label: label.into(), source, dma, restart, deadline: Duration::from_secs(10) }
+        DeviceConfig { label: label.into(), source, dma, restart, deadline: Duration::from_secs(10), p2p: false }
     });
     assert_eq!(config.pci_devices, expected);
 }

@@ -22,14 +22,15 @@ const USER: &str = "user";
 const DMA: &str = "dma";
 const RESTART: &str = "restart";
 const DEADLINE: &str = "deadline";
+const P2P: &str = "p2p";
 /// The keys that Outrigger itself reads. One for `sandbox` will be here, too.
-const OWN_KEYS: &[&str] = &[PROGRAM, SOCKET, USER, DMA, RESTART, DEADLINE];
+const OWN_KEYS: &[&str] = &[PROGRAM, SOCKET, USER, DMA, RESTART, DEADLINE, P2P];
 /// All keys there are where Outrigger starts no program.
-const SOCKET_KEYS: &[&str] = &[SOCKET, USER, DMA, RESTART, DEADLINE];
+const SOCKET_KEYS: &[&str] = &[SOCKET, USER, DMA, RESTART, DEADLINE, P2P];
 /// Outrigger's own keys where the flag says which program is started.
 const KIND_KEYS: &[&str] = &[DMA, RESTART, DEADLINE];
 /// The same for hardware, which reaches memory by itself only.
-const HARDWARE_KEYS: &[&str] = &[RESTART, DEADLINE];
+const HARDWARE_KEYS: &[&str] = &[RESTART, DEADLINE, P2P];
 
 /// A flag for one kind of device: `--disk X` means `--device program=outrigger-blk,X`.
 #[derive(Debug)]
@@ -89,6 +90,8 @@ pub struct DeviceConfig {
     pub restart: Restart,
     /// How long it may take for any answer, and its successor to serve the device.
     pub deadline: Duration,
+    /// Whether its DMA reaches the BARs of other physical devices.
+    pub p2p: bool,
 }
 
 /// Where a device process comes from.
@@ -170,7 +173,7 @@ impl DeviceConfig {
             Source::Socket { .. } => Restart::Off,
         });
         let deadline = own.parsed(DEADLINE, parse_deadline)?.unwrap_or(DEFAULT_DEADLINE);
-        Ok(Self { label, source, dma: Dma::parse(own)?, restart, deadline })
+        Ok(Self { label, source, dma: Dma::parse(own)?, restart, deadline, p2p: own.switch(P2P)? })
     }
 }
 

@@ -103,7 +103,9 @@ impl Peripheral {
         let generations = Arc::<Generations>::default();
         host.control.connections.add_generations(&generations);
         let can_be_succeeded = kept.is_some() || budget.is_some();
-        let place = Place { slot, bus_master: bus_master.clone(), generations: generations.clone(), can_be_succeeded };
+        let (bus_master, p2p) = (bus_master.clone(), config.p2p);
+        let place =
+            Place { slot, bus_master: bus_master.clone(), generations: generations.clone(), can_be_succeeded, p2p };
         let device = Arc::new(Device::new(place, link.clone(), &description, backplane, windows)?);
         let now = Now {
             source: config.source.clone(),

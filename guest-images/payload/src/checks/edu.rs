@@ -24,9 +24,9 @@ const DMA_TO: u64 = 0x88;
 const DMA_COUNT: u64 = 0x90;
 const DMA_COMMAND: u64 = 0x98;
 /// Where DMA finds the device's own memory.
-const OWN_MEMORY: u64 = 0x4_0000;
-const START: u64 = 1;
-const TO_RAM: u64 = 2;
+pub(super) const OWN_MEMORY: u64 = 0x4_0000;
+pub(super) const START: u64 = 1;
+pub(super) const TO_RAM: u64 = 2;
 const AND_INTERRUPT: u64 = 4;
 const DMA_DONE: u32 = 0x100;
 
@@ -43,11 +43,11 @@ const QUIET: u32 = 50_000;
 const ROUNDS_UNTIL_QUIET: u32 = 100;
 const PIN_VECTOR: u8 = 4;
 const MESSAGE_VECTOR: u8 = 5;
-const BYTES: u64 = 512;
+pub(super) const BYTES: u64 = 512;
 
-static BUFFERS: Raw<[[u8; BYTES as usize]; 2]> = Raw::new([[0; BYTES as usize]; 2]);
+pub(super) static BUFFERS: Raw<[[u8; BYTES as usize]; 2]> = Raw::new([[0; BYTES as usize]; 2]);
 
-struct Edu {
+pub(super) struct Edu {
     function: Function,
     registers: u64,
 }
@@ -139,7 +139,7 @@ fn is_quiet(vector: u8) -> bool {
 }
 
 impl Edu {
-    fn find(machine: &Machine, verdict: &mut Verdict) -> Option<Self> {
+    pub(super) fn find(machine: &Machine, verdict: &mut Verdict) -> Option<Self> {
         let found = machine.function(VENDOR, DEVICE).and_then(|function| Some((function, function.bar(0)?)));
         verdict.holds("edu-found", found.is_some());
         let (function, bar) = found?;
@@ -180,6 +180,12 @@ impl Edu {
         write64(self.registers + DMA_TO, to);
         write64(self.registers + DMA_COUNT, BYTES);
         write64(self.registers + DMA_COMMAND, command);
+    }
+
+    /// Copies, and waits until that has ended.
+    pub(super) fn copies(&self, from: u64, to: u64, command: u64) -> bool {
+        self.begin(from, to, command);
+        self.is_idle()
     }
 
     /// Waits until DMA has ended, or nothing answers.

@@ -13,6 +13,7 @@ mod litmus;
 mod msix;
 mod paths;
 mod pci;
+mod peer;
 mod ports;
 mod rude;
 mod verified;
@@ -38,6 +39,9 @@ const CHECKS: &[(&[u8], Check)] = &[
     (b"edu-pin", edu::by_pin),
     (b"edu-steady", edu::steady),
     (b"edu-message", edu::by_message),
+    (b"peer-reached", peer::reached),
+    (b"peer-out-of-reach", peer::out_of_reach),
+    (b"peer-steady", peer::steady),
     (b"paths", paths::check),
     (b"litmus", litmus::check),
     (b"litmus-long", litmus::check_long),

@@ -110,6 +110,10 @@ impl Device {
         }
         // From here on every access comes to the VMM and waits. What was signalled before, the server looks for itself.
         attachment.claims.iter().flatten().for_each(Claim::suspend);
+        // What its predecessor has mapped of other devices is taken over with it.
+        if self.p2p {
+            self.peers().join(self.slot, &link, &self.warnings);
+        }
         link.call(take)?;
         for (index, claim) in attachment.claims.iter().enumerate() {
             claim.iter().for_each(|claim| claim.hand_over(&regions[index]));

@@ -109,7 +109,7 @@ fn attach(refuses_bars: bool) -> (Device, Arc<BusMaster>, Receiver<Told>) {
     );
     let bus_master = Arc::new(BusMaster::default());
     let (slot, generations) = (Slot(1), Arc::default());
-    let place = Place { slot, bus_master: bus_master.clone(), generations, can_be_succeeded: false };
+    let place = Place { slot, bus_master: bus_master.clone(), generations, can_be_succeeded: false, p2p: false };
     let device = Device::new(place, link, &description, &backplane, &mut windows).unwrap();
     (device, bus_master, is_told)
 }
