@@ -140,10 +140,12 @@ fn find_targets(machine: &Machine, targets: &mut [Option<Target>; MOST_TARGETS])
     }
 }
 
-/// An attack and what comes after it; whether all was well.
+/// An attack and what comes after it; whether all was well. The device is left at rest: the next attack
+/// may be on another one, with the same memory and vectors.
 fn perform(target: &mut Target, group: &str, attack: &Attack, verdict: &mut Verdict) -> bool {
     let outcome = (attack.run)(target).and_then(|()| unharmed(target));
     let after = works::works(target).and_then(|()| unharmed(target));
+    let after = after.and(target.begin());
     let name = ["hostile-", group, "-", target.kind.name(), "-", attack.name];
     let fault = match (outcome, after) {
         (Ok(()), Ok(())) => return verdict.equal_parts(&name, 1, 1),
