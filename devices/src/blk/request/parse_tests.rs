@@ -117,6 +117,31 @@ fn ranges_are_for_the_kernel_as_long_as_they_may_be() {
 }
 
 #[test]
+fn the_file_system_cannot_do_every_range() {
+    let (discard, zero) = (spec::VIRTIO_BLK_T_DISCARD, spec::VIRTIO_BLK_T_WRITE_ZEROES);
+    for (can_punch, can_zero) in [(false, true), (true, false), (false, false)] {
+        let mut rig = Rig::new(false);
+        let backing = Arc::get_mut(&mut rig.disk.backing).unwrap();
+        (backing.can_punch, backing.can_zero) = (can_punch, can_zero);
+        // A hole where there can be one, zeros otherwise.
+        let unmapped = if can_punch { Operation::ZeroUnmap } else { Operation::Zero };
+        for (kind, flags, possible, operation) in [
+            (discard, 0, can_punch, Operation::Discard),
+            (zero, 0, can_zero, Operation::Zero),
+            (zero, 1, can_punch || can_zero, unmapped),
+        ] {
+            let (request, parsed) = rig.range(kind, 8, 16, flags);
+            if possible {
+                assert!(is_submitted(&parsed), "{operation:?}: {parsed:?}");
+                assert_eq!(request.operation, operation);
+            } else {
+                assert!(is_done(&parsed, Status::Unsupported, 0), "{operation:?}: {parsed:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_read_only_disk_is_read_and_flushed() {
     let mut rig = Rig::new(true);
     for kind in [spec::VIRTIO_BLK_T_OUT, spec::VIRTIO_BLK_T_DISCARD, spec::VIRTIO_BLK_T_WRITE_ZEROES] {
