@@ -17,6 +17,8 @@ use super::group::Group;
 use super::ioctls;
 use super::iommu::Iommu;
 
+const PAGE: u64 = 4096;
+
 pub(super) const PATH: &str = "/dev/vfio/vfio";
 
 /// A container with a group in it. The group leaves it when this is dropped.
@@ -176,21 +178,29 @@ impl Iommu for Container {
     }
 
     fn clear(&self, addresses: RangeInclusive<u64>) -> nix::Result<()> {
-        let (first, last) = addresses.into_inner();
-        let mut request = spec::vfio_iommu_type1_dma_unmap {
-            argsz: argsz::<spec::vfio_iommu_type1_dma_unmap>(),
-            ..Default::default()
-        };
-        match (last - first).checked_add(1) {
-            Some(size) => (request.iova, request.size) = (first, size),
-            None => request.flags = spec::VFIO_DMA_UNMAP_FLAG_ALL,
-        }
+        let mut request = unmap_between(addresses);
         // SAFETY: the kernel reads the structure, and writes its size.
         match unsafe { ioctls::unmap_dma(self.fd(), &raw mut request) } {
             Ok(_) | Err(Errno::ENOENT) => Ok(()),
             Err(errno) => Err(errno),
         }
     }
+}
+
+/// The request to unmap whatever there is between two addresses.
+fn unmap_between(addresses: RangeInclusive<u64>) -> spec::vfio_iommu_type1_dma_unmap {
+    let (first, last) = addresses.into_inner();
+    let mut request =
+        spec::vfio_iommu_type1_dma_unmap { argsz: argsz::<spec::vfio_iommu_type1_dma_unmap>(), ..Default::default() };
+    if (first, last) == (0, u64::MAX) {
+        request.flags = spec::VFIO_DMA_UNMAP_FLAG_ALL;
+    } else {
+        // Where a range ends with the address space, the kernel (6.1) says that all is well and unmaps nothing: the address after
+        // it is 0. No IOMMU has the last page.
+        let last = last.min(u64::MAX - PAGE);
+        (request.iova, request.size) = (first, last - first + 1);
+    }
+    request
 }
 
 impl Drop for Container {
@@ -228,6 +238,17 @@ mod tests {
         assert_eq!(usable_ranges(&info(2, 24, &ranges)), expected);
         assert_eq!(usable_ranges(&info(0, 24, &ranges)), None, "no capabilities");
         assert_eq!(usable_ranges(&info(2, 0, &ranges)), None);
+    }
+
+    /// Otherwise what a predecessor has mapped above the guest's memory stays open to the device, see [`unmap_between`].
+    #[test]
+    fn no_request_to_unmap_ends_with_the_address_space() {
+        let request = |first, last| unmap_between(first..=last);
+        let parts = |request: spec::vfio_iommu_type1_dma_unmap| (request.flags, request.iova, request.size);
+        assert_eq!(parts(request(0, u64::MAX)), (spec::VFIO_DMA_UNMAP_FLAG_ALL, 0, 0));
+        assert_eq!(parts(request(0x1000, 0x2fff)), (0, 0x1000, 0x2000));
+        let (_, first, size) = parts(request(0x1_0000_0000, u64::MAX));
+        assert_eq!((first, first + size), (0x1_0000_0000, u64::MAX - 0xfff));
     }
 
     #[test]
