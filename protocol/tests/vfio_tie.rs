@@ -17,14 +17,16 @@ use common::{PATIENCE, Server, memfd};
 use nix::errno::Errno;
 use outrigger_protocol::client::{Client, ClientError, Options};
 use outrigger_protocol::server::{self, ServeError, Unopened, serve_unopened};
+use outrigger_protocol::wire::VfioTerms;
 
 const PROPOSAL: &str = r#"{"capabilities":{"max_msg_fds":1,"outrigger_vfio":{}}}"#;
 const FILE_SIZE: u64 = 12_288;
+const KNOWN: VfioTerms = VfioTerms { known_to_kvm: true, client_maps: false };
 
 /// Opens a test device for each client, and writes down how.
 struct Behind {
     file: OwnedFd,
-    opened: Arc<Mutex<Vec<bool>>>,
+    opened: Arc<Mutex<Vec<VfioTerms>>>,
     refusal: Option<Errno>,
 }
 
@@ -35,8 +37,8 @@ impl Unopened for Behind {
         self.file.as_fd()
     }
 
-    fn open(&mut self, known_to_kvm: bool) -> Result<TestDevice, Errno> {
-        self.opened.lock().unwrap().push(known_to_kvm);
+    fn open(&mut self, terms: VfioTerms) -> Result<TestDevice, Errno> {
+        self.opened.lock().unwrap().push(terms);
         match self.refusal.take() {
             Some(errno) => Err(errno),
             None => Ok(TestDevice::new(Arc::new(Mutex::new(State::default())))),
@@ -47,7 +49,7 @@ impl Unopened for Behind {
 /// Serves the clients at the other ends of some sockets, one after the other.
 struct Tied<const CLIENTS: usize> {
     streams: Vec<UnixStream>,
-    opened: Arc<Mutex<Vec<bool>>>,
+    opened: Arc<Mutex<Vec<VfioTerms>>>,
     results: Receiver<Result<(), ServeError>>,
     thread: JoinHandle<()>,
 }
@@ -71,7 +73,7 @@ impl<const CLIENTS: usize> Tied<CLIENTS> {
         self.streams.pop().unwrap()
     }
 
-    fn opened(&self) -> Vec<bool> {
+    fn opened(&self) -> Vec<VfioTerms> {
         self.opened.lock().unwrap().clone()
     }
 
@@ -93,17 +95,18 @@ fn raw_client(stream: UnixStream) -> Raw {
 
 #[test]
 fn a_device_is_opened_when_its_client_says_so_and_for_each_anew() {
-    let mut tied = Tied::<2>::start(None);
-    for known_to_kvm in [true, false] {
+    let mut tied = Tied::<3>::start(None);
+    for (known_to_kvm, client_maps) in [(true, false), (false, false), (true, true)] {
+        let terms = VfioTerms { known_to_kvm, client_maps };
         let client = client(tied.stream());
         let opened = tied.opened();
         let file = client.vfio_file().unwrap().expect("the device is behind VFIO");
         assert_eq!(file.memory().unwrap().length, FILE_SIZE, "it is the server's file");
         assert_eq!(tied.opened(), opened, "asking for the file opens nothing");
-        client.open_vfio(known_to_kvm).unwrap();
-        assert_eq!(tied.opened(), [opened, vec![known_to_kvm]].concat());
+        client.open_vfio(terms).unwrap();
+        assert_eq!(tied.opened(), [opened, vec![terms]].concat());
         assert!(client.device_info().unwrap().num_regions > 0);
-        let refusal = client.open_vfio(true);
+        let refusal = client.open_vfio(KNOWN);
         assert!(matches!(refusal, Err(ClientError::Refused { errno: Errno::EINVAL, .. })), "{refusal:?}");
         drop(client);
         tied.ended().unwrap();
@@ -123,7 +126,7 @@ fn nothing_is_answered_before_the_device_is_open() {
     for length in 0..8 {
         raw.refused(EINVAL, VFIO_OPEN, &open[..length], &[]);
     }
-    for malformed in [words(&[7, 1]), words(&[8, 2]), words(&[8, 1, 0])] {
+    for malformed in [words(&[7, 1]), words(&[8, 4]), words(&[8, 1 << 31]), words(&[8, 1, 0])] {
         raw.refused(EINVAL, VFIO_OPEN, &malformed, &[]);
     }
     raw.refused(EINVAL, VFIO_OPEN, &open, &[file.as_raw_fd()]);
@@ -144,22 +147,22 @@ fn a_client_that_knows_nothing_of_it_gets_a_device_that_is_open() {
     let client = common::client(tied.stream());
     assert!(client.vfio_file().unwrap().is_none());
     client.device_info().unwrap();
-    assert_eq!(tied.opened(), [false]);
+    assert_eq!(tied.opened(), [VfioTerms::default()]);
 }
 
 #[test]
 fn a_device_that_cannot_be_opened_says_why_and_waits_for_the_next_client() {
     let mut tied = Tied::<3>::start(Some(Errno::EBUSY));
     let first = client(tied.stream());
-    let refusal = first.open_vfio(true);
+    let refusal = first.open_vfio(KNOWN);
     assert!(matches!(refusal, Err(ClientError::Refused { errno: Errno::EBUSY, .. })), "{refusal:?}");
     assert!(matches!(tied.ended(), Err(ServeError::NotOpened(Errno::EBUSY))));
     // One that leaves before it says anything opens nothing.
     drop(client(tied.stream()));
     tied.ended().unwrap();
-    assert_eq!(tied.opened(), [true]);
+    assert_eq!(tied.opened(), [KNOWN]);
     let last = client(tied.stream());
-    last.open_vfio(true).unwrap();
+    last.open_vfio(KNOWN).unwrap();
     last.device_info().unwrap();
 }
 
@@ -177,7 +180,7 @@ fn a_device_that_is_not_behind_vfio_has_no_file() {
     let server = Server::start();
     let client = client(server.connect());
     assert!(client.vfio_file().unwrap().is_none());
-    let refusal = client.open_vfio(false);
+    let refusal = client.open_vfio(VfioTerms::default());
     assert!(matches!(refusal, Err(ClientError::Refused { errno: Errno::EOPNOTSUPP, .. })), "{refusal:?}");
 }
 
@@ -200,7 +203,7 @@ fn a_server_that_brings_another_number_of_files_or_answers_something_else_is_out
         match client.vfio_file() {
             Ok(Some(_)) => {
                 assert_eq!(fds, 1);
-                assert!(client.open_vfio(true).is_err_and(|error| error.is_fatal()));
+                assert!(client.open_vfio(KNOWN).is_err_and(|error| error.is_fatal()));
             }
             Ok(None) => panic!("the server has answered the capability"),
             Err(error) => assert!(fds != 1 && error.is_fatal(), "{error}"),

@@ -20,7 +20,7 @@ fn a_device_that_cannot_be_had_is_one_line() {
     let script = r#"
 says 2 'outrigger-vfio: --vfio nvme0: host: must be the address of a PCI function, as 0000:01:00.0 (outrigger vfio list shows them)' \
   $(vfio nvme0)
-says 2 "outrigger-vfio: --vfio 01:00.0,colour=red: unknown key 'colour'; it takes host, iommu, fd and iommufd" $(vfio 01:00.0,colour=red)
+says 2 "outrigger-vfio: --vfio 01:00.0,colour=red: unknown key 'colour'; it takes host, iommu, fd, iommufd and dma" $(vfio 01:00.0,colour=red)
 says 2 'outrigger-vfio: --vfio 0000:7f:00.0: no such PCI device; outrigger vfio list shows those there are' $(vfio 0000:7f:00.0)
 says 2 'outrigger-vfio: --vfio NVME: bound to the driver nvme: run outrigger vfio bind NVME' $(vfio NVME)
 says 2 'outrigger-vfio: --vfio EDU: bound to no driver: run outrigger vfio bind EDU' $(vfio EDU)
@@ -29,6 +29,12 @@ outrigger vfio bind NVME || fail bind
 # Debian's kernel has none.
 says 3 'outrigger-vfio: --vfio NVME,iommu=iommufd: iommu=iommufd cannot be had: the kernel has no iommufd (/dev/iommu); leave it out' \
   $(vfio NVME,iommu=iommufd)
+says 3 'outrigger-vfio: --vfio NVME,dma=vmm: dma=vmm cannot be had: the kernel has no iommufd (/dev/iommu); leave it out' \
+  outrigger run --kernel /guest/payload --memory 64M --vfio NVME,dma=vmm
+says 2 'outrigger-vfio: --vfio NVME,iommu=container,dma=vmm: dma: vmm takes iommufd, which iommu=container excludes' \
+  outrigger run --kernel /guest/payload --memory 64M --vfio NVME,iommu=container,dma=vmm
+says 2 "outrigger-vfio: --vfio NVME,dma=messages: dma: must be shared or vmm, as hardware reaches memory by itself, not 'messages'" \
+  outrigger run --kernel /guest/payload --memory 64M --vfio NVME,dma=messages
 says 2 'outrigger-vfio: --vfio NVME,fd=77: fd=77: no such descriptor is open' $(vfio NVME,fd=77)
 group=$(basename $(readlink /sys/bus/pci/devices/NVME/iommu_group))
 echo 'nobody:x:1000:1000::/tmp:/bin/sh' > /etc/passwd

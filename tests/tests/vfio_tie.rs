@@ -8,6 +8,7 @@ use std::thread;
 
 use nix::errno::Errno;
 use outrigger_protocol::server::{Device, Interrupts, Irq, Memory, Options, Region, Unopened, serve_unopened};
+use outrigger_protocol::wire::VfioTerms;
 use outrigger_tests::outrigger::{LIMIT, with_payload};
 use outrigger_tests::physical::{self, EDU};
 use outrigger_tests::process::run;
@@ -108,7 +109,7 @@ impl Unopened for Untied {
         self.0.as_fd()
     }
 
-    fn open(&mut self, _: bool) -> Result<Nothing, Errno> {
+    fn open(&mut self, _: VfioTerms) -> Result<Nothing, Errno> {
         Ok(Nothing)
     }
 }

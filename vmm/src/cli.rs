@@ -176,7 +176,7 @@ const DEVICE_ORDER: usize = 1000;
 /// The command line with a flag for each kind of device.
 fn command() -> clap::Command {
     let flags = (1..).zip(&KINDS).map(|(order, kind)| {
-        let Kind { flag, program, value, about, own, inherited: _ } = kind;
+        let Kind { flag, program, value, about, own, inherited: _, shares_dma: _ } = kind;
         let own = match own {
             [keys @ .., last] if !keys.is_empty() => format!("are Outrigger's own: {} and {last}", keys.join(", ")),
             keys => format!("is Outrigger's own: {}", keys.concat()),

@@ -158,7 +158,11 @@ impl Peripherals {
             let process = process.map(|process| format!("  {} (process {})", process.program(), process.id()));
             let text = peripheral.device.describe();
             let (first, rest) = text.split_once('\n').unwrap_or((&text, ""));
-            let dma = if peripheral.config.dma == Dma::Messages { "  guest RAM by messages" } else { "" };
+            let dma = match peripheral.config.dma {
+                Dma::Shared => "",
+                Dma::Messages => "  guest RAM by messages",
+                Dma::Vmm => "  guest RAM mapped by outrigger, not in the process",
+            };
             format!("{first}  {}{}{dma}\n{rest}\n", peripheral.config.label, process.unwrap_or_default())
         };
         self.all.0.iter().map(line).collect()

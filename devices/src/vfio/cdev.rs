@@ -6,7 +6,6 @@ use std::io;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use outrigger_iommufd::{AddressSpace, BindError, Memory, Step};
@@ -81,22 +80,38 @@ impl Cdev {
         if self.path.is_none() && self.is_used {
             return Err(OpenError::Used);
         }
-        let deadline = Instant::now() + LETTING_GO;
-        let space = loop {
-            match AddressSpace::of_device(self.own_iommufd()?, self.file.as_fd()) {
-                Ok(space) => break space,
-                Err(BindError { step: Step::Bind, errno: Errno::EINVAL | Errno::EBUSY })
-                    if Instant::now() < deadline =>
-                {
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-                Err(error) => return Err(explain(error)),
-            }
-        };
+        let space = AddressSpace::of_device(self.own_iommufd()?, self.file.as_fd(), LETTING_GO).map_err(explain)?;
         self.is_used = true;
         let file = self.file.as_fd().try_clone_to_owned().map_err(|error| no_descriptor(&error))?;
         let device = file.try_clone().map_err(|error| no_descriptor(&error))?;
         Ok((file, Attached { device, space }))
+    }
+
+    /// The device, which the client has bound to an iommufd of its own.
+    pub(super) fn of_client(&mut self) -> Result<OwnedFd, OpenError> {
+        if self.path.is_none() && self.is_used {
+            return Err(OpenError::Used);
+        }
+        self.is_used = true;
+        self.file.as_fd().try_clone_to_owned().map_err(|error| no_descriptor(&error))
+    }
+}
+
+/// Memory that the client maps for a device which it has bound itself: nothing of it comes to this process.
+#[derive(Debug)]
+pub(super) struct OfClient;
+
+impl Iommu for OfClient {
+    fn usable(&self) -> Option<&[RangeInclusive<u64>]> {
+        None
+    }
+
+    fn map(&self, _: &DmaRange<'_>, _: usize) -> nix::Result<()> {
+        Err(Errno::EPERM)
+    }
+
+    fn unmap(&self, _: u64, _: u64) -> nix::Result<()> {
+        Err(Errno::EPERM)
     }
 }
 

@@ -33,6 +33,7 @@ use outrigger_process::launch;
 use outrigger_process::options::{OptionError, named};
 use outrigger_protocol::journal::JournalFormat;
 use outrigger_protocol::server::{Options, ServeError, Unopened, serve, serve_unopened};
+use outrigger_protocol::wire::VfioTerms;
 
 use crate::process::{Server, StartError};
 use address::Address;
@@ -120,8 +121,10 @@ pub enum OpenError {
         module: &'static str,
     },
     /// iommufd is asked for.
-    #[error("iommu=iommufd cannot be had: {lack}; leave it out")]
+    #[error("{key} cannot be had: {lack}; leave it out")]
     NoIommufd {
+        /// The option that asks for it.
+        key: &'static str,
         /// What is missing.
         lack: &'static str,
     },
@@ -138,6 +141,12 @@ pub enum OpenError {
         "fd: this is neither the device's file (/dev/vfio/devices/vfioN) nor its group's (/dev/vfio/N), or not the one that iommu= needs"
     )]
     OtherFile,
+    /// A client that maps memory for the device itself, and one that does not, are not the same.
+    #[error("{}", if *.by_client { "the client would map memory for it, which takes dma=vmm here" } else { "with dma=vmm it is for a client that maps memory for it, as outrigger run --vfio does" })]
+    OtherOwner {
+        /// The client would.
+        by_client: bool,
+    },
     /// A device's file can be bound once, and was opened by somebody else.
     #[error("fd: the descriptor has served a client, and is good for one only")]
     Used,
@@ -180,7 +189,7 @@ impl OpenError {
         match self {
             Self::NoDevice => Errno::ENODEV,
             Self::Busy | Self::Used => Errno::EBUSY,
-            Self::Permission { .. } | Self::InterruptsNotIsolated { .. } => Errno::EPERM,
+            Self::Permission { .. } | Self::InterruptsNotIsolated { .. } | Self::OtherOwner { .. } => Errno::EPERM,
             Self::Kernel { errno, .. } => *errno,
             _ => Errno::EIO,
         }
@@ -214,6 +223,8 @@ pub struct Vfio {
     is_succeeded: bool,
     /// What a predecessor has left.
     adopted: Option<Adopted>,
+    /// Memory is mapped for the device by the client, never by this process.
+    by_client: bool,
     /// Once is enough: what a client does without has been said.
     has_warned: bool,
 }
@@ -247,11 +258,15 @@ impl Vfio {
             Some(adopted) => Reach::Container(Arc::clone(&adopted.group)),
             None => Reach::find(&function, settings, sysfs)?,
         };
-        Ok(Self { name, address, reach, is_succeeded, adopted, has_warned: false })
+        Ok(Self { name, address, reach, is_succeeded, adopted, by_client: settings.by_client, has_warned: false })
     }
 
-    fn open_function(&mut self) -> Result<PhysicalFunction, OpenError> {
-        let Opened { file, iommu, kept } = self.reach.open(&self.name, self.is_succeeded)?;
+    fn open_function(&mut self, by_client: bool) -> Result<PhysicalFunction, OpenError> {
+        // One owner of what is mapped, and always the same.
+        if by_client != self.by_client {
+            return Err(OpenError::OtherOwner { by_client });
+        }
+        let Opened { file, iommu, kept } = self.reach.open(&self.name, self.is_succeeded, by_client)?;
         let (file, regions) = DeviceFile::new(file)?;
         let succession =
             kept.map(|files| Succession { address: self.address, files, is_successor: false, is_kept: false });
@@ -282,15 +297,15 @@ impl Unopened for Vfio {
         (self.is_succeeded && self.reach.outlives_process()).then(journal::format)
     }
 
-    fn open(&mut self, known_to_kvm: bool) -> Result<PhysicalFunction, Errno> {
-        if !known_to_kvm && !std::mem::replace(&mut self.has_warned, true) {
+    fn open(&mut self, terms: VfioTerms) -> Result<PhysicalFunction, Errno> {
+        if !terms.known_to_kvm && !std::mem::replace(&mut self.has_warned, true) {
             warn!(
                 "{}: the client's KVM does not know of the device: memory that it accesses without the caches is cached \
                  all the same, and its interrupts are not posted",
                 self.name
             );
         }
-        self.open_function().map_err(|error| {
+        self.open_function(terms.client_maps).map_err(|error| {
             error!("{} cannot be opened: {error}", self.name);
             error.errno()
         })

@@ -16,6 +16,8 @@ Keys of --vfio:
   fd=N           descriptor N is the device's file or its group's, opened by somebody who may:
                  /dev/vfio/devices/vfioN serves one client, /dev/vfio/N one after the other
   iommufd=N      descriptor N is /dev/iommu, opened by somebody who may
+  dma=shared     memory is shared with this process, which maps it for the device (default); dma=vmm: the
+                 client does, and this process has none of it (iommufd; outrigger run --vfio)
 
 Examples:
   outrigger vfio list                 (the same as outrigger-vfio list)
@@ -35,7 +37,8 @@ const HOST: &str = "host";
 const IOMMU: &str = "iommu";
 const FD: &str = "fd";
 const IOMMUFD: &str = "iommufd";
-const KEYS: &[&str] = &[HOST, IOMMU, FD, IOMMUFD];
+const DMA: &str = "dma";
+const KEYS: &[&str] = &[HOST, IOMMU, FD, IOMMUFD, DMA];
 
 /// How memory is mapped for the device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,6 +58,15 @@ pub(super) struct Settings {
     pub(super) fd: Option<RawFd>,
     /// `/dev/iommu`, opened by somebody else.
     pub(super) iommufd: Option<RawFd>,
+    /// The client maps memory for the device.
+    pub(super) by_client: bool,
+}
+
+impl Settings {
+    /// The option by which there is no other way than iommufd.
+    pub(super) fn asks_for_iommufd(&self) -> &'static str {
+        if self.by_client { "dma=vmm" } else { "iommu=iommufd" }
+    }
 }
 
 pub(super) fn parse(argument: &str) -> Result<Settings, OptionError> {
@@ -71,11 +83,27 @@ pub(super) fn parse(argument: &str) -> Result<Settings, OptionError> {
     };
     let fd = options.parsed(FD, number)?;
     let iommufd = options.parsed(IOMMUFD, number)?;
-    let iommu = iommu.unwrap_or(if iommufd.is_some() { IommuChoice::Iommufd } else { IommuChoice::Auto });
+    let by_client = options.parsed(DMA, |text| match text {
+        "shared" => Ok(false),
+        "vmm" => Ok(true),
+        _ => Err(format!("must be shared or vmm, as hardware reaches memory by itself, not '{text}'")),
+    })?;
+    let by_client = by_client.unwrap_or(false);
+    if by_client && iommu == Some(IommuChoice::Container) {
+        return Err(OptionError::value(DMA, "vmm takes iommufd, which iommu=container excludes"));
+    }
+    if by_client && iommufd.is_some() {
+        return Err(OptionError::value(IOMMUFD, "is of no use with dma=vmm: the client has its own"));
+    }
+    let needs_iommufd = by_client || iommufd.is_some();
+    let iommu = match iommu {
+        None | Some(IommuChoice::Auto) if needs_iommufd => IommuChoice::Iommufd,
+        choice => choice.unwrap_or_default(),
+    };
     if iommufd.is_some() && iommu == IommuChoice::Container {
         return Err(OptionError::value(IOMMUFD, "is of no use with iommu=container"));
     }
-    Ok(Settings { address, iommu, fd, iommufd })
+    Ok(Settings { address, iommu, fd, iommufd, by_client })
 }
 
 #[cfg(test)]
@@ -97,6 +125,11 @@ mod tests {
         assert_eq!(iommu("01:00.0,iommu=iommufd"), IommuChoice::Iommufd);
         assert_eq!(iommu("01:00.0,iommu=container"), IommuChoice::Container);
         assert_eq!(iommu("01:00.0,iommufd=4"), IommuChoice::Iommufd);
+        for text in ["01:00.0,dma=vmm", "01:00.0,iommu=auto,dma=vmm", "01:00.0,iommu=iommufd,dma=vmm"] {
+            let settings = parse(text).unwrap();
+            assert_eq!((settings.iommu, settings.by_client), (IommuChoice::Iommufd, true));
+        }
+        assert!(!parse("01:00.0,dma=shared").unwrap().by_client);
         let settings = parse("01:00.0,fd=3,iommufd=4").unwrap();
         assert_eq!((settings.fd, settings.iommufd), (Some(3), Some(4)));
     }
@@ -109,9 +142,16 @@ mod tests {
             problem("nvme0"),
             "host: must be the address of a PCI function, as 0000:01:00.0 (outrigger vfio list shows them)"
         );
-        assert_eq!(problem("01:00.0,colour=red"), "unknown key 'colour'; it takes host, iommu, fd and iommufd");
+        assert_eq!(problem("01:00.0,colour=red"), "unknown key 'colour'; it takes host, iommu, fd, iommufd and dma");
         assert_eq!(problem("01:00.0,iommu=none"), "iommu: must be auto, iommufd or container, not 'none'");
         assert_eq!(problem("01:00.0,iommufd=4,iommu=container"), "iommufd: is of no use with iommu=container");
+        let container = "dma: vmm takes iommufd, which iommu=container excludes";
+        assert_eq!(problem("01:00.0,dma=vmm,iommu=container"), container);
+        assert_eq!(
+            problem("01:00.0,dma=messages"),
+            "dma: must be shared or vmm, as hardware reaches memory by itself, not 'messages'"
+        );
+        assert_eq!(problem("01:00.0,dma=vmm,iommufd=4"), "iommufd: is of no use with dma=vmm: the client has its own");
         for fd in ["-1", "2", "x"] {
             let text = format!("01:00.0,fd={fd}");
             assert_eq!(parse(&text).unwrap_err().to_string(), "fd: must be the number of a descriptor above 2");

@@ -8,7 +8,7 @@ use log::{info, warn};
 use nix::sys::stat::{SFlag, fstat};
 
 use super::OpenError;
-use super::cdev::Cdev;
+use super::cdev::{Cdev, OfClient};
 use super::container::Container;
 use super::group::Group;
 use super::iommu::Iommu;
@@ -48,7 +48,7 @@ impl Reach {
                 (Self::Container(Arc::new(Group::open(group, sysfs)?)), "as was asked for")
             }
             (IommuChoice::Iommufd, None) => match lack {
-                Some(lack) => return Err(OpenError::NoIommufd { lack }),
+                Some(lack) => return Err(OpenError::NoIommufd { lack, key: settings.asks_for_iommufd() }),
                 None => (Self::Iommufd(Cdev::open(function.cdev(), group, iommufd)?), "as was asked for"),
             },
             (IommuChoice::Auto, None) => match lack {
@@ -100,8 +100,12 @@ impl Reach {
     }
 
     /// Opens the device. `is_succeeded`: with files for a successor, if there can be one.
-    pub(super) fn open(&mut self, name: &str, is_succeeded: bool) -> Result<Opened, OpenError> {
+    /// `by_client`: the client has bound the device, and maps memory for it.
+    pub(super) fn open(&mut self, name: &str, is_succeeded: bool, by_client: bool) -> Result<Opened, OpenError> {
         match self {
+            Self::Iommufd(cdev) if by_client => {
+                Ok(Opened { file: cdev.of_client()?, iommu: Box::new(OfClient), kept: None })
+            }
             Self::Container(group) => {
                 let container = Container::open(group)?;
                 let file = group.device(name)?;

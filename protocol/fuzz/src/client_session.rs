@@ -16,7 +16,7 @@ use outrigger_protocol::client::{Client, ClientError, ClientMemory, Journal, Opt
 use outrigger_protocol::command::Command;
 use outrigger_protocol::journal::MAX_KEPT;
 use outrigger_protocol::migration::DeviceState;
-use outrigger_protocol::wire::{self, FLAG_ERROR, Header, RegionAccess, RegionWriteMulti, TYPE_COMMAND, TYPE_REPLY};
+use outrigger_protocol::wire::{self, FLAG_ERROR, Header, RegionAccess, RegionWriteMulti, TYPE_COMMAND, TYPE_REPLY, VfioTerms};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::allocations::count_this_thread;
@@ -246,7 +246,7 @@ pub fn call(client: &Client, call: Call) -> (u32, Result<(), ClientError>) {
         }
         20 if length % 2 == 1 => match index % 2 {
             0 => client.vfio_file().map(drop),
-            _ => client.open_vfio(index % 4 == 1),
+            _ => client.open_vfio(VfioTerms { known_to_kvm: index % 4 == 1, client_maps: index % 8 == 1 }),
         },
         20 => client.migration().map(drop),
         21 => client.device_state().map(drop),

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use outrigger_protocol::command::Command;
 use outrigger_protocol::server::{Options, Unopened, serve, serve_unopened};
-use outrigger_protocol::wire::{DmaAccess, FLAG_ERROR, TYPE_COMMAND, TYPE_REPLY};
+use outrigger_protocol::wire::{DmaAccess, FLAG_ERROR, TYPE_COMMAND, TYPE_REPLY, VfioTerms};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::allocations::count_this_thread;
@@ -96,8 +96,8 @@ impl Unopened for Closed {
         self.0.as_fd()
     }
 
-    fn open(&mut self, known_to_kvm: bool) -> Result<FuzzDevice, Errno> {
-        if known_to_kvm { Ok(FuzzDevice::new(true)) } else { Err(Errno::EBUSY) }
+    fn open(&mut self, terms: VfioTerms) -> Result<FuzzDevice, Errno> {
+        if terms.known_to_kvm { Ok(FuzzDevice::new(true)) } else { Err(Errno::EBUSY) }
     }
 }
 

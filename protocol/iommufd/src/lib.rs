@@ -1,5 +1,5 @@
 //! I/O address spaces of the kernel's iommufd (Linux, Documentation/userspace-api/iommufd.rst): the memory that one physical
-//! device reaches. Whoever maps guest memory for a device has one: the process of the device.
+//! device reaches. Whoever maps guest memory for a device has one: the process of the device, or its client (`dma=vmm`).
 
 mod error;
 mod ioctls;
@@ -9,6 +9,7 @@ use std::io;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use iommufd_bindings::iommufd as spec;
 use nix::errno::Errno;
@@ -59,18 +60,28 @@ pub fn open() -> io::Result<OwnedFd> {
 
 impl AddressSpace {
     /// Binds a device to an iommufd, by which it is opened, and attaches it to an address space of its own. `device` is the
-    /// character device of VFIO's (`/dev/vfio/devices/vfioN`), of which KVM has been told before.
+    /// character device of VFIO's (`/dev/vfio/devices/vfioN`), of which KVM has been told before. There is one user at a time:
+    /// a former one may take as long as `patience` to let go of it.
     ///
     /// # Errors
     /// The step that fails. `EINVAL` from the first: the device is open already, or this is no such file.
-    pub fn of_device(iommufd: OwnedFd, device: BorrowedFd<'_>) -> Result<Self, BindError> {
+    pub fn of_device(iommufd: OwnedFd, device: BorrowedFd<'_>, patience: Duration) -> Result<Self, BindError> {
         let mut bind = vfio::vfio_device_bind_iommufd {
             argsz: size::<vfio::vfio_device_bind_iommufd>(),
             iommufd: iommufd.as_raw_fd(),
             ..Default::default()
         };
-        // SAFETY: the kernel reads and writes a structure of this size.
-        unsafe { ioctls::bind(device.as_raw_fd(), &raw mut bind) }.map_err(Step::Bind.failed())?;
+        let deadline = Instant::now() + patience;
+        loop {
+            // SAFETY: the kernel reads and writes a structure of this size.
+            match unsafe { ioctls::bind(device.as_raw_fd(), &raw mut bind) } {
+                Ok(_) => break,
+                Err(Errno::EINVAL | Errno::EBUSY) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                Err(errno) => return Err(Step::Bind.failed()(errno)),
+            }
+        }
         let mut alloc = spec::iommu_ioas_alloc { size: size::<spec::iommu_ioas_alloc>(), ..Default::default() };
         // SAFETY: as above.
         unsafe { ioctls::alloc(iommufd.as_raw_fd(), &raw mut alloc) }.map_err(Step::Alloc.failed())?;
@@ -226,7 +237,7 @@ mod tests {
     fn what_is_no_device_is_not_bound() {
         let null = || OwnedFd::from(OpenOptions::new().read(true).write(true).open("/dev/null").expect("it is there"));
         let device = null();
-        let error = AddressSpace::of_device(null(), device.as_fd()).expect_err("it is no device");
+        let error = AddressSpace::of_device(null(), device.as_fd(), Duration::ZERO).expect_err("it is no device");
         assert_eq!((error.step, error.errno), (Step::Bind, Errno::ENOTTY));
         assert_eq!(error.to_string(), "VFIO_DEVICE_BIND_IOMMUFD: Not a typewriter");
     }

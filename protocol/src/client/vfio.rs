@@ -22,11 +22,9 @@ impl Client {
         })
     }
 
-    /// Has the server open its device. `known_to_kvm`: KVM has been told of the file, and stays so until the device is
-    /// closed.
-    pub fn open_vfio(&self, known_to_kvm: bool) -> Result<(), ClientError> {
-        let flags = if known_to_kvm { wire::VFIO_KNOWN_TO_KVM } else { 0 };
-        let request = wire::VfioOpen { argsz: size_u32::<wire::VfioOpen>(), flags };
+    /// Has the server open its device, and says what has been done for it.
+    pub fn open_vfio(&self, terms: wire::VfioTerms) -> Result<(), ClientError> {
+        let request = wire::VfioOpen { argsz: size_u32::<wire::VfioOpen>(), flags: terms.flags() };
         self.request(Command::VfioOpen, [request.as_bytes(), &[]], &[], |message| match message.parse() {
             Some((reply, _)) if request == reply => Ok(()),
             _ => Err("the answer is for another request to open a device"),

@@ -33,8 +33,8 @@ pub trait Unopened {
         None
     }
 
-    /// Opens the device for a client. `known_to_kvm`: the client's KVM has been told of the file.
-    fn open(&mut self, known_to_kvm: bool) -> Result<Self::Device, Errno>;
+    /// Opens the device for a client that has done this for it.
+    fn open(&mut self, terms: wire::VfioTerms) -> Result<Self::Device, Errno>;
 }
 
 /// Serves one client until it leaves, as [`super::serve`] does, with a device that is opened for this client, and closed
@@ -50,7 +50,7 @@ pub fn serve_unopened<U: Unopened>(unopened: &mut U, stream: UnixStream, options
             Ok(opened) => opened,
             Err(error) => return ServeError::from_channel(error),
         },
-        None => unopened.open(false),
+        None => unopened.open(wire::VfioTerms::default()),
     };
     session.serve(&mut opened.map_err(ServeError::NotOpened)?, &stream)
 }
@@ -62,8 +62,7 @@ fn open_when_told<U: Unopened>(unopened: &mut U, session: &Session) -> Result<Re
     loop {
         session.answer_next(&mut payload, &mut reply, |message, reply| {
             if message.header.command == Command::VfioOpen as u16 {
-                let known_to_kvm = is_known_to_kvm(&message, reply)?;
-                let device = unopened.open(known_to_kvm);
+                let device = unopened.open(terms(&message, reply)?);
                 return opened.insert(device).as_ref().map(drop).map_err(|errno| *errno);
             }
             let asks_for_file = message.header.command == Command::VfioFile as u16;
@@ -81,14 +80,14 @@ fn open_when_told<U: Unopened>(unopened: &mut U, session: &Session) -> Result<Re
     }
 }
 
-/// Whether `OUTRIGGER_VFIO_OPEN` says so. It is echoed.
-fn is_known_to_kvm(message: &Message<'_>, reply: &mut Reply) -> Result<bool, Errno> {
+/// What `OUTRIGGER_VFIO_OPEN` says. It is echoed.
+fn terms(message: &Message<'_>, reply: &mut Reply) -> Result<wire::VfioTerms, Errno> {
     let (request, rest) = message.parse::<wire::VfioOpen>().ok_or(Errno::EINVAL)?;
     let argsz_legal = request.argsz as usize >= size_of::<wire::VfioOpen>();
-    let known = request.flags & !wire::VFIO_KNOWN_TO_KVM == 0;
-    if !rest.is_empty() || !message.fds.is_empty() || !argsz_legal || !known {
+    let terms = wire::VfioTerms::of_flags(request.flags).ok_or(Errno::EINVAL)?;
+    if !rest.is_empty() || !message.fds.is_empty() || !argsz_legal {
         return Err(Errno::EINVAL);
     }
     reply.push(&request);
-    Ok(request.flags & wire::VFIO_KNOWN_TO_KVM != 0)
+    Ok(terms)
 }

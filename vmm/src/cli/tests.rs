@@ -240,6 +240,24 @@ fn restarts_and_deadlines_are_outriggers_own_and_not_passed_on() {
 }
 
 #[test]
+fn the_program_of_a_physical_device_reads_its_dma_and_gets_the_descriptors_that_are_named_for_it() {
+    let words = "--vfio 01:00.0,dma=vmm,fd=7,iommufd=8,restart=off --vfio 02:00.0,dma=messages,fd=x --disk path=x,fd=9";
+    let config = config(&words.split_whitespace().collect::<Vec<_>>());
+    let read: Vec<_> = config.pci_devices.iter().map(|device| (&device.source, device.dma)).collect();
+    let program = |program: &str, options: &str, inherited: &[i32]| Source::Program {
+        program: program.into(),
+        options: options.into(),
+        inherited: inherited.into(),
+    };
+    let expected = [
+        (&program("outrigger-vfio", "01:00.0,dma=vmm,fd=7,iommufd=8", &[7, 8]), Dma::Vmm),
+        (&program("outrigger-vfio", "02:00.0,dma=messages,fd=x", &[]), Dma::Shared),
+        (&program("outrigger-blk", "path=x,fd=9", &[]), Dma::Shared),
+    ];
+    assert_eq!(read, expected);
+}
+
+#[test]
 fn devices_keep_the_order_of_the_command_line() {
     let words = "--net tap=a,mtu=9000 --disk path=x,serial=S --device socket=/s,dma=messages,user=0 --net dma=shared,tap=b \
                  --device program=./p,path=y,,z=1,dma=messages,color= --disk anything --device socket=/t,user=any --device program=q";

@@ -47,6 +47,8 @@ pub struct Kind {
     pub own: &'static [&'static str],
     /// Keys that name descriptors of the caller's, which the program gets.
     pub inherited: &'static [&'static str],
+    /// The program reads `dma`, too: `vmm` leaves guest RAM to Outrigger.
+    pub shares_dma: bool,
 }
 
 /// All of them. A new kind of device is a row here.
@@ -58,6 +60,7 @@ pub const KINDS: [Kind; 3] = [
         about: "Disk from an image file or block device",
         own: KIND_KEYS,
         inherited: &[],
+        shares_dma: false,
     },
     Kind {
         flag: "net",
@@ -66,6 +69,7 @@ pub const KINDS: [Kind; 3] = [
         about: "Network card on a tap interface of the host, which is created if it doesn't exist",
         own: KIND_KEYS,
         inherited: &[],
+        shares_dma: false,
     },
     Kind {
         flag: "vfio",
@@ -74,6 +78,7 @@ pub const KINDS: [Kind; 3] = [
         about: "Physical PCI device of the host that is bound to vfio-pci (outrigger vfio)",
         own: HARDWARE_KEYS,
         inherited: &["fd", "iommufd"],
+        shares_dma: true,
     },
 ];
 
@@ -123,6 +128,8 @@ pub enum Dma {
     Shared,
     /// It asks the VMM for every byte, by `VFIO_USER_DMA_READ` and `VFIO_USER_DMA_WRITE`, and holds no guest memory.
     Messages,
+    /// It does not, nor could it: Outrigger maps guest RAM for the physical device that the process has.
+    Vmm,
 }
 
 /// Whose server may be given guest RAM.
@@ -163,8 +170,12 @@ impl DeviceConfig {
         let (named_fds, _) = Options::take_out(&rest, kind.inherited)?;
         // What is no number is for the program to tell.
         let inherited = kind.inherited.iter().filter_map(|key| named_fds.get(key)?.parse().ok()).collect();
+        let (shared, _) = Options::take_out(&rest, &[DMA])?;
         let source = Source::Program { program: kind.program.into(), options: rest, inherited };
-        Self::with(named(&format!("--{}", kind.flag), text), source, &own)
+        let config = Self::with(named(&format!("--{}", kind.flag), text), source, &own)?;
+        // Any other value is for the program to tell.
+        let is_vmm = kind.shares_dma && shared.get(DMA) == Some("vmm");
+        Ok(Self { dma: if is_vmm { Dma::Vmm } else { config.dma }, ..config })
     }
 
     fn with(label: String, source: Source, own: &Options) -> Result<Self, Problem> {

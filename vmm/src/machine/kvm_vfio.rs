@@ -6,15 +6,21 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use kvm_bindings::{
     KVM_DEV_VFIO_FILE, KVM_DEV_VFIO_FILE_ADD, KVM_DEV_VFIO_FILE_DEL, kvm_create_device, kvm_device_attr,
     kvm_device_type_KVM_DEV_TYPE_VFIO,
 };
 use kvm_ioctls::DeviceFd;
+use outrigger_iommufd::{AddressSpace, BindError, MapError, Memory};
 use outrigger_protocol::foreign::ForeignFd;
 
+use super::memory::{GuestRam, RamRegion};
 use super::vm::Vm;
+
+/// How long a user of a device before this one may take to let go of it.
+const LETTING_GO: Duration = Duration::from_secs(1);
 
 /// A file that KVM does not take.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +33,18 @@ pub enum TieError {
     /// It does not take this file.
     #[error("KVM does not take the device's file (KVM_DEV_VFIO_FILE_ADD)")]
     Refused(#[source] io::Error),
+    /// There is no file.
+    #[error("dma=vmm: the process has no physical device")]
+    NoFile,
+    /// There is no iommufd to be had.
+    #[error("dma=vmm: cannot open {}", outrigger_iommufd::PATH)]
+    NoIommufd(#[source] io::Error),
+    /// The device cannot be bound to it.
+    #[error("dma=vmm: the device's file cannot be bound to an iommufd")]
+    Unbound(#[source] BindError),
+    /// Memory that cannot be mapped for the device.
+    #[error("dma=vmm")]
+    Unmapped(#[source] MapError),
 }
 
 /// The VFIO files of a VM.
@@ -42,6 +60,8 @@ pub struct VfioFiles {
 pub struct Tie {
     files: Arc<VfioFiles>,
     file: ForeignFd,
+    /// Guest RAM as the device reaches it, if not its process but this one maps it (`dma=vmm`).
+    space: Option<AddressSpace>,
 }
 
 impl VfioFiles {
@@ -57,7 +77,7 @@ impl VfioFiles {
     /// See [`TieError`]. KVM checks what the file is, and takes none twice.
     pub fn tie(self: &Arc<Self>, file: ForeignFd) -> Result<Tie, TieError> {
         self.set(KVM_DEV_VFIO_FILE_ADD, &file)?;
-        Ok(Tie { files: Arc::clone(self), file })
+        Ok(Tie { files: Arc::clone(self), file, space: None })
     }
 
     /// Adds a file or deletes it. Kernels before 6.2 have the same under the name of `KVM_DEV_VFIO_GROUP`.
@@ -81,8 +101,36 @@ impl VfioFiles {
     }
 }
 
+impl Tie {
+    /// Binds the device to an iommufd of its own, and maps guest RAM for it there. Its process, which has the device's file, can
+    /// attach it to nothing else that anything is mapped in.
+    ///
+    /// # Errors
+    /// See [`TieError`].
+    pub fn map(&mut self, ram: &GuestRam) -> Result<(), TieError> {
+        let iommufd = outrigger_iommufd::open().map_err(TieError::NoIommufd)?;
+        let space = AddressSpace::of_device(iommufd, self.file.lend(), LETTING_GO).map_err(TieError::Unbound)?;
+        // From here on it is detached when this is dropped.
+        let space = self.space.insert(space);
+        for RamRegion { guest, size, file_offset } in ram.regions() {
+            let last = guest + (size - 1);
+            MapError::check_usable(space.usable(), guest, last).map_err(TieError::Unmapped)?;
+            let host = ram.host_address(guest, size).expect("a region of RAM is mapped in one piece") as usize;
+            let file = Some((ram.fd(), file_offset));
+            let memory = Memory { address: guest, size, host, file, readable: true, writable: true };
+            let mapped = space.map(&memory);
+            mapped.map_err(|errno| TieError::Unmapped(MapError::of(errno, guest, last, ram.size())))?;
+        }
+        Ok(())
+    }
+}
+
 impl Drop for Tie {
     fn drop(&mut self) {
+        if let Some(space) = self.space.take() {
+            // Whoever else has the file keeps a device that reaches nothing.
+            space.detach(self.file.lend());
+        }
         if let Err(error) = self.files.set(KVM_DEV_VFIO_FILE_DEL, &self.file) {
             log::error!("KVM does not forget a VFIO device's file: {error:?}");
         }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use outrigger_protocol::client::{Client, ClientError, Options};
 use outrigger_protocol::foreign::ForeignFd;
+use outrigger_protocol::wire::VfioTerms;
 
 use super::error::Problem;
 use crate::attach::AttachError;
@@ -18,7 +19,7 @@ use crate::attach::link::Link;
 use crate::config::{DeviceConfig, Dma};
 use crate::control::Control;
 use crate::control::processes::DeviceProcess;
-use crate::machine::kvm_vfio::{Tie, VfioFiles};
+use crate::machine::kvm_vfio::{Tie, TieError, VfioFiles};
 use crate::machine::memory::GuestRam;
 
 /// Resources that all devices of a run share.
@@ -76,13 +77,15 @@ impl Opening {
         let Self { host, dma, starting, deadline, serving, vfio, bus_master } = self;
         host.control.connections.add_opening(stream);
         let options = Options { deadline: starting, journal: true, vfio, ..Options::default() };
-        let dma_by_message = MessageDma::new(host.ram.clone(), bus_master);
+        // Where only the device is to reach guest RAM, its process is not served by message either.
+        let for_messages = if dma == Dma::Vmm { Arc::default() } else { bus_master };
+        let dma_by_message = MessageDma::new(host.ram.clone(), for_messages);
         let client = Client::on(stream.clone(), Arc::new(dma_by_message), &options).map_err(AttachError::from)?;
         client.set_deadline(deadline);
-        let tie = host.open_vfio(&client)?;
+        let tie = host.open_vfio(&client, dma)?;
         let description = discover(&client)?;
         let journal = agree(&client, &description)?;
-        for region in host.ram.regions() {
+        for region in host.ram.regions().filter(|_| dma != Dma::Vmm) {
             let file = (dma == Dma::Shared).then(|| (host.ram.fd(), region.file_offset));
             client.dma_map(region.guest, region.size, file).map_err(AttachError::from)?;
         }
@@ -94,10 +97,16 @@ impl Opening {
 
 impl Host {
     /// Lets the server open its physical device, if that is what it has, after KVM has been told of it.
-    fn open_vfio(&self, client: &Client) -> Result<Option<Tie>, Problem> {
-        let Some(file) = client.vfio_file().map_err(AttachError::from)? else { return Ok(None) };
-        let tie = self.vfio.tie(file).map_err(Problem::Tie)?;
-        client.open_vfio(true).map_err(AttachError::from)?;
+    fn open_vfio(&self, client: &Client, dma: Dma) -> Result<Option<Tie>, Problem> {
+        let client_maps = dma == Dma::Vmm;
+        let Some(file) = client.vfio_file().map_err(AttachError::from)? else {
+            return if client_maps { Err(Problem::Tie(TieError::NoFile)) } else { Ok(None) };
+        };
+        let mut tie = self.vfio.tie(file).map_err(Problem::Tie)?;
+        if client_maps {
+            tie.map(&self.ram).map_err(Problem::Tie)?;
+        }
+        client.open_vfio(VfioTerms { known_to_kvm: true, client_maps }).map_err(AttachError::from)?;
         Ok(Some(tie))
     }
 }

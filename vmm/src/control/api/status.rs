@@ -97,6 +97,7 @@ impl From<peripherals::status::DeviceStatus> for DeviceStatus {
             dma: match status.dma {
                 Dma::Shared => "shared".to_owned(),
                 Dma::Messages => "messages".to_owned(),
+                Dma::Vmm => "vmm".to_owned(),
             },
             journal: status.journal,
             state: match status.state {
