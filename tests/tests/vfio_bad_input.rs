@@ -49,8 +49,8 @@ says 2 'outrigger-vfio: --vfio NVME: in use by another process' outrigger run --
 kill $first; wait $first
 
 # Two devices behind a bridge of the old kind: the IOMMU cannot tell them apart.
-other=$(basename $(dirname $(ls -d /sys/bus/pci/devices/0000:06:*/virtio*)))
-edu=0000:06:01.0
+other=$(basename $(dirname $(ls -d /sys/bus/pci/devices/0000:07:*/virtio*)))
+edu=0000:07:01.0
 outrigger vfio bind $edu || fail bind
 says 2 "outrigger-vfio: --vfio $edu: its IOMMU group cannot be given away as the host uses $other (virtio-pci): bind them with outrigger vfio bind, too" \
   $(vfio $edu)
@@ -68,7 +68,7 @@ grep -q "error: the limit on locked memory is 64 KiB, and the client's memory ne
 "#;
     let script = script.replace("NVME", NVME).replace("EDU", EDU);
     let bed = physical::testbed().qemu(
-        "-device pcie-root-port,id=rp5,slot=5 -device pcie-pci-bridge,id=old,bus=rp5 -device edu,bus=old,addr=1 \
+        "-device pcie-root-port,id=rp6,slot=6 -device pcie-pci-bridge,id=old,bus=rp6 -device edu,bus=old,addr=1 \
          -device virtio-net-pci,bus=old,addr=2",
     );
     bed.run(&[physical::SHELL, SHELL, script.as_str()].concat());
