@@ -23,7 +23,7 @@ pub const RAM_START: u64 = 0x10_0000;
 pub const RAM_SIZE: u64 = 0x40_0000;
 /// Buffers go here; rings are below.
 pub const BUFFERS: u64 = RAM_START + 0x10_0000;
-/// What takes longer never comes. A flush of a file waits for what others write to the same disk, on a machine that builds 10 s and more.
+/// The limit of every wait. A flush of a file waits for what others write to the same disk, on a machine that builds 10 s and more.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Memory in a memfd.

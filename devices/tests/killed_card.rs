@@ -208,7 +208,7 @@ fn a_card_is_killed_under_load() {
             connect(&client);
             client.take_journal().unwrap();
         }
-        // What has come back by now; at the end, until everything is quiet.
+        // All that has come back by now; at the end, until everything is quiet.
         let mut quiet = Instant::now();
         loop {
             while let Some((head, length)) = receive.take(&ram) {

@@ -49,7 +49,7 @@ pub struct Socket {
     debt: Arc<Debt>,
 }
 
-/// What one receive brought.
+/// The result of one receive.
 #[derive(Debug)]
 pub struct Received {
     /// Bytes; zero: the peer closed its side.

@@ -13,7 +13,7 @@ use crate::{binaries, guest, payload, repository};
 /// How long the first use of a kernel of our own may take, on two processors that are busy.
 const KERNEL_BUILD: Duration = Duration::from_secs(40 * 60);
 
-/// What is copied into the host, and what it runs. Outrigger's programs are in /bin, the guest's files in /guest.
+/// The host's files, and its script. Outrigger's programs are in /bin, the guest's files in /guest.
 pub struct Testbed {
     directory: TempDir,
     files: Vec<(PathBuf, String)>,

@@ -119,7 +119,7 @@ fn signals_are_blocked() {
     }
 }
 
-/// What the VMM itself blocks is none of its device processes' business either.
+/// Device processes do not inherit the signals that the VMM blocks for itself either.
 #[test]
 fn signals_reach_device_processes() {
     for blocked in [false, true] {
@@ -271,7 +271,7 @@ fn odd_environments() {
     passes_after("export ODD=$(printf '\\377\\376')");
 }
 
-/// What the caller has open, and did not close for the VMM, is no business of device processes.
+/// Device processes do not inherit what the caller has open and did not close for the VMM.
 #[test]
 fn open_descriptors_do_not_reach_device_processes() {
     let directory = temporary();

@@ -1,4 +1,4 @@
-//! What `outrigger-vfio` says of devices that it cannot have, each on one line: in the test bed, whose hardware can be chosen.
+//! `outrigger-vfio` says of each device that it cannot have why, on one line: in the test bed, whose hardware can be chosen.
 
 use outrigger_tests::physical::{self, EDU, NVME};
 use outrigger_tests::testbed::Testbed;

@@ -200,7 +200,7 @@ fn help_end() -> String {
     format!("{RUN_EXAMPLES}\n{EXIT_STATUS}")
 }
 
-/// What the command line asks for.
+/// The request of a command line.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Request {
     /// Run a guest.
@@ -242,7 +242,7 @@ where
     }
 }
 
-/// What `outrigger run` was given.
+/// The configuration in the arguments of `outrigger run`.
 fn config(args: RunArgs, run: &ArgMatches) -> Result<Config, UsageError> {
     let given = |flag| {
         let texts = run.get_many::<String>(flag).into_iter().flatten().map(String::as_str);

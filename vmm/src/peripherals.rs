@@ -73,7 +73,7 @@ pub struct Peripherals {
 pub struct Devices(Arc<[Arc<Peripheral>]>);
 
 impl Devices {
-    /// What is known of each, in the order of their slots.
+    /// The status of each, in the order of their slots.
     #[must_use]
     pub fn status(&self) -> Vec<DeviceStatus> {
         self.0.iter().map(|peripheral| peripheral.status()).collect()
@@ -249,7 +249,7 @@ fn open_all(all: Vec<First>, host: &Arc<Host>) -> Result<Vec<FirstOpened>, Perip
     for (index, first) in all.into_iter().enumerate() {
         let (send, host) = (send.clone(), host.clone());
         let thread = thread::Builder::new().name(format!("open {}", index + 1)).stack_size(STACK);
-        // Whoever gives up on the first failure receives no more.
+        // A caller that gives up on the first failure receives no more.
         let body = move || _ = send.send((index, first.open(&host)));
         thread.spawn(body).map_err(|error| failed(index, Problem::Thread(error)))?;
     }

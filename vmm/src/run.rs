@@ -106,7 +106,7 @@ pub fn run(config: &Config, control: &Control) -> Result<Outcome, RunError> {
         Err(_) => AFTER_FAILURE,
     });
     match result {
-        // Whatever failed because the user ended the run is no failure.
+        // A failure because the user ended the run is none.
         Err(_) if by_user.is_some() => Ok(by_user.expect("just seen")),
         // The user may have cut short what came after the guest's own end.
         Ok(outcome) if outcome.is_orderly() => Ok(control.stop.outcome().filter(Outcome::is_users).unwrap_or(outcome)),

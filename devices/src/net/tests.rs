@@ -328,7 +328,7 @@ fn the_control_queue_sets_queue_pairs_and_refuses_what_it_does_not_know(way: Way
     assert_eq!(command(&[4]), 1);
 }
 
-/// What the device offers.
+/// The features that the device offers.
 fn offered(driver: &Driver) -> u64 {
     let half = |select: u32| {
         driver.write(0x00, &select.to_le_bytes());

@@ -43,7 +43,7 @@ impl Cdev {
     /// Finds out whether the device can be had, without opening it: KVM is to know of it before.
     pub(super) fn check(&self, sysfs: &Sysfs) -> Result<(), OpenError> {
         match Group::open(self.group, sysfs) {
-            // What cannot be known now shows when the device is opened: groups may be none of this user's or this kernel's.
+            // The rest shows when the device is opened: groups may be none of this user's or this kernel's.
             Ok(_) | Err(OpenError::Permission { .. } | OpenError::NoGroupFile { .. }) => {}
             Err(error) => return Err(error),
         }

@@ -65,7 +65,7 @@ impl PhysicalFunction {
         let is_successor = succession.as_ref().is_some_and(|succession| succession.is_successor);
         let kernels = file.irqs()?;
         let types = kernels.iter().map(IrqType::new).collect();
-        // What VFIO cannot do by itself is done here.
+        // This program resizes them itself where VFIO cannot.
         let irqs = kernels.iter().map(|irq| Irq { flags: irq.flags & !wire::IRQ_NORESIZE, ..*irq }).collect();
         let function = Self {
             regions,

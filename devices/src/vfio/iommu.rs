@@ -36,7 +36,7 @@ pub(super) struct DeviceMemory {
     iommu: Box<dyn Iommu>,
     /// Bytes of memory that are mapped.
     mapped: u64,
-    /// What a successor has been told of so far, sorted; none: this process has begun with an IOMMU that maps nothing.
+    /// The ranges that a successor has been told of so far, sorted; none: this process has begun with an IOMMU that maps nothing.
     adopted: Option<Vec<RangeInclusive<u64>>>,
 }
 
@@ -114,7 +114,7 @@ impl DeviceMemory {
         }
         self.mapped -= locked(range);
         if let Err(errno) = self.iommu.unmap(address, size) {
-            // What the client takes back would stay open to the device. The kernel closes everything with this process.
+            // Memory that the client takes back would stay open to the device. The kernel closes everything with this process.
             error!("memory at {address:#x} cannot be closed to the device ({}): ending", errno.desc());
             std::process::abort();
         }

@@ -18,7 +18,7 @@ use super::container::{self, Container};
 use super::group::Group;
 use crate::inherited::character_device;
 
-/// What a successor gets, in this order: the group, its container, the open function.
+/// The files that a successor gets, in this order: the group, its container, the open function.
 const FILES: usize = 3;
 
 /// A predecessor's.

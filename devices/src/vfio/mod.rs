@@ -55,7 +55,7 @@ pub enum VfioError {
     /// The argument makes no sense.
     #[error("{}: {problem}", named("--vfio", argument))]
     Option {
-        /// What was given.
+        /// The argument as it was given.
         argument: String,
         /// The problem.
         problem: OptionError,
@@ -63,7 +63,7 @@ pub enum VfioError {
     /// The function cannot be opened.
     #[error("{}: {source}", named("--vfio", argument))]
     Open {
-        /// What was given.
+        /// The argument as it was given.
         argument: String,
         /// Why.
         source: OpenError,
@@ -125,7 +125,7 @@ pub enum OpenError {
     NoIommufd {
         /// The option that asks for it.
         key: &'static str,
-        /// What is missing.
+        /// The missing part.
         lack: &'static str,
     },
     /// There is no such descriptor.
@@ -170,13 +170,13 @@ pub enum OpenError {
     /// A predecessor has left something else than a function's files.
     #[error("what its predecessor has left is of no use: {what}")]
     Kept {
-        /// What is wrong with it.
+        /// The problem, in words.
         what: &'static str,
     },
     /// VFIO refuses something.
     #[error("{what}: {}", errno.desc())]
     Kernel {
-        /// What was tried.
+        /// The action that failed.
         what: &'static str,
         /// Why.
         errno: Errno,
@@ -221,7 +221,7 @@ pub struct Vfio {
     reach: Reach,
     /// The VMM has started this process for one client, and starts a successor: the function outlives this process.
     is_succeeded: bool,
-    /// What a predecessor has left.
+    /// The files that a predecessor has left.
     adopted: Option<Adopted>,
     /// Memory is mapped for the device by the client, never by this process.
     by_client: bool,

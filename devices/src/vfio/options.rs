@@ -6,7 +6,7 @@ use outrigger_process::options::{OptionError, Options};
 
 use super::address::Address;
 
-/// What `--help` adds.
+/// The program's part of `--help`.
 pub const HELP: &str = "\
 Keys of --vfio:
   host=ADDRESS   the PCI function, as 0000:01:00.0; host= can be left out where it comes first

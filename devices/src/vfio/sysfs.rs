@@ -114,7 +114,7 @@ impl Function {
         self.class >> 16 == BRIDGE
     }
 
-    /// What is missing for it to be reached by iommufd; none: nothing.
+    /// The part that is missing for it to be reached by iommufd; none: nothing is missing.
     pub fn lack_of_iommufd(&self, is_inherited: bool) -> Option<&'static str> {
         if !is_inherited && !Path::new(outrigger_iommufd::PATH).exists() {
             Some("the kernel has no iommufd (/dev/iommu)")

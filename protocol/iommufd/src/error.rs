@@ -22,7 +22,7 @@ pub enum Step {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}: {}", step.name(), errno.desc())]
 pub struct BindError {
-    /// What failed.
+    /// The step that failed.
     pub step: Step,
     /// Why.
     pub errno: Errno,
@@ -55,7 +55,7 @@ pub enum MapError {
         first: u64,
         /// The last one.
         last: u64,
-        /// What there is.
+        /// The ranges that there are.
         usable: String,
     },
     /// It cannot be locked.
@@ -86,7 +86,7 @@ impl MapError {
         Err(Self::Unusable { first, last, usable: usable.join(", ") })
     }
 
-    /// What the kernel's answer means, where `needed` bytes are to be locked in all.
+    /// The meaning of the kernel's answer, where `needed` bytes are to be locked in all.
     #[must_use]
     pub fn of(errno: Errno, first: u64, last: u64, needed: u64) -> Self {
         match errno {

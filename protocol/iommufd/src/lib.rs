@@ -94,7 +94,7 @@ impl AddressSpace {
         };
         // SAFETY: as above.
         unsafe { ioctls::attach(device.as_raw_fd(), &raw mut attach) }.map_err(Step::Attach.failed())?;
-        // What the device leaves of all addresses is known from now on.
+        // The device leaves only some of all addresses, which are known from now on.
         space.usable = space.read_usable().map_err(Step::Ranges.failed())?;
         Ok(space)
     }

@@ -29,7 +29,7 @@ pub struct ForeignFd {
     debt: Option<Arc<Debt>>,
 }
 
-/// What is known of a file that is memory.
+/// The facts about a file that is memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryFile {
     /// Bytes, at this moment.

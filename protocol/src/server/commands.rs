@@ -1,4 +1,4 @@
-//! What each command does: checked against the specification, then handed to the device.
+//! The work of each command: checked against the specification, then handed to the device.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;

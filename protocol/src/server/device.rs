@@ -1,4 +1,4 @@
-//! What a device process implements.
+//! The trait that a device process implements.
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -101,7 +101,7 @@ pub trait Device {
         false
     }
 
-    /// What can be done with a device feature (`VFIO_DEVICE_FEATURE_*` of `<linux/vfio.h>`) other than migration and DMA
+    /// The operations on a device feature (`VFIO_DEVICE_FEATURE_*` of `<linux/vfio.h>`) other than migration and DMA
     /// logging. `None`: there is none.
     fn feature(&self, _index: u16) -> Option<Feature> {
         None
@@ -144,9 +144,9 @@ pub struct Region {
     pub readable: bool,
     /// Whether the client may write it.
     pub writable: bool,
-    /// What the client may map.
+    /// The part that the client may map.
     pub mapping: Option<RegionMapping>,
-    /// What a region beyond the standard ones is for (`VFIO_REGION_TYPE_*` of `<linux/vfio.h>`).
+    /// The purpose of a region beyond the standard ones (`VFIO_REGION_TYPE_*` of `<linux/vfio.h>`).
     pub region_type: Option<CapType>,
 }
 
@@ -168,7 +168,7 @@ pub struct RegionMapping {
     pub areas: Vec<(u64, u64)>,
 }
 
-/// What can be done with a device feature.
+/// The operations on a device feature.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Feature {
     /// It can be read.

@@ -150,7 +150,7 @@ impl DmaTable {
         if self.ranges.len() >= self.limit {
             return Err(Errno::ENOSPC);
         }
-        // What is only for `pread` and `pwrite` goes by messages: those would wait for whatever is behind the descriptor.
+        // A file that is only for `pread` and `pwrite` is reached by messages: those calls would wait for whatever is behind the descriptor.
         let mappable = directions != 0 && by_descriptor != wire::DMA_FILE_IO;
         let map = |fd: ForeignFd| match fd.lend_vfio_device().filter(|_| reaches_bars) {
             Some(device) => MappedBar::new(request, device).map(Mapping::Bar),
@@ -206,7 +206,7 @@ impl DmaTable {
         unmapped
     }
 
-    /// What devices see.
+    /// The memory as devices see it.
     pub(super) fn memory(&self, connection: &Arc<Connection>) -> Memory {
         let with = |flag| {
             let regions = self.ranges.iter().filter(|range| range.flags & flag != 0);
@@ -228,7 +228,7 @@ impl Drop for DmaTable {
     }
 }
 
-/// What is unmapped when this is dropped.
+/// A range that is unmapped when this is dropped.
 pub(super) struct Unmapped(Range);
 
 impl Unmapped {

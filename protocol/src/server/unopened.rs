@@ -80,7 +80,7 @@ fn open_when_told<U: Unopened>(unopened: &mut U, session: &Session) -> Result<Re
     }
 }
 
-/// What `OUTRIGGER_VFIO_OPEN` says. It is echoed.
+/// The terms in `OUTRIGGER_VFIO_OPEN`, which are echoed.
 fn terms(message: &Message<'_>, reply: &mut Reply) -> Result<wire::VfioTerms, Errno> {
     let (request, rest) = message.parse::<wire::VfioOpen>().ok_or(Errno::EINVAL)?;
     let argsz_legal = request.argsz as usize >= size_of::<wire::VfioOpen>();

@@ -17,7 +17,7 @@ pub const VFIO_KNOWN_TO_KVM: u32 = 1 << 0;
 /// The client has bound the device to an iommufd of its own, and maps memory for it.
 pub const VFIO_CLIENT_MAPS: u32 = 1 << 1;
 
-/// What a client has done before it has a device opened.
+/// The preparations of a client that has a device opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VfioTerms {
     /// KVM has been told of the file, and stays so until the device is closed.

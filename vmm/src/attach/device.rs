@@ -63,12 +63,12 @@ enum Life {
     Attached(Box<Attachment>),
     /// Its process is gone: everything reads as all-ones, and writes vanish.
     Lost {
-        /// What the VMM answered until then.
+        /// The VMM's own answers until then.
         served: Vec<DeviceLine>,
     },
 }
 
-/// What serves a device now. It may be lost, and be replaced.
+/// The service of a device now. It may be lost, and be replaced.
 struct Attachment {
     link: Arc<Link>,
     generation: u64,
@@ -76,17 +76,17 @@ struct Attachment {
     regions: Vec<Arc<Region>>,
     /// Where the guest put them, as long as it lets them be decoded.
     claims: [Option<Claim>; ROM + 1],
-    /// What the VMM answered in each region before this attachment.
+    /// The VMM's own answers in each region before this attachment.
     served_before: Vec<AccessCounts>,
 }
 
-/// What a slot has before anything serves it.
+/// A slot before anything serves it.
 pub struct Place {
     /// Where it is.
     pub slot: Slot,
     /// Whether the device may reach memory on its own.
     pub bus_master: Arc<BusMaster>,
-    /// Who serves the device, one after another.
+    /// The device's servers, one after another.
     pub generations: Arc<Generations>,
     /// Whether a process that ends may have a successor.
     pub can_be_succeeded: bool,
@@ -342,7 +342,7 @@ impl Device {
 }
 
 impl Attachment {
-    /// What other devices' DMA may reach, as far as it is decoded.
+    /// The areas that other devices' DMA may reach, as far as they are decoded.
     fn targets(&self) -> Vec<Target> {
         let placed =
             self.regions.iter().zip(&self.claims).filter_map(|(region, claim)| Some((region, claim.as_ref()?)));
@@ -417,7 +417,7 @@ impl Device {
         Ok(())
     }
 
-    /// What is done before the connection is lost is done again by the next one: all of it leads to the same state.
+    /// Steps before the connection is lost are done again by the next one: all of them lead to the same state.
     fn config_write_once(&self, offset: u16, data: &[u8]) -> Result<(), Unanswered> {
         let range = register_range(offset, data);
         let mut state = self.lock();

@@ -52,7 +52,7 @@ pub(super) struct MappedArea {
     backing: Backing,
 }
 
-/// What is behind a mapping.
+/// The thing behind a mapping.
 #[derive(Debug)]
 enum Backing {
     Memory {
@@ -140,7 +140,7 @@ impl MappedArea {
         if again && has_changed { Err(Unreachable::Changing) } else { self.reach_missing_pages() }
     }
 
-    /// What another device's DMA may reach where the region is at `address`; none: this is no hardware.
+    /// The area that another device's DMA may reach where the region is at `address`; none: this is no hardware.
     pub(super) fn target(&self, address: u64) -> Option<Target> {
         let Backing::Hardware { offset } = self.backing else { return None };
         let (address, size, file) = (address + self.range.start, self.size(), self.file.clone());
@@ -301,7 +301,7 @@ mod tests {
         let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         fallocate(&file, hole, 0, 0x8000).unwrap();
         assert_eq!(area.check_reachable(false), Ok(()));
-        // What a full file system or an empty pool of huge pages answers.
+        // The answer of a full file system, or of an empty pool of huge pages.
         // SAFETY: the page is ours; nobody reads it but the kernel, for which it is out of reach from now on.
         unsafe { nix::sys::mman::mprotect(area.host.byte_add(0x7000), PAGE, ProtFlags::PROT_NONE) }.unwrap();
         assert_eq!(area.reach(0x7000), Err(Unreachable::NoPage(Errno::EFAULT)));

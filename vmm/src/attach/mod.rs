@@ -57,7 +57,7 @@ use crate::irq::{IrqError, Routes};
 use crate::pci::bar::BarError;
 use crate::pci::windows::WindowFull;
 
-/// What a device is attached to.
+/// The machine, as a device is attached to it.
 #[derive(Clone)]
 pub struct Backplane {
     /// Where its regions are decoded.
@@ -75,7 +75,7 @@ pub enum AttachError {
     /// The connection failed, or the server refused something it must not.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// What the server says cannot be a PCI device.
+    /// The server describes no PCI device.
     #[error("the server's device is not one that can be attached: {0}")]
     Device(String),
     /// A BAR that cannot be.

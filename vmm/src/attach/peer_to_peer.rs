@@ -15,7 +15,7 @@ use super::link::Link;
 use super::warnings::Warnings;
 use crate::pci::Slot;
 
-/// Who reaches what.
+/// The devices that reach others, and the areas that are reached.
 #[derive(Debug, Default)]
 pub(super) struct PeerToPeer(Mutex<Peers>);
 
@@ -41,7 +41,7 @@ struct Initiator {
     slot: Slot,
     link: Arc<Link>,
     warnings: Arc<Warnings>,
-    /// What its process has mapped: addresses and sizes.
+    /// The areas that its process has mapped: addresses and sizes.
     mapped: Vec<(u64, u64)>,
     has_warned: bool,
 }

@@ -42,7 +42,7 @@ pub(super) struct Placement {
     paths: Option<Paths>,
 }
 
-/// What lets accesses to a placed region get along without the VMM.
+/// The paths by which accesses to a placed region get along without the VMM.
 struct Paths {
     // Before the areas that they show.
     _memslots: Vec<Memslot>,
@@ -119,7 +119,7 @@ impl Region {
         self.areas.iter().flatten().filter_map(|area| area.is_hardware_there()).reduce(|one, other| one || other)
     }
 
-    /// What other devices' DMA may reach where the region is at `address`.
+    /// The areas that other devices' DMA may reach where the region is at `address`.
     pub(super) fn targets(&self, address: u64) -> impl Iterator<Item = Target> {
         self.areas.iter().flatten().filter_map(move |area| area.target(address))
     }

@@ -39,9 +39,9 @@ pub struct Kind {
     pub flag: &'static str,
     /// The device program.
     pub program: &'static str,
-    /// What the help shows as the flag's value.
+    /// The flag's value, as the help shows it.
     pub value: &'static str,
-    /// What the help says about it.
+    /// The help text.
     pub about: &'static str,
     /// Outrigger's own keys.
     pub own: &'static [&'static str],
@@ -168,7 +168,7 @@ impl DeviceConfig {
     pub(crate) fn parse_kind(kind: &Kind, text: &str) -> Result<Self, Problem> {
         let (own, rest) = Options::take_out(text, kind.own)?;
         let (named_fds, _) = Options::take_out(&rest, kind.inherited)?;
-        // What is no number is for the program to tell.
+        // The program refuses what is no number.
         let inherited = kind.inherited.iter().filter_map(|key| named_fds.get(key)?.parse().ok()).collect();
         let (shared, _) = Options::take_out(&rest, &[DMA])?;
         let source = Source::Program { program: kind.program.into(), options: rest, inherited };

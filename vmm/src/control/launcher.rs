@@ -59,7 +59,7 @@ pub enum SpawnError {
     Thread(#[source] io::Error),
 }
 
-/// What is to be started, by the contract of docs/DEVICE-PROGRAMS.md.
+/// A program to be started, by the contract of docs/DEVICE-PROGRAMS.md.
 #[derive(Clone, Debug)]
 pub struct Launch {
     /// A bare name is that of a program beside outrigger itself; anything with a slash is a path.
@@ -107,7 +107,7 @@ fn start_thread() -> io::Result<Sender<Order>> {
     let thread = thread::Builder::new().name("launcher".into()).stack_size(STACK);
     thread.spawn(move || {
         for (launch, answer) in ordered {
-            // Whoever asked may have given up.
+            // The caller may have given up.
             let _ = answer.send(start(&launch));
         }
     })?;
@@ -154,7 +154,7 @@ fn inherit(number: RawFd) -> io::Result<()> {
     Ok(())
 }
 
-/// What a program is called in messages.
+/// A program's name in messages.
 #[must_use]
 pub fn name(program: &Path) -> String {
     program.file_name().unwrap_or_default().to_string_lossy().into_owned()

@@ -128,7 +128,7 @@ impl Tie {
 impl Drop for Tie {
     fn drop(&mut self) {
         if let Some(space) = self.space.take() {
-            // Whoever else has the file keeps a device that reaches nothing.
+            // Other holders of the file keep a device that reaches nothing.
             space.detach(self.file.lend());
         }
         if let Err(error) = self.files.set(KVM_DEV_VFIO_FILE_DEL, &self.file) {

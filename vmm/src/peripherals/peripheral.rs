@@ -53,7 +53,7 @@ pub(super) struct Peripheral {
     pub(super) failures: RateLimit,
 }
 
-/// What serves a device now.
+/// The service of a device now.
 pub(super) struct Now {
     /// How it is got again.
     pub(super) source: Source,
@@ -66,7 +66,7 @@ pub(super) struct Now {
     pub(super) longest_outage: Option<Duration>,
 }
 
-/// What the first process of a device is asked with.
+/// A device whose first process is there; with the files that it keeps, if any.
 pub(super) type FirstOpened = Opened<Option<Kept>>;
 
 /// A device that has been opened, and its place.
@@ -133,7 +133,7 @@ impl Peripheral {
         let thread = thread::Builder::new().name(format!("device {}", self.slot)).stack_size(STACK);
         let body = move || {
             let _running = running;
-            // Whatever ends this thread, nobody waits for it any more.
+            // However this thread ends, nothing waits for it any more.
             let _end = EndOfThread(&peripheral);
             peripheral.run(service);
         };
@@ -201,7 +201,7 @@ impl Peripheral {
         self.tell(format_args!("{program} {what}{why}; from now on the guest reads all-ones from it"));
     }
 
-    /// What its process is called in messages.
+    /// Its process's name in messages.
     pub(super) fn program_name(&self) -> String {
         self.now().process.as_ref().map_or("its device process", |process| process.program()).to_owned()
     }

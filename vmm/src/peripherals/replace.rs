@@ -195,7 +195,7 @@ impl Peripheral {
             }
             Err(problem) => Err(ReplaceError::Failed(problem.to_string())),
         };
-        // Whoever asked may have given up.
+        // The caller may have given up.
         let _ = answer.send(outcome);
         Some(result.is_ok())
     }

@@ -103,7 +103,7 @@ pub fn by_message(machine: &Machine, verdict: &mut Verdict) {
 /// Copies both ways until nothing answers any more: the device's process was killed.
 pub fn steady(machine: &Machine, verdict: &mut Verdict) {
     let Some(edu) = Edu::find(machine, verdict) else { return };
-    // What a guest before this one has begun ends by itself.
+    // The transfers of a guest before this one end by themselves.
     verdict.holds("edu-idle", edu.is_idle());
     let (from, to) = (BUFFERS.address(), BUFFERS.address() + BYTES);
     for round in (0..=u8::MAX).cycle() {

@@ -31,7 +31,7 @@ impl Successor {
     }
 }
 
-/// What a successor knows of the device.
+/// A successor's knowledge of the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Knows {
     /// Everything: its predecessor has written it down, or has told it.
@@ -41,7 +41,7 @@ pub enum Knows {
 }
 
 impl Device {
-    /// What makes `description` that of another device than the guest knows; none: a driver can go on with it.
+    /// The difference that makes `description` that of another device than the guest knows; none: a driver can go on with it.
     #[must_use]
     pub fn difference(&self, description: &Description) -> Option<String> {
         self.identity.difference(&Identity::of(description))
@@ -68,7 +68,7 @@ impl Device {
         }
     }
 
-    /// What served the device may live on: it interrupts the guest no more, nor whatever serves it next.
+    /// The former server may live on: it interrupts the guest no more, nor the next server.
     pub fn renew_interrupts(&self) {
         if let Err(error) = self.lock().interrupts.renew() {
             self.warnings.warn(format_args!("{error}"));
@@ -110,7 +110,7 @@ impl Device {
         }
         // From here on every access comes to the VMM and waits. What was signalled before, the server looks for itself.
         attachment.claims.iter().flatten().for_each(Claim::suspend);
-        // What its predecessor has mapped of other devices is taken over with it.
+        // The BARs of other devices that its predecessor has mapped are taken over with it.
         if self.p2p {
             self.peers().join(self.slot, &link, &self.warnings);
         }

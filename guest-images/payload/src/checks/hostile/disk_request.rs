@@ -23,10 +23,10 @@ pub const ANY_LAYOUT: &str = "virtio 1.2, 2.7.4.1: any framing";
 pub const OPEN: &str = "left open: answered one way or the other";
 
 pub const HEADER: u32 = 16;
-/// What is read, and the status after it.
+/// The data of a read, and the status after it.
 pub const DATA: u64 = WRITABLE;
 pub const STATUS: u64 = WRITABLE + 0x2ff0;
-/// What is written.
+/// The data of a write.
 pub const SENT: u64 = READABLE + 0x200;
 /// Sectors that the test expects to change, and what they are filled with.
 pub const SCRATCH: u64 = 8;

@@ -39,9 +39,9 @@ use target::{Kind, Target};
 
 /// One attack.
 pub struct Attack {
-    /// What is attacked, within its group.
+    /// The target of the attack, within its group.
     name: &'static str,
-    /// What says what is right.
+    /// The rule, and where it stands.
     rule: &'static str,
     /// The attack itself, on a device in any state.
     run: fn(&mut Target) -> Outcome,
@@ -77,7 +77,7 @@ const MOST_TARGETS: usize = 4;
 /// VIRTIO_BLK_F_RO.
 const READ_ONLY: u64 = 1 << 5;
 
-/// What is to be done: the numbers of target, group and attack. Small, for there is little stack.
+/// A step of a run: the numbers of target, group and attack. Small, for there is little stack.
 type Step = [u8; 3];
 
 /// Runs the group that `suffix` names after a hyphen; none: all of them.
