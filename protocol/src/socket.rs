@@ -84,7 +84,7 @@ impl Socket {
 
     /// Receives what is there, at most `buffer.len()` bytes. `ErrorKind::WouldBlock` with [`Wait::No`] and [`Wait::Tick`],
     /// `ErrorKind::TimedOut` when the deadline has passed and nothing is there (what came while this process was stopped came
-    /// in time), `ErrorKind::InvalidData` when descriptors were lost because this process may have no more, or when the peer
+    /// in time), `EMFILE` when descriptors were lost because this process may have no more, `ErrorKind::InvalidData` when the peer
     /// sent so many that could not be closed that it may not send more.
     pub fn receive(&mut self, buffer: &mut [u8], wait: Wait) -> io::Result<Received> {
         loop {

@@ -95,8 +95,11 @@ for address in NVME VIRTIO EDU; do outrigger vfio bind $address || fail "bind $a
 ram() { { cat /proc/$1/maps; ls -l /proc/$1/fd; } | grep -c memfd:; }
 
 # The process is killed, and the guest that has the memory goes on. With dma=shared, to see that it would be seen.
+# With dma=vmm this shell has the device's file as well, so that the kernel does not close it.
 for dma in shared vmm; do
-  start $dma --kernel /guest/payload --memory 64M --vfio EDU,iommu=iommufd,dma=$dma --cmdline checks=edu-pin,spin --show-devices
+  options=EDU,iommu=iommufd,dma=$dma
+  [ $dma = shared ] || { exec 7<> /dev/vfio/devices/$(basename /sys/bus/pci/devices/EDU/vfio-dev/vfio*); options=$options,fd=7; }
+  start $dma --kernel /guest/payload --memory 64M --vfio $options --cmdline checks=edu-pin,spin --show-devices
   see $dma edu-dma-copied
   device=$(pidof outrigger-vfio)
   echo "$dma: guest RAM $(ram $vmm) times in the VMM, $(ram $device) times in the process"
@@ -108,8 +111,7 @@ for dma in shared vmm; do
   fi
   kill -9 $device
   see $dma 'was killed by SIGKILL; from now on the guest reads all-ones'
-  free
-  [ $dma = vmm ] || { kill $vmm; wait $vmm; }
+  [ $dma = vmm ] || { free; kill $vmm; wait $vmm; }
 done
 grep -q 'guest RAM mapped by outrigger, not in the process' /tmp/vmm.err || fail "$(cat /tmp/vmm.err)"
 # Nothing is mapped for the device any more: DMA, which the host starts by the registers, faults in the IOMMU.
@@ -124,6 +126,8 @@ for try in $(seq 600); do dmesg | grep 'DMAR:.*\[DMA Write.*03:00.0.*fault addr 
 kill -0 $vmm || fail 'the guest is gone'
 printf '\000\000' | dd of=/sys/bus/pci/devices/EDU/config bs=2 seek=2 conv=notrunc 2> /dev/null
 kill $vmm; wait $vmm
+exec 7>&-
+free
 
 boot edu 0 --kernel /guest/payload --memory 64M --vfio EDU,dma=vmm --cmdline checks=edu-pin,edu-message --stats
 has edu 'payload: passed'

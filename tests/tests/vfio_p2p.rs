@@ -26,6 +26,7 @@ for device in EDU SHARED; do
   pid=$(outrigger ctl /tmp/control status | grep "vfio $device" | sed -n 's/.* serving .*outrigger-vfio (\([0-9]*\)).*/\1/p')
   kill -9 $pid || fail "no process of $device: $(outrigger ctl /tmp/control status)"
   see killed "$device.*another one took its place"
+  [ "$(faults)" = "$before" ] || fail "DMA has faulted while $device was succeeded"
 done
 wait $vmm || { cat /tmp/killed.out /tmp/killed.err; fail 'it was not reached each time'; }
 grep 'took its place' /tmp/killed.err

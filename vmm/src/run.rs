@@ -77,6 +77,7 @@ impl RunError {
             cause = error.source();
         }
         if line.contains(Errno::EMFILE.desc())
+            && !line.contains(Errno::ENFILE.desc())
             && let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
         {
             line.push_str(&format!(

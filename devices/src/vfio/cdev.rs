@@ -22,7 +22,9 @@ pub(super) struct Cdev {
     file: File,
     /// Where it can be opened again; none: it was opened by somebody else.
     path: Option<PathBuf>,
-    /// The file was bound.
+    /// There was a client that may have bound the file.
+    was_offered: bool,
+    /// This process has bound the file.
     is_used: bool,
     /// An iommufd that was opened by somebody else.
     iommufd: Option<OwnedFd>,
@@ -32,12 +34,12 @@ pub(super) struct Cdev {
 impl Cdev {
     /// Opens the device's file.
     pub(super) fn open(path: PathBuf, group: u32, iommufd: Option<OwnedFd>) -> Result<Self, OpenError> {
-        Ok(Self { file: open_file(&path)?, path: Some(path), is_used: false, iommufd, group })
+        Ok(Self { file: open_file(&path)?, path: Some(path), was_offered: false, is_used: false, iommufd, group })
     }
 
     /// Takes over the device's file.
     pub(super) fn inherited(file: OwnedFd, group: u32, iommufd: Option<OwnedFd>) -> Self {
-        Self { file: file.into(), path: None, is_used: false, iommufd, group }
+        Self { file: file.into(), path: None, was_offered: false, is_used: false, iommufd, group }
     }
 
     /// Finds out whether the device can be had, without opening it: KVM is to know of it before.
@@ -57,7 +59,7 @@ impl Cdev {
 
     /// Has a file for the next client that no client has had.
     pub(super) fn renew(&mut self) -> Result<(), OpenError> {
-        if let (Some(path), true) = (&self.path, self.is_used) {
+        if let (Some(path), true) = (&self.path, std::mem::replace(&mut self.was_offered, true)) {
             self.file = open_file(path)?;
             self.is_used = false;
         }

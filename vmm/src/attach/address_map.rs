@@ -147,6 +147,11 @@ impl ForeignMemory for AddressMap {
 }
 
 impl Claim {
+    /// Whether the region is where it is to be: no other one has the place.
+    pub(super) fn is_placed(&self) -> bool {
+        self.map.claims().by_number.get(&self.number).is_some_and(|claimed| claimed.placement.is_some())
+    }
+
     /// Lets every access to the place come to the VMM from now on.
     pub(super) fn suspend(&self) {
         if let Some(claimed) = self.map.claims().by_number.get_mut(&self.number) {

@@ -124,6 +124,7 @@ impl Device {
         let served_before = vec![AccessCounts::default(); regions.len()];
         if p2p {
             backplane.addresses.peers.join(slot, &link, &warnings);
+            backplane.addresses.peers.settle(slot);
         }
         let attachment = Attachment { link, generation, regions, claims: Default::default(), served_before };
         let state = State { config, bars, interrupts, life: Life::Attached(Box::new(attachment)) };
@@ -199,10 +200,11 @@ impl Device {
         state.interrupts.disconnect();
         // Dropped with the state locked: a guest that moves a BAR meanwhile finds the place free.
         state.life = Life::Lost { served };
-        self.peers().leave(self.slot);
         // After the mappings of its registers, which keep a physical device open.
         link.untie();
         self.generations.end();
+        // Waits for other devices' processes.
+        self.peers().leave(self.slot);
         true
     }
 
@@ -344,8 +346,8 @@ impl Device {
 impl Attachment {
     /// The areas that other devices' DMA may reach, as far as they are decoded.
     fn targets(&self) -> Vec<Target> {
-        let placed =
-            self.regions.iter().zip(&self.claims).filter_map(|(region, claim)| Some((region, claim.as_ref()?)));
+        let claims = self.claims.iter().map(|claim| claim.as_ref().filter(|claim| claim.is_placed()));
+        let placed = self.regions.iter().zip(claims).filter_map(|(region, claim)| Some((region, claim?)));
         placed.flat_map(|(region, claim)| region.targets(claim.address)).collect()
     }
 }
@@ -429,8 +431,9 @@ impl Device {
         if state.config.write_bars(&range, data, &mut state.bars) {
             self.update_placements(state);
             forward_bar(state, range.start, data);
+            state.check_link()?;
             self.show_to_peers(state);
-            return state.check_link();
+            return Ok(());
         }
         state.config.write(&range, data);
         if touches(&range, register::COMMAND, 2) {
@@ -443,6 +446,7 @@ impl Device {
         {
             self.forward_write(&mut state.config, &attachment.link, &range, data);
         }
+        state.check_link()?;
         if touches(&range, register::COMMAND, 2) {
             self.show_to_peers(state);
         }

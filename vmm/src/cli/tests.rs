@@ -240,6 +240,13 @@ fn restarts_and_deadlines_are_outriggers_own_and_not_passed_on() {
 }
 
 #[test]
+fn dma_to_other_devices_is_not_to_be_had_where_the_vmm_maps() {
+    let words = ["outrigger", "run", "--kernel", "k", "--vfio", "01:00.0,dma=vmm,p2p=on"];
+    let error = parse(words).unwrap_err().to_string();
+    assert_eq!(error, "--vfio 01:00.0,dma=vmm,p2p=on: p2p=on: cannot be had with dma=vmm, which maps guest RAM only");
+}
+
+#[test]
 fn the_program_of_a_physical_device_reads_its_dma_and_gets_the_descriptors_that_are_named_for_it() {
     let words = "--vfio 01:00.0,dma=vmm,fd=7,iommufd=8,restart=off --vfio 02:00.0,dma=messages,fd=x --disk path=x,fd=9";
     let config = config(&words.split_whitespace().collect::<Vec<_>>());

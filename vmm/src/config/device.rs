@@ -175,7 +175,11 @@ impl DeviceConfig {
         let config = Self::with(named(&format!("--{}", kind.flag), text), source, &own)?;
         // Any other value is for the program to tell.
         let is_vmm = kind.shares_dma && shared.get(DMA) == Some("vmm");
-        Ok(Self { dma: if is_vmm { Dma::Vmm } else { config.dma }, ..config })
+        match (is_vmm, config.p2p) {
+            (true, true) => Err(Problem::PeerToPeerByVmm),
+            (true, false) => Ok(Self { dma: Dma::Vmm, ..config }),
+            (false, _) => Ok(config),
+        }
     }
 
     fn with(label: String, source: Source, own: &Options) -> Result<Self, Problem> {

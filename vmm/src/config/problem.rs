@@ -47,6 +47,9 @@ pub enum Problem {
     /// A user for a program that Outrigger starts itself.
     #[error("user: goes with socket=PATH only; a program that Outrigger starts runs as the same user")]
     UserOfProgram,
+    /// DMA to other devices, by a process that maps nothing.
+    #[error("p2p=on: cannot be had with dma=vmm, which maps guest RAM only")]
+    PeerToPeerByVmm,
     /// None of the ways to a device.
     #[error("'{text}' is no path; they are mapped, ioeventfd, ioregionfd, stand-in and message")]
     NotPath {

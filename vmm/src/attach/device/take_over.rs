@@ -115,6 +115,9 @@ impl Device {
             self.peers().join(self.slot, &link, &self.warnings);
         }
         link.call(take)?;
+        if self.p2p {
+            self.peers().settle(self.slot);
+        }
         for (index, claim) in attachment.claims.iter().enumerate() {
             claim.iter().for_each(|claim| claim.hand_over(&regions[index]));
         }
