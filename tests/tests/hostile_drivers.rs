@@ -60,33 +60,28 @@ fn with_memory_by_messages() {
 }
 
 /// The attacks in ever another order from the second round on, so that each may find what another has left.
-fn attacked_in_any_order(dma: &str, rounds: u32) {
+fn attacked_in_any_order(dma: &str) {
     let [(_first, disk), (_second, read_only)] = disks();
     let (mut random, seed) = Random::fresh();
-    let checks = format!("hostile dma={dma} rounds={rounds} seed={}", random.below(u32::MAX.into()));
+    let checks = format!("hostile dma={dma} rounds={LONG} seed={}", random.below(u32::MAX.into()));
     println!("seed {seed}: {checks}");
     let mut command = with_payload(&checks);
     command.args(devices(&disk, &read_only, TAP, dma));
-    let ended = run(&mut hostile::in_own_network(&command), LIMIT * (rounds + 1));
+    let ended = run(&mut hostile::in_own_network(&command), LIMIT * LONG);
     let (attacks, faults) = hostile::counts(&ended.stdout);
     println!("{attacks} attacks, {faults} failed");
     ended.expect_code(0).expect_stdout("payload: passed");
-    assert_eq!((attacks, faults), (hostile::ATTACKS * rounds as usize, 0));
+    assert_eq!((attacks, faults), (hostile::ATTACKS * LONG as usize, 0));
     assert!(!ended.stderr.contains("panicked"), "{ended}");
     hostile::expect_unharmed(&disk);
     hostile::expect_unharmed(&read_only);
 }
 
 #[test]
-fn in_any_order() {
-    attacked_in_any_order("shared", 2);
-}
-
-#[test]
 #[ignore = "takes many minutes: scripts/test --long hostile"]
 fn twenty_rounds_in_any_order() {
-    attacked_in_any_order("shared", LONG);
-    attacked_in_any_order("messages", LONG);
+    attacked_in_any_order("shared");
+    attacked_in_any_order("messages");
 }
 
 #[test]
