@@ -74,7 +74,7 @@ impl Journaled for PhysicalFunction {
         }
     }
 
-    /// The client has mapped its memory and connected its interrupts. What it has not is taken from the function.
+    /// The client has mapped its memory and connected its interrupts. All else is taken from the function.
     fn take(&mut self, _memory: JournalMemory) -> Result<(), Errno> {
         let succession = self.succession.as_mut().filter(|succession| succession.is_successor).ok_or(Errno::EINVAL)?;
         succession.is_successor = false;

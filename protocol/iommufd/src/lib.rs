@@ -1,5 +1,5 @@
 //! I/O address spaces of the kernel's iommufd (Linux, Documentation/userspace-api/iommufd.rst): the memory that one physical
-//! device reaches. Whoever maps guest memory for a device has one: the process of the device, or its client (`dma=vmm`).
+//! device reaches. The process of a device has one, or its client where that maps guest memory (`dma=vmm`).
 
 mod error;
 mod ioctls;

@@ -36,7 +36,7 @@ fn a_successor_has_the_interface_and_every_buffer(way: Way) {
         driver.used(TRANSMIT);
         let before = round.checked_sub(1).map(|round| frame(64, 2 * round + 1));
         assert_eq!(wire.receive_after(before.as_deref()), frame(64, 2 * round));
-        // Nobody has rung for this one. Both may send it: the predecessor may see it, and leave before it is given back.
+        // This one was not rung for. Both may send it: the predecessor may see it, and leave before it is given back.
         driver.put(BUFFERS + 0x1000, &[&[0; HEADER], &frame(64, 2 * round + 1)[..]].concat());
         driver.add(TRANSMIT, &[(BUFFERS + 0x1000, 76, false)]);
         served = succeed(&mut driver, served, &format!("tap={name}"), &kept);
