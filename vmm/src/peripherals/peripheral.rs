@@ -195,7 +195,11 @@ impl Peripheral {
             }
             status
         });
-        let what = status.map_or_else(|| cause.to_string(), ending);
+        let what = match (cause, status) {
+            // It may have ended since then, as its connection is closed.
+            (Cause::TookMemory(_), _) | (_, None) => cause.to_string(),
+            (_, Some(status)) => ending(status),
+        };
         let why = why.map(|why| format!(", and {why}")).unwrap_or_default();
         let program = self.program_name();
         self.tell(format_args!("{program} {what}{why}; from now on the guest reads all-ones from it"));

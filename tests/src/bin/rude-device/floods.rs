@@ -19,6 +19,9 @@ const LARGE: u64 = 64 << 10;
 /// Requests of a busy device under way.
 const THREADS: u16 = 16;
 
+/// Between two requests, for an answer to be sent.
+const BREATH: Duration = Duration::from_micros(20);
+
 /// Asks for memory without an end.
 pub fn dma(connection: &mut Connection) -> io::Result<()> {
     if !connection.until_used()? {
@@ -33,8 +36,11 @@ pub fn dma(connection: &mut Connection) -> io::Result<()> {
     thread::spawn(move || -> io::Result<()> {
         loop {
             let access = wire::DmaAccess { address: 0, count: PAGE };
-            let _sending = twin.is_none().then(|| sending.lock().unwrap_or_else(PoisonError::into_inner));
+            let is_sending = twin.is_none().then(|| sending.lock().unwrap_or_else(PoisonError::into_inner));
             raw::command(twin.as_ref().unwrap_or(&main), 0, Command::DmaRead, access.as_bytes(), &[])?;
+            drop(is_sending);
+            // The lock is not fair, and this device answers what it is asked.
+            thread::sleep(BREATH);
         }
     });
     connection.serve()
