@@ -4,6 +4,8 @@
 
 mod common;
 
+use std::io::Write;
+
 use common::Server;
 use common::raw::*;
 use outrigger_protocol::server::ServeError;
@@ -120,6 +122,17 @@ fn a_client_that_leaves_before_its_version_is_no_error() {
     drop(server.connect());
     server.ended().unwrap();
     Raw::client(server.connect()).alive();
+}
+
+/// As a VMM does whose run fails for another device meanwhile.
+#[test]
+fn a_client_that_leaves_before_it_is_answered_is_no_error() {
+    let server = Server::start();
+    let mut stream = server.connect();
+    stream.shutdown(std::net::Shutdown::Read).unwrap();
+    stream.write_all(&message(1, VERSION, 0, &version(0, 1, "{}"))).unwrap();
+    drop(stream);
+    assert!(matches!(server.ended(), Ok(())));
 }
 
 #[test]

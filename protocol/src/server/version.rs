@@ -24,7 +24,7 @@ pub(super) struct Agreed {
     pub(super) client: Capabilities,
 }
 
-/// Takes what a client proposes. `None`: it left before it said anything.
+/// Takes what a client proposes. `None`: it left before it was answered.
 pub(super) fn negotiate(
     stream: Arc<ForeignFd>,
     ours: &Capabilities,
@@ -36,7 +36,10 @@ pub(super) fn negotiate(
         Err(ReceiveError::Closed) => return Ok(None),
         Err(error) => return Err(ServeError::Receive(error)),
         Ok(None) => return Err(ServeError::NoVersion),
-        Ok(Some(message)) => answer(&message, ours, &stream, options)?,
+        Ok(Some(message)) => match answer(&message, ours, &stream, options) {
+            Err(ServeError::Send(error)) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(None),
+            answered => answered?,
+        },
     };
     let data = usize::try_from(ours.max_data_xfer_size).unwrap_or(0);
     let limit = HEADER_SIZE + size_of::<wire::RegionAccess>() + data.max(MIN_ROOM);
