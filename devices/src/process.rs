@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use log::{info, warn};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
+use outrigger_process::crew::Role;
 use outrigger_process::launch::{EXIT_HOST, EXIT_USAGE};
 use outrigger_process::options::one_line;
-use outrigger_process::{heap, inherited, output};
+use outrigger_process::{crew, heap, inherited, output};
 use outrigger_protocol::capabilities::DEFAULT_MAX_DATA_XFER_SIZE;
 use outrigger_protocol::server::{Listener, Options, ServeError, serve};
 
@@ -239,8 +240,7 @@ fn remove_socket_on_signal(listener: Arc<Listener>, signals: SigSet) -> io::Resu
         // SAFETY: ends the process.
         unsafe { libc::_exit(0) };
     };
-    std::thread::Builder::new().name("signals".into()).spawn(wait)?;
-    Ok(())
+    crew::spawn(Role::Signals, "signals", wait).map(drop)
 }
 
 /// An error and its sources in one line.

@@ -59,6 +59,15 @@ impl Pace {
     }
 }
 
+/// The thread does other work after this, which does not inherit it.
+impl Drop for Pace {
+    fn drop(&mut self) {
+        if self.batch {
+            schedule(false);
+        }
+    }
+}
+
 /// For the calling thread. Takes no privilege.
 fn schedule(batch: bool) {
     let parameters = libc::sched_param { sched_priority: 0 };
@@ -108,14 +117,33 @@ mod tests {
         assert_eq!(wakes(&mut Pace::default(), 1000, 0, 0), [false; 0]);
     }
 
+    fn policy() -> i32 {
+        // SAFETY: asks for a number.
+        unsafe { libc::sched_getscheduler(0) }
+    }
+
     #[test]
     fn the_kernel_takes_both() {
         std::thread::spawn(|| {
-            // SAFETY: asks for a number.
-            let policy = || unsafe { libc::sched_getscheduler(0) };
             schedule(true);
             assert_eq!(policy(), libc::SCHED_BATCH);
             schedule(false);
+            assert_eq!(policy(), libc::SCHED_OTHER);
+        })
+        .join()
+        .unwrap();
+    }
+
+    #[test]
+    fn the_threads_next_work_does_not_inherit_it() {
+        std::thread::spawn(|| {
+            let mut pace = Pace::default();
+            for _ in 0..4 {
+                pace.moved(65_000);
+                pace.settle();
+            }
+            assert_eq!(policy(), libc::SCHED_BATCH);
+            drop(pace);
             assert_eq!(policy(), libc::SCHED_OTHER);
         })
         .join()

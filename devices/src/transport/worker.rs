@@ -10,12 +10,12 @@ use std::io;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 use log::error;
 use nix::errno::Errno;
 use nix::sys::eventfd::EventFd;
+use outrigger_process::crew::{self, Role};
 use outrigger_protocol::server::{Interrupts, MemoryError};
 
 use super::journal::{Fence, Journal};
@@ -226,7 +226,7 @@ impl Worker {
         let (sender, finished) = sync_channel(1);
         let ending = Ending(Arc::clone(&context.endings));
         let active = ActiveQueue { queue, context, order: Arc::clone(&order) };
-        Builder::new().name(name.clone()).spawn(move || {
+        crew::spawn(Role::Queue, &name, move || {
             // Dropped in the reverse order: that it has ended is known when it has sent, or never will.
             let _ending = ending;
             let sender = sender;

@@ -7,12 +7,14 @@
 //! | [`inherited`] | state that the caller left behind (signals, limits), brought into a known form |
 //! | [`aligned`] | text in columns |
 //! | [`child`] | a child process that starts in that known form and ends with its parent |
+//! | [`crew`] | threads that are made at the start, for work that comes later |
 //! | [`heap`] | one heap for all threads |
 //! | [`output`] | lines for the user and the log, written by a thread that alone may block |
 //! | [`rate_limit`] | a bound on the lines that a peer or a guest can cause |
 
 pub mod aligned;
 pub mod child;
+pub mod crew;
 pub mod heap;
 pub mod inherited;
 pub mod launch;

@@ -9,8 +9,9 @@ use std::collections::VecDeque;
 use std::fmt::{Arguments, Display};
 use std::io::{self, Write};
 use std::sync::{Condvar, Mutex, MutexGuard, Once, OnceLock, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
+
+use crate::crew::{self, Role};
 
 /// Bytes that wait to be written, at most; a log line that does not fit is dropped.
 const ROOM: usize = 256 * 1024;
@@ -66,8 +67,7 @@ fn push(text: Vec<u8>, room: usize) {
     QUEUE.push(text, room);
     WRITER.call_once(|| {
         // Without a thread the lines stay in the queue; the program goes on.
-        let _ =
-            thread::Builder::new().name("output".into()).stack_size(64 * 1024).spawn(|| QUEUE.write_to(io::stderr()));
+        let _ = crew::spawn(Role::Output, "output", || QUEUE.write_to(io::stderr()));
     });
 }
 
@@ -168,7 +168,7 @@ mod tests {
     fn fixture() -> (&'static Queue, UnixStream) {
         let queue: &'static Queue = Box::leak(Box::new(Queue::new()));
         let (ours, theirs) = UnixStream::pair().unwrap();
-        thread::spawn(move || queue.write_to(theirs));
+        std::thread::spawn(move || queue.write_to(theirs));
         (queue, ours)
     }
 

@@ -1,22 +1,22 @@
 //! Threads that close what may take long to close, so that nobody else has to wait for it.
 //!
 //! One thread is enough as long as closing takes no time. When one takes longer than [`PATIENCE`], another goes on with
-//! the rest, up to [`MOST_THREADS`]; after that, what is dropped stays open until one of them is through. A peer can keep
-//! a thread here for as long as it likes (a FUSE file that its daemon does not flush; SO_LINGER, set again between the
-//! two system calls below), so what one peer owes is counted, and a peer that owes too much is cut off by
-//! [`crate::socket::Socket::receive`]. None of this holds up the end of the process: the kernel does not linger for a
-//! process that exits, but it does wait for the flush of a FUSE file.
+//! the rest, up to [`MOST_THREADS`], or to those that the process has for it ([`crew`]); after that, what is dropped stays
+//! open until one of them is through. A peer can keep a thread here for as long as it likes (a FUSE file that its daemon
+//! does not flush; SO_LINGER, set again between the two system calls below), so what one peer owes is counted, and a peer
+//! that owes too much is cut off by [`crate::socket::Socket::receive`]. None of this holds up the end of the process: the
+//! kernel does not linger for a process that exits, but it does wait for the flush of a FUSE file.
 
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::Builder;
 use std::time::Duration;
 
 use nix::libc::linger;
 use nix::sys::socket::{setsockopt, sockopt};
+use outrigger_process::crew::{self, Role};
 
 /// How many threads may be stuck in `close` at most.
 const MOST_THREADS: usize = 64;
@@ -24,8 +24,6 @@ const MOST_THREADS: usize = 64;
 const PATIENCE: Duration = Duration::from_millis(10);
 /// How long threads wait for something to close before they end.
 const IDLE: Duration = Duration::from_millis(200);
-/// Small: nothing is done there but system calls.
-const STACK: usize = 64 << 10;
 
 /// How many descriptors of one peer are still to be closed.
 #[derive(Debug, Default)]
@@ -67,14 +65,14 @@ pub(super) fn close(fd: OwnedFd, debt: Option<Arc<Debt>>) {
     state.waiting.push_back(Waiting { fd, debt });
     if !state.overseen {
         // If the system has no thread for us now, the next descriptor brings another attempt.
-        state.overseen = spawn("closing", oversee).is_ok();
+        state.overseen = spawn(oversee).is_ok();
     }
     drop(state);
     CHANGED.notify_all();
 }
 
-fn spawn(name: &str, work: fn()) -> io::Result<()> {
-    Builder::new().name(name.into()).stack_size(STACK).spawn(work).map(drop)
+fn spawn(work: fn()) -> io::Result<()> {
+    crew::spawn(Role::Closing, "closing", work).map(drop)
 }
 
 fn state() -> MutexGuard<'static, State> {
@@ -103,7 +101,7 @@ fn oversee() {
         }
         let needed = state.workers == 0 || stuck;
         // On failure: again after a pause.
-        if needed && state.idle == 0 && state.workers < MOST_THREADS && spawn("closing", work).is_ok() {
+        if needed && state.idle == 0 && state.workers < MOST_THREADS && spawn(work).is_ok() {
             state.workers += 1;
         }
         let closed = state.closed;

@@ -3,7 +3,8 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::thread::JoinHandle;
+
+use outrigger_process::crew::{self, Job, Role};
 
 use super::responder::{Handler, serve};
 use super::socket::SocketType;
@@ -36,7 +37,7 @@ pub struct Endpoint {
     /// The client may have sent descriptors that are never received, and are closed with it.
     ours: Arc<ForeignFd>,
     theirs: OwnedFd,
-    thread: Option<JoinHandle<()>>,
+    job: Option<Job>,
 }
 
 impl Endpoint {
@@ -50,14 +51,14 @@ impl Endpoint {
         let ours = Arc::new(ForeignFd::from(ours));
         // Also when the handler panics.
         let socket = HangUp(Arc::clone(&ours));
-        let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
+        let of = name.to_owned();
+        let job = crew::spawn(Role::Registers, name, move || {
             if let Err(error) = serve(socket.0.lend(), &mut handler) {
-                let thread = std::thread::current();
                 let source = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
-                log::warn!("{}: ioregionfd: {error}{source}", thread.name().unwrap_or_default());
+                log::warn!("{of}: ioregionfd: {error}{source}");
             }
         })?;
-        Ok(Self { ours, theirs, thread: Some(thread) })
+        Ok(Self { ours, theirs, job: Some(job) })
     }
 }
 
@@ -80,9 +81,9 @@ impl AsFd for Endpoint {
 impl Drop for Endpoint {
     fn drop(&mut self) {
         self.ours.hang_up();
-        if let Some(thread) = self.thread.take() {
+        if let Some(job) = self.job.take() {
             // It has failed if the handler panicked, which has been reported.
-            let _ = thread.join();
+            let _ = job.join();
         }
     }
 }

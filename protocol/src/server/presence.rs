@@ -12,7 +12,6 @@
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread::Builder;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -20,6 +19,7 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::pthread::{Pthread, pthread_kill, pthread_self};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use outrigger_process::crew::{self, Role};
 
 use crate::foreign::ForeignFd;
 
@@ -27,8 +27,6 @@ use crate::foreign::ForeignFd;
 const SIGNAL: Signal = Signal::SIGURG;
 /// How soon a call that blocks again is interrupted again.
 const AGAIN: Duration = Duration::from_millis(2);
-/// Small: nothing is done there but system calls.
-const STACK: usize = 64 << 10;
 
 /// Whether one client is there.
 #[derive(Debug)]
@@ -150,7 +148,7 @@ impl Watch {
         handle_signal()?;
         let watch = Self { presence: Arc::clone(presence), stream: Arc::clone(stream) };
         let (stream, presence) = (Arc::clone(stream), Arc::clone(presence));
-        Builder::new().name("hang-up".into()).stack_size(STACK).spawn(move || {
+        crew::spawn(Role::HangUp, "hang-up", move || {
             wait_for_hang_up(&stream);
             drop(stream);
             presence.interrupt_until_released();
