@@ -6,6 +6,7 @@ mod bounce;
 mod format;
 mod request;
 mod ring;
+mod uring;
 
 use std::io;
 use std::sync::Arc;
@@ -99,7 +100,7 @@ impl Blk {
             .map_err(|problem| BlkError::Option { argument: argument.to_owned(), problem })?;
         let backing = Backing::open(options.path.as_ref(), options.readonly, options.raw, locking)
             .map_err(|source| BlkError::Open { argument: argument.to_owned(), source })?;
-        ring::probe().map_err(BlkError::IoUring)?;
+        uring::probe().map_err(BlkError::IoUring)?;
         let queues = options.queues.unwrap_or(launch::vcpus().unwrap_or(1).clamp(1, MAX_QUEUES));
         let config = config(&backing, queues);
         Ok(Self { backing: Arc::new(backing), serial: options.serial, queues, config })
@@ -215,6 +216,10 @@ impl VirtioDevice for Blk {
 
     fn succeed(&mut self) -> io::Result<()> {
         self.backing.lock().map_err(io::Error::other)
+    }
+
+    fn prepare_thread() -> io::Result<()> {
+        uring::prepare().map_err(|error| io::Error::other(BlkError::IoUring(error)))
     }
 
     fn start(&mut self, _queue: u16, features: u64) -> Result<Work, WorkerError> {

@@ -7,65 +7,41 @@
 //! submits whatever the driver made available, and waits for the next completion or the doorbell, whichever comes first.
 //! The doorbell is a multishot poll then, which is never read: each ring adds to the eventfd's counter and completes the
 //! poll once, and nothing looks at the counter. Now and then it is taken out of the ring, to see if it is still needed
-//! there.
+//! there; and at the end, as the thread uses the ring again.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
-use io_uring::{IoUring, Submitter, cqueue, opcode, squeue, types};
+use io_uring::{cqueue, squeue};
 use outrigger_protocol::server::MemoryError;
 
 use super::at_once;
 use super::bounce::Bounce;
 use super::request::{Disk, Operation, Parsed, Request, Status};
+use super::uring::{Ring, arm, disarm};
 use crate::transport::chain::MAX_SEGMENTS;
-use crate::transport::layout::MAX_QUEUE_SIZE;
 use crate::transport::{ActiveQueue, Chain, WorkerError};
 
-/// Every request of the largest queue, and the doorbell. The completion queue has twice as many.
-const ENTRIES: u32 = 2 * MAX_QUEUE_SIZE as u32;
-/// The doorbell among the registered files.
-const DOORBELL_FILE: types::Fixed = types::Fixed(0);
 /// Completions carry the head of their chain; this is no head.
 const DOORBELL_TOKEN: u64 = u64::MAX;
-/// Nor is this: the poll for the doorbell was taken out of the ring.
+/// Nor is this: the poll for the doorbell was taken out of the ring, which another completion tells.
 const DISARM_TOKEN: u64 = u64::MAX - 1;
 /// How many waits for nothing but the doorbell it stays in the ring.
 const MAX_IDLE_WAITS: u32 = 64;
 /// How often the kernel may ask to try again.
 const MAX_RETRIES: u8 = 16;
 
-fn build() -> io::Result<IoUring> {
-    // Completions are handled when we ask for them, on this thread, rather than by interrupting it (Linux 6.1).
-    let best = IoUring::builder().dontfork().setup_single_issuer().setup_defer_taskrun().build(ENTRIES);
-    match best {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => IoUring::builder().dontfork().build(ENTRIES),
-        other => other,
-    }
-}
-
-/// Whether this process may use io_uring.
-pub fn probe() -> io::Result<()> {
-    build().map(drop)
-}
-
 /// Serves a request queue until told to stop.
 pub fn serve(disk: Disk, active: &mut ActiveQueue) -> Result<(), WorkerError> {
-    let mut ring = build().map_err(WorkerError::host("cannot set up io_uring"))?;
     // Readers share the lock on the disk, which is no fence then. The ring holds what is registered until the kernel has done
     // with all of it, some 30 ms after the process has ended (Linux 6.18): too long for other disks.
     let fence = active.fence().filter(|_| disk.backing.readonly).map(|fence| fence.as_fd().as_raw_fd());
-    let files: Vec<_> = [active.doorbell().as_raw_fd()].into_iter().chain(fence).collect();
-    ring.submitter().register_files(&files).map_err(WorkerError::host("cannot register files"))?;
-    let (mut submitter, submissions, completions) = ring.split();
-    // Spares the kernel a look-up for each call; before Linux 5.18 it goes without.
-    let _ = submitter.register_ring_fd();
+    let mut ring =
+        Ring::take(active.doorbell().as_raw_fd(), fence).map_err(WorkerError::host("cannot set up io_uring"))?;
     let size = usize::from(active.queue.size());
     let mut service = Service {
         disk,
-        submitter,
-        submissions,
-        completions,
+        ring: &mut ring,
         requests: vec![Request::default(); size],
         buffers: Vec::new(),
         slots: vec![0; size],
@@ -74,21 +50,23 @@ pub fn serve(disk: Disk, active: &mut ActiveQueue) -> Result<(), WorkerError> {
         chain: Chain::new(),
         in_flight: 0,
         doorbell_armed: false,
+        disarming: 0,
         idle_waits: 0,
     };
     let result = service.run(active);
     // Also after an error: the kernel is still at work on client memory.
     let drained = service.drain(active);
-    // Fails if there is none.
-    let _ = service.submitter.unregister_ring_fd();
-    result.and(drained)
+    // A ring that is not empty is closed.
+    let emptied = match service.in_flight {
+        0 => service.disarm(active).and_then(|()| ring.release().map_err(WorkerError::host("cannot empty io_uring"))),
+        _ => Ok(()),
+    };
+    result.and(drained).and(emptied)
 }
 
 struct Service<'r> {
     disk: Disk,
-    submitter: Submitter<'r>,
-    submissions: squeue::SubmissionQueue<'r>,
-    completions: cqueue::CompletionQueue<'r>,
+    ring: &'r mut Ring,
     /// By head.
     requests: Vec<Request>,
     /// By slot, [`MAX_SEGMENTS`] each: as many as requests were ever under way at once.
@@ -102,6 +80,8 @@ struct Service<'r> {
     in_flight: usize,
     /// The doorbell is part of the ring.
     doorbell_armed: bool,
+    /// How many attempts to take it out are under way.
+    disarming: usize,
     /// Waits for nothing else since then.
     idle_waits: u32,
 }
@@ -109,7 +89,7 @@ struct Service<'r> {
 impl Service<'_> {
     fn run(&mut self, active: &mut ActiveQueue) -> Result<(), WorkerError> {
         while !active.stopping() {
-            let left = !self.submissions.is_empty();
+            let left = self.ring.has_unsubmitted();
             let taken = self.take(active)?;
             // With the doorbell in the ring, the call that waits submits as well, if there is nothing more to take.
             if taken && (left || !self.doorbell_armed) {
@@ -132,21 +112,38 @@ impl Service<'_> {
             (0, true) => {
                 self.idle_waits += 1;
                 if self.idle_waits == MAX_IDLE_WAITS {
-                    let disarm = opcode::PollRemove::new(DOORBELL_TOKEN).build().user_data(DISARM_TOKEN);
-                    // SAFETY: the entry refers to nothing.
-                    unsafe { self.submit(&disarm) }?;
+                    self.begin_disarm()?;
                 }
             }
             (_, false) => {
-                let poll = opcode::PollAdd::new(DOORBELL_FILE, libc::POLLIN.cast_unsigned().into()).multi(true);
                 // SAFETY: the entry refers to nothing but a registered file.
-                unsafe { self.submit(&poll.build().user_data(DOORBELL_TOKEN)) }?;
+                unsafe { self.submit(&arm(DOORBELL_TOKEN)) }?;
                 (self.doorbell_armed, self.idle_waits) = (true, 0);
             }
             (_, true) => {}
         }
         active.interruptible(|| self.enter(1))?;
         self.complete(active)
+    }
+
+    /// Has the doorbell taken out of the ring.
+    fn begin_disarm(&mut self) -> Result<(), WorkerError> {
+        // SAFETY: the entry refers to nothing.
+        unsafe { self.submit(&disarm(DOORBELL_TOKEN, DISARM_TOKEN)) }?;
+        self.disarming += 1;
+        Ok(())
+    }
+
+    /// Takes the doorbell out of a ring that has nothing else in it, and sees the last completions.
+    fn disarm(&mut self, active: &mut ActiveQueue) -> Result<(), WorkerError> {
+        while self.doorbell_armed || self.disarming > 0 {
+            if self.disarming == 0 {
+                self.begin_disarm()?;
+            }
+            self.enter(1)?;
+            self.complete(active)?;
+        }
+        Ok(())
     }
 
     /// Waits for what the kernel is doing and tells the driver.
@@ -237,42 +234,27 @@ impl Service<'_> {
     /// All that it refers to stays until it completes.
     unsafe fn submit(&mut self, entry: &squeue::Entry) -> Result<(), WorkerError> {
         // SAFETY: the caller's promise.
-        let mut pushed = unsafe { self.submissions.push(entry) };
-        if pushed.is_err() {
-            // Cannot happen with a queue twice as long as what can be in flight, but costs nothing to get right.
-            self.enter(0)?;
-            // SAFETY: the caller's promise.
-            pushed = unsafe { self.submissions.push(entry) };
-        }
-        pushed.map_err(|_| WorkerError::host("cannot submit I/O")(io::ErrorKind::WouldBlock.into()))
+        unsafe { self.ring.push(entry) }.map_err(WorkerError::host("cannot submit I/O"))
     }
 
     /// Submits what is queued and waits for `want` completions.
     fn enter(&mut self, want: usize) -> Result<(), WorkerError> {
-        if want == 0 && self.submissions.is_empty() {
-            return Ok(());
-        }
-        self.submissions.sync();
-        let result = self.submitter.submit_and_wait(want);
-        self.submissions.sync();
-        self.completions.sync();
-        match result.map_err(|error| (error.raw_os_error(), error)) {
-            // EAGAIN, EBUSY: the kernel is short of memory or of completions taken; both pass.
-            Ok(_) | Err((Some(libc::EINTR | libc::EAGAIN | libc::EBUSY), _)) => Ok(()),
-            Err((_, error)) => Err(WorkerError::host("cannot enter io_uring")(error)),
-        }
+        self.ring.enter(want).map_err(WorkerError::host("cannot enter io_uring"))
     }
 
     /// Handles all completions.
     fn complete(&mut self, active: &mut ActiveQueue) -> Result<(), WorkerError> {
         let mut result = Ok(());
-        while let Some(completion) = self.completions.next() {
+        while let Some(completion) = self.ring.complete() {
             match completion.user_data() {
                 DOORBELL_TOKEN => {
                     self.doorbell_armed &= cqueue::more(completion.flags());
                     continue;
                 }
-                DISARM_TOKEN => continue,
+                DISARM_TOKEN => {
+                    self.disarming -= 1;
+                    continue;
+                }
                 _ => {}
             }
             let head = u16::try_from(completion.user_data()).expect("a head, as submitted");

@@ -63,6 +63,18 @@ pub trait VirtioDevice: Send + 'static {
     /// The back end refused; the driver is told that the device needs a reset.
     fn start(&mut self, queue: u16, features: u64) -> Result<Work, WorkerError>;
 
+    /// Makes what belongs to a thread that will do the work of queues. Runs on each of them, once, while the process may
+    /// still do what it may not later.
+    ///
+    /// # Errors
+    /// The host lacks something.
+    fn prepare_thread() -> io::Result<()>
+    where
+        Self: Sized,
+    {
+        Ok(())
+    }
+
     /// Descriptors that a successor's process is to inherit, as what is behind them would go away with this process.
     ///
     /// # Errors
