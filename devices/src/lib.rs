@@ -4,9 +4,11 @@
 //!   [`transport::VirtioDevice`].
 //! - [`blk`], [`net`]: the devices.
 //! - [`vfio`]: a physical device of the host.
+//! - [`crew`]: the threads of such a process.
 //! - [`process`]: what their binaries share: arguments, the socket, the way out.
 
 pub mod blk;
+pub mod crew;
 mod inherited;
 mod lock;
 pub mod net;

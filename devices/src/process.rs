@@ -18,6 +18,7 @@ use outrigger_process::{crew, heap, inherited, output};
 use outrigger_protocol::capabilities::DEFAULT_MAX_DATA_XFER_SIZE;
 use outrigger_protocol::server::{Listener, Options, ServeError, serve};
 
+use crate::crew::{Needs, enlist};
 use crate::transport::{Iommu, PciFunction, VirtioDevice};
 
 /// How long standard error may take to accept the last lines.
@@ -30,12 +31,31 @@ pub trait StartError: Display {
 }
 
 /// A device that a process serves to its clients, one after the other.
-pub trait Server {
+pub trait Server: 'static {
+    /// The threads that it needs.
+    fn needs(&self) -> Needs;
+
+    /// Makes what belongs to a thread of this role. Runs on each of them, once, before anybody is served.
+    ///
+    /// # Errors
+    /// The host lacks something.
+    fn prepare_thread(_role: Role) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Serves one client until it leaves.
     fn serve(&mut self, stream: UnixStream, options: &Options) -> Result<(), ServeError>;
 }
 
 impl<D: VirtioDevice> Server for PciFunction<D> {
+    fn needs(&self) -> Needs {
+        PciFunction::needs(self)
+    }
+
+    fn prepare_thread(role: Role) -> io::Result<()> {
+        if role == Role::Queue { D::prepare_thread() } else { Ok(()) }
+    }
+
     fn serve(&mut self, stream: UnixStream, options: &Options) -> Result<(), ServeError> {
         serve(self, stream, options)
     }
@@ -118,6 +138,7 @@ fn start<S: Server>(
 ) -> ExitCode {
     heap::share();
     output::init(program);
+    output::hold();
     let options = Options { max_data_xfer_size: service.max_data_xfer_size, ..Options::default() };
     let prepared = inherited::normalize().map_err(|error| host(format!("cannot set signals and limits: {error}")));
     let result = prepared.and_then(|()| match &service.endpoint {
@@ -145,6 +166,7 @@ fn listen<S: Server>(
     let mut server = open(Iommu::Possible)?;
     let listener = Listener::bind(path).map_err(|error| usage(format!("--socket {}", chain(&error))))?;
     let listener = Arc::new(listener);
+    make_threads(&server, true)?;
     remove_socket_on_signal(Arc::clone(&listener), signals)
         .map_err(|error| host(format!("cannot start a thread: {error}")))?;
     info!("listening on {}", path.display());
@@ -176,6 +198,7 @@ fn inherited<S: Server>(
     unsafe { nix::sys::signal::signal(Signal::SIGINT, nix::sys::signal::SigHandler::SigIgn) }
         .map_err(|error| host(format!("cannot ignore SIGINT: {error}")))?;
     let mut server = open(Iommu::Absent)?;
+    make_threads(&server, false)?;
     match server.serve(stream, options) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => {
@@ -183,6 +206,14 @@ fn inherited<S: Server>(
             Ok(ExitCode::FAILURE)
         }
     }
+}
+
+/// All that this process will ever have.
+fn make_threads<S: Server>(server: &S, has_signals: bool) -> Result<(), Refusal> {
+    let made = enlist(server.needs(), has_signals).and_then(|()| crew::close(S::prepare_thread));
+    made.map_err(|error| host(format!("cannot make its threads: {error}")))?;
+    output::release();
+    Ok(())
 }
 
 fn refusal(error: impl StartError) -> Refusal {

@@ -15,6 +15,8 @@ use outrigger_protocol::ioregionfd::Endpoint;
 use outrigger_protocol::pci::{BAR0_REGION, CONFIG_REGION, INTX_IRQ};
 use outrigger_protocol::server::{Device, Interrupts, IoFd, IoFdKind, Irq, Journaled, Memory, Migration, Region};
 
+use crate::crew::Needs;
+
 use super::control::{Control, usize_from};
 use super::device::VirtioDevice;
 use super::iommu::Iommu;
@@ -61,6 +63,13 @@ impl<D: VirtioDevice> PciFunction<D> {
         };
         function.record_config();
         Ok(function)
+    }
+
+    /// The threads that it needs.
+    #[must_use]
+    pub fn needs(&self) -> Needs {
+        let queues = u16::try_from(self.doorbells.len()).expect("MAX_QUEUES at most");
+        Needs { queues, ioregionfds: 1 }
     }
 
     /// The doorbells. Size zero matches any width, as drivers write two bytes or four, and lets KVM take its shortest

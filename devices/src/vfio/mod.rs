@@ -35,6 +35,7 @@ use outrigger_protocol::journal::JournalFormat;
 use outrigger_protocol::server::{Options, ServeError, Unopened, serve, serve_unopened};
 use outrigger_protocol::wire::VfioTerms;
 
+use crate::crew::Needs;
 use crate::process::{Server, StartError};
 use address::Address;
 use device_file::DeviceFile;
@@ -313,6 +314,11 @@ impl Unopened for Vfio {
 }
 
 impl Server for Vfio {
+    /// KVM has its interrupts, and the client maps its registers.
+    fn needs(&self) -> Needs {
+        Needs::default()
+    }
+
     fn serve(&mut self, stream: UnixStream, options: &Options) -> Result<(), ServeError> {
         if let Some(adopted) = self.adopted.take() {
             let function = self.go_on(adopted).map_err(|error| {

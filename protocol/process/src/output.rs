@@ -3,11 +3,13 @@
 //! A line goes into a bounded queue and is written by a thread of its own, which alone may block in write(2). What finds
 //! the queue full is dropped and counted, and the count is written as soon as there is room. The thread starts with the
 //! first line, so that a program with nothing to say does not pay for it. Standard error is shared with the caller and
-//! with other processes, so neither its flags nor a poll could keep a write from blocking.
+//! with other processes, so neither its flags nor a poll could keep a write from blocking. A program that may have no thread
+//! yet holds its lines back meanwhile ([`hold`]).
 
 use std::collections::VecDeque;
 use std::fmt::{Arguments, Display};
 use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, Once, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,6 +23,7 @@ const ROOM_FOR_USER: usize = 4 * ROOM;
 static PROGRAM: OnceLock<&'static str> = OnceLock::new();
 static QUEUE: Queue = Queue::new();
 static WRITER: Once = Once::new();
+static HELD: AtomicBool = AtomicBool::new(false);
 
 /// Makes [`log`] write to standard error by way of the queue, at level `warn` unless `RUST_LOG` says otherwise.
 ///
@@ -50,11 +53,24 @@ pub fn print(text: Arguments<'_>) {
     push(text.to_string().into_bytes(), ROOM_FOR_USER);
 }
 
+/// From now on, lines wait and no thread is started for them, until [`release`] or [`finish`].
+pub fn hold() {
+    HELD.store(true, Ordering::SeqCst);
+}
+
+/// Has everything written that waits.
+pub fn release() {
+    if HELD.swap(false, Ordering::SeqCst) && QUEUE.lock().has_lines() {
+        start_writer();
+    }
+}
+
 /// Waits until everything is written, but not longer than `limit`: for the end of a program.
 pub fn finish(limit: Duration) {
+    release();
     let deadline = Instant::now() + limit;
     let mut state = QUEUE.lock();
-    while state.writing || !state.lines.is_empty() || state.dropped > 0 {
+    while state.writing || state.has_lines() {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return;
@@ -65,6 +81,12 @@ pub fn finish(limit: Duration) {
 
 fn push(text: Vec<u8>, room: usize) {
     QUEUE.push(text, room);
+    if !HELD.load(Ordering::SeqCst) {
+        start_writer();
+    }
+}
+
+fn start_writer() {
     WRITER.call_once(|| {
         // Without a thread the lines stay in the queue; the program goes on.
         let _ = crew::spawn(Role::Output, "output", || QUEUE.write_to(io::stderr()));
@@ -99,6 +121,13 @@ struct State {
     dropped: u64,
     /// The writer has taken lines and has not written all of them yet.
     writing: bool,
+}
+
+impl State {
+    /// Whether there is anything to write, be it how many lines were dropped.
+    fn has_lines(&self) -> bool {
+        !self.lines.is_empty() || self.dropped > 0
+    }
 }
 
 impl Queue {

@@ -1,0 +1,38 @@
+//! The threads of a device process: all that it will ever have, made once the device is open and before anybody is served.
+
+use std::io;
+
+use outrigger_process::crew::{self, Role};
+
+/// One client may still be leaving when the next one comes.
+const HANG_UP: usize = 2;
+/// One that oversees, and two that close: one that is stuck holds up nothing.
+const CLOSING: usize = 3;
+
+/// What a device needs, beside the thread that serves the client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// Queues, each served by a thread.
+    pub queues: u16,
+    /// Sub-regions by ioregionfd, each served by a thread.
+    pub ioregionfds: u16,
+}
+
+/// Makes the threads; `has_signals`: one waits for signals. Call it once, while the process has no other threads that matter.
+///
+/// # Errors
+/// The system has no more threads.
+pub fn enlist(needs: Needs, has_signals: bool) -> io::Result<()> {
+    let Needs { queues, ioregionfds } = needs;
+    for (role, count) in [
+        (Role::Queue, usize::from(queues)),
+        (Role::Registers, usize::from(ioregionfds)),
+        (Role::HangUp, HANG_UP),
+        (Role::Closing, CLOSING),
+        (Role::Output, 1),
+        (Role::Signals, usize::from(has_signals)),
+    ] {
+        crew::enlist(role, count)?;
+    }
+    Ok(())
+}
