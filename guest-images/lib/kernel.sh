@@ -2,12 +2,12 @@
 # Kernels out of Debian's packages. Needs scripts/lib/{common,debian}.sh.
 
 # kernel_unpack DEB DIRECTORY: the kernel as DIRECTORY/vmlinuz, the ELF image within as DIRECTORY/vmlinux, and its modules below DIRECTORY/lib/modules, without the drivers of
-# hardware that no virtual machine has (three quarters of the stock kernel's 400 MB).
+# hardware that no virtual machine has (three quarters of the stock kernel's 400 MB). Of network cards only Intel's e1000 and e1000e stay.
 kernel_unpack() {
   local release modules
   mkdir -p "$2"
   dpkg-deb --fsys-tarfile "$1" | tar -x -C "$2" --exclude='*/sound/*' --exclude='*/drivers/gpu/*' --exclude='*/drivers/media/*' \
-    --exclude='*/drivers/net/wireless/*' --exclude='*/drivers/net/ethernet/*' --exclude='*/drivers/staging/*' \
+    --exclude='*/drivers/net/wireless/*' --exclude='*/drivers/net/ethernet/[!i]*' --exclude='*/drivers/net/ethernet/intel/[!e]*' --exclude='*/drivers/staging/*' \
     --exclude='*/drivers/infiniband/*' --exclude='*/drivers/scsi/*' --exclude='*/drivers/usb/*' --exclude='*/drivers/iio/*' \
     ./boot ./lib/modules
   release=$(ls "$2/lib/modules")

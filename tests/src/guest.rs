@@ -28,7 +28,19 @@ pub fn with_rootfs() -> PathBuf {
 /// # Panics
 /// When there is none.
 pub fn module(path: &str) -> PathBuf {
-    let releases = directory().join("cloud/lib/modules");
+    module_of("cloud", path)
+}
+
+/// A module of Debian's stock kernel, which is `stock/vmlinux` in [`directory`].
+///
+/// # Panics
+/// When there is none.
+pub fn stock_module(path: &str) -> PathBuf {
+    module_of("stock", path)
+}
+
+fn module_of(kernel: &str, path: &str) -> PathBuf {
+    let releases = directory().join(kernel).join("lib/modules");
     let mut entries = std::fs::read_dir(&releases).unwrap_or_else(|error| panic!("{}: {error}", releases.display()));
     let release = entries.next().expect("a kernel has a release").expect("it was just listed");
     let module = release.path().join("kernel").join(path);

@@ -70,7 +70,7 @@ fn under_kills(options: &str, manner: Manner, kills: usize) {
     let enough = AtomicBool::new(false);
     let (sent, received, time) = scope(|scope| {
         let _end = EndOf(&stream);
-        let sent = scope.spawn(|| stream::send(&stream, From::Host, &enough));
+        let sent = scope.spawn(|| stream::send(&stream, From::Host, |_| enough.load(Ordering::Relaxed)));
         let received = scope.spawn(|| stream::receive(&stream, From::Guest));
         let start = Instant::now();
         while killer.kills < kills && !received.is_finished() {

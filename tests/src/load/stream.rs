@@ -2,7 +2,6 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::mix;
 
@@ -22,13 +21,13 @@ fn piece(from: From, number: u64) -> Vec<u8> {
     (0..PIECE as u64 / 8).flat_map(|word| mix(seed ^ word).to_le_bytes()).collect()
 }
 
-/// Sends pieces until it is `enough`, and ends this direction. How many there were.
+/// Sends pieces until so many are `enough`, and ends this direction. How many there were.
 ///
 /// # Errors
 /// The connection's.
-pub fn send(mut stream: &TcpStream, from: From, enough: &AtomicBool) -> io::Result<u64> {
+pub fn send(mut stream: &TcpStream, from: From, enough: impl Fn(u64) -> bool) -> io::Result<u64> {
     let mut number = 0;
-    while !enough.load(Ordering::Relaxed) {
+    while !enough(number) {
         stream.write_all(&piece(from, number))?;
         number += 1;
     }
