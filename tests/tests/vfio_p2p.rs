@@ -18,6 +18,9 @@ boot together 0 --kernel /guest/payload --memory 64M --vfio EDU,p2p=on --vfio SH
 has together 'payload: passed'
 [ -s /tmp/together.err ] && fail 'something was said'
 
+boot waits 0 --kernel /guest/payload --memory 64M --vfio EDU,p2p=on --vfio SHARED --cmdline checks=peer-waits
+has waits 'payload: passed'
+
 # Either process is killed and succeeded meanwhile.
 start killed --kernel /guest/payload --memory 64M --vfio EDU,p2p=on --vfio SHARED --cmdline checks=peer-steady --control /tmp/control
 see killed ready

@@ -6,7 +6,7 @@ use crate::interrupts::{FIRST_VECTOR, fired, wait};
 use crate::ioapic;
 use crate::machine::Machine;
 use crate::memory::{Raw, map, read8, read32, read64, write8, write32, write64};
-use crate::pci::{BUS_MASTER, Function, MEMORY, MSI, NOTHING};
+use crate::pci::{BUS_MASTER, Bar, Function, MEMORY, MSI, NOTHING};
 use crate::serial::line;
 use crate::verdict::Verdict;
 
@@ -49,6 +49,7 @@ pub(super) static BUFFERS: Raw<[[u8; BYTES as usize]; 2]> = Raw::new([[0; BYTES 
 
 pub(super) struct Edu {
     function: Function,
+    pub(super) bar: Bar,
     registers: u64,
 }
 
@@ -145,11 +146,17 @@ impl Edu {
         let (function, bar) = found?;
         map(bar.address(), bar.size);
         function.command(MEMORY | BUS_MASTER, 0);
-        let edu = Self { function, registers: bar.address() };
+        let edu = Self { function, bar, registers: bar.address() };
         verdict.equal("edu-identity", u64::from(edu.read(IDENTITY) & 0xffff), 0x00ed);
         edu.write(LIVENESS, 0x1234_5678);
         verdict.equal("edu-answers", u64::from(edu.read(LIVENESS)), u64::from(!0x1234_5678u32));
         Some(edu)
+    }
+
+    /// Moves its registers.
+    pub(super) fn move_to(&mut self, address: u64) {
+        self.bar.move_to(address);
+        self.registers = address;
     }
 
     /// Copies RAM to the device and back to another place.

@@ -41,6 +41,7 @@ const CHECKS: &[(&[u8], Check)] = &[
     (b"edu-message", edu::by_message),
     (b"peer-reached", peer::reached),
     (b"peer-out-of-reach", peer::out_of_reach),
+    (b"peer-waits", peer::waits),
     (b"peer-steady", peer::steady),
     (b"paths", paths::check),
     (b"litmus", litmus::check),

@@ -42,6 +42,29 @@ pub fn out_of_reach(machine: &Machine, verdict: &mut Verdict) {
     verdict.holds("peer-not-read", !reads(&edu, bar.address(), 2));
 }
 
+/// The memory waits for a place that the device itself has. When it has come there it is reached once its command register is written.
+pub fn waits(machine: &Machine, verdict: &mut Verdict) {
+    let Some((mut edu, function, bar)) = find(machine, verdict) else { return };
+    let before = edu.bar.address();
+    let mut room = edu.bar;
+    room.size = bar.size;
+    let Some(place) = other_place(machine, &room) else {
+        verdict.holds("peer-place-for-both", false);
+        return;
+    };
+    let beside = edu.bar.size;
+    fill(bar.address() + beside, 6);
+    edu.move_to(place);
+    bar.move_to(place);
+    verdict.holds("peer-not-there-while-waiting", !has(place + beside, 6));
+    verdict.holds("peer-not-read-while-waiting", !fetches(&edu, place + beside, 6));
+    edu.move_to(before);
+    verdict.holds("peer-there-when-place-is-free", has(place + beside, 6));
+    function.command(MEMORY, 0);
+    verdict.holds("peer-read-when-place-is-free", fetches(&edu, place + beside, 6));
+    verdict.holds("peer-written-when-place-is-free", writes(&edu, place + beside, 7));
+}
+
 /// The device reaches it each time of some seconds.
 pub fn steady(machine: &Machine, verdict: &mut Verdict) {
     let Some((edu, _, bar)) = find(machine, verdict) else { return };
