@@ -129,6 +129,18 @@ kill $vmm; wait $vmm
 exec 7>&-
 free
 
+# A device that another process has, of a host that has no groups, so that only binding it shows that.
+start first --kernel /guest/payload --memory 64M --vfio EDU,iommu=iommufd --cmdline checks=edu-pin,spin
+see first edu-dma-copied
+mv $group /dev/vfio/hidden
+outrigger run --kernel /guest/payload --memory 64M --vfio EDU,dma=vmm 2> /tmp/busy.err; status=$?
+mv /dev/vfio/hidden $group
+cat /tmp/busy.err
+line="outrigger: --vfio EDU,dma=vmm: dma=vmm: the device's file cannot be bound to an iommufd: in use by another process"
+[ $status = 2 ] && [ "$(cat /tmp/busy.err)" = "$line" ] || fail "status $status; it should be 2 and '$line'"
+kill $vmm; wait $vmm
+free
+
 boot edu 0 --kernel /guest/payload --memory 64M --vfio EDU,dma=vmm --cmdline checks=edu-pin,edu-message --stats
 has edu 'payload: passed'
 grep -q '0000:00:01.0 BAR0' /tmp/edu.err && fail 'registers came to the VMM'
@@ -156,6 +168,17 @@ cat /tmp/other.err
 [ $status = 3 ] || fail "status $status instead of 3"
 line="outrigger: --vfio EDU,dma=vmm: dma=vmm: the device's file cannot be bound to an iommufd: VFIO_DEVICE_BIND_IOMMUFD: Not a typewriter"
 [ "$(cat /tmp/other.err)" = "$line" ] || fail "it should say '$line'"
+free
+# One that sends the file of another device, which it may open: the guest has that one, and the process no guest RAM.
+outrigger vfio bind SHARED || fail 'bind SHARED'
+printf '#!/bin/sh\nexec /bin/outrigger-vfio --options EDU,dma=vmm --fd 0\n' > /tmp/other/outrigger-vfio
+/tmp/other/outrigger run --kernel /guest/payload --memory 64M --vfio SHARED,dma=vmm --cmdline checks=edu-pin,spin \
+  < /dev/null > /tmp/swapped.out 2> /tmp/swapped.err &
+vmm=$!
+see swapped edu-dma-copied
+device=$(pidof outrigger-vfio)
+[ $(ram $vmm) -gt 0 ] && [ $(ram $device) = 0 ] || fail "the process has guest RAM: $(cat /proc/$device/maps; ls -l /proc/$device/fd)"
+kill $vmm; wait $vmm
 free
 outrigger-vfio --vfio EDU,dma=vmm --socket /tmp/edu.sock 2> /tmp/server.err & server=$!
 for try in $(seq 100); do [ -S /tmp/edu.sock ] && break; sleep 0.1; done

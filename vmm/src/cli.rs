@@ -158,7 +158,7 @@ struct RunArgs {
     /// deadline  how long the process may take for any answer (default: 10s; 100ms to 600s). Its first answer, and a
     ///           restart in all, may take as long, but at least 10s
     /// p2p       on: the DMA of a physical device reaches the BARs of the guest's other physical devices, too; its
-    ///           process is given their VFIO files (default: off)
+    ///           process is given their VFIO files (default: off); not with dma=vmm
     #[arg(
         long,
         value_name = "program=PATH|socket=PATH[,KEY=VALUE,…]",

@@ -13,9 +13,6 @@ const PROGRAM: &str = "outrigger-vfio";
 /// It returns only if that program cannot be started.
 pub fn become_program(arguments: &[OsString]) -> String {
     let place = std::env::current_exe().map(|this| this.with_file_name(PROGRAM));
-    let error: io::Error = match place {
-        Ok(path) => Command::new(path).args(arguments).exec(),
-        Err(error) => error,
-    };
+    let error: io::Error = place.map_or_else(|error| error, |path| Command::new(path).args(arguments).exec());
     format!("cannot start {PROGRAM}, which is looked for beside outrigger itself: {error}")
 }

@@ -128,11 +128,11 @@ fn no_descriptor(error: &io::Error) -> OpenError {
     OpenError::Kernel { what: "having a descriptor", errno: Errno::from_raw(error.raw_os_error().unwrap_or(0)) }
 }
 
-fn explain(BindError { step, errno }: BindError) -> OpenError {
-    match (step, errno) {
-        (Step::Bind, Errno::EINVAL | Errno::EBUSY) => OpenError::Busy,
+fn explain(error: BindError) -> OpenError {
+    match (error.step, error.errno) {
+        _ if error.is_in_use() => OpenError::Busy,
         (Step::Bind, Errno::EPERM) => OpenError::InterruptsNotIsolated { module: "iommufd" },
-        _ => OpenError::Kernel { what: step.name(), errno },
+        (step, errno) => OpenError::Kernel { what: step.name(), errno },
     }
 }
 

@@ -20,12 +20,27 @@ pub enum Step {
 
 /// A device without an address space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{}: {}", step.name(), errno.desc())]
+#[error("{}", self.words())]
 pub struct BindError {
     /// The step that failed.
     pub step: Step,
     /// Why.
     pub errno: Errno,
+}
+
+impl BindError {
+    /// Whether another process has the device.
+    #[must_use]
+    pub fn is_in_use(&self) -> bool {
+        self.step == Step::Bind && matches!(self.errno, Errno::EINVAL | Errno::EBUSY)
+    }
+
+    fn words(&self) -> String {
+        match self.is_in_use() {
+            true => "in use by another process".to_owned(),
+            false => format!("{}: {}", self.step.name(), self.errno.desc()),
+        }
+    }
 }
 
 impl Step {

@@ -10,6 +10,7 @@
 //! A device's state is locked before what is here, and the connections of other devices after it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use outrigger_protocol::client::{Client, ClientError};
 use outrigger_protocol::foreign::ForeignFd;
@@ -154,7 +155,8 @@ impl Initiator {
         }
     }
 
-    /// Lets the device reach the targets that are not its own, and nothing else.
+    /// Lets the device reach the targets that are not its own, and nothing else. The guest waits meanwhile: a process whose
+    /// answers together take longer than its deadline is lost.
     fn follow(&mut self, targets: &[(Slot, Target)]) {
         let others = targets.iter().filter(|(owner, _)| *owner != self.slot);
         let wanted: Vec<_> = others.map(|(owner, target)| (target.place(*owner), &target.file)).collect();
@@ -162,13 +164,22 @@ impl Initiator {
         let (kept, gone) = std::mem::take(&mut self.reached).into_iter().partition(|(place, _)| is_wanted(place));
         self.reached = kept;
         self.refused.retain(is_wanted);
+        let end = Instant::now() + self.link.deadline();
         for (place, file) in gone {
             self.give_up(place, file);
+            self.must_be_done_by(end);
         }
         for (place, file) in wanted {
             if !self.refused.contains(&place) && !self.reached.iter().any(|(known, _)| *known == place) {
                 self.reach(place, file.clone());
+                self.must_be_done_by(end);
             }
+        }
+    }
+
+    fn must_be_done_by(&self, end: Instant) {
+        if Instant::now() > end {
+            self.link.fail(Cause::Silent);
         }
     }
 
@@ -209,6 +220,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
     use std::sync::mpsc::{Receiver, Sender, channel};
     use std::thread;
+    use std::time::Duration;
 
     use nix::errno::Errno;
     use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -224,6 +236,7 @@ mod tests {
     struct Recorder {
         told: Sender<(bool, u64)>,
         refuses: bool,
+        takes: Duration,
     }
 
     impl Device for Recorder {
@@ -238,6 +251,7 @@ mod tests {
         fn reset(&mut self) {}
         fn memory_changed(&mut self, _: &Memory) {}
         fn map(&mut self, range: &DmaRange<'_>) -> Result<(), Errno> {
+            thread::sleep(self.takes);
             self.told.send((true, range.address)).unwrap();
             if self.refuses { Err(Errno::EFAULT) } else { Ok(()) }
         }
@@ -254,11 +268,18 @@ mod tests {
     }
 
     fn initiator(refuses: bool) -> (Arc<Link>, Receiver<(bool, u64)>) {
+        serve(|told| Recorder { told, refuses, takes: Duration::ZERO }, &Options::default())
+    }
+
+    fn serve(
+        recorder: impl FnOnce(Sender<(bool, u64)>) -> Recorder,
+        options: &Options,
+    ) -> (Arc<Link>, Receiver<(bool, u64)>) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (told, is_told) = channel();
-        thread::spawn(move || server::serve(&mut Recorder { told, refuses }, theirs, &server::Options::default()));
-        let options = Options::default();
-        (Arc::new(Link::new(Client::new(ours, Arc::new(NoMemory), &options).unwrap(), options.deadline)), is_told)
+        let mut recorder = recorder(told);
+        thread::spawn(move || server::serve(&mut recorder, theirs, &server::Options::default()));
+        (Arc::new(Link::new(Client::new(ours, Arc::new(NoMemory), options).unwrap(), options.deadline)), is_told)
     }
 
     fn target(address: u64) -> Target {
@@ -360,6 +381,18 @@ mod tests {
         peers.leave(Slot(2));
         assert!(matches!(link.lost(), Some(Cause::Broken(_))), "{:?}", link.lost());
         assert!(file.upgrade().is_some(), "the kernel may still map it");
+    }
+
+    #[test]
+    fn a_process_that_answers_each_time_just_in_time_is_lost() {
+        let (takes, deadline) = (Duration::from_millis(400), Duration::from_millis(1000));
+        let options = Options { deadline, ..Options::default() };
+        let (link, is_told) = serve(|told| Recorder { told, refuses: false, takes }, &options);
+        let peers = PeerToPeer::default();
+        join(&peers, 1, &link);
+        peers.show(Slot(2), (2..12).map(|place| target(place * 0x10_0000)).collect());
+        assert_eq!(link.lost(), Some(&Cause::Silent));
+        assert!(told(&is_told).len() < 10, "the guest waits for each answer");
     }
 
     #[test]

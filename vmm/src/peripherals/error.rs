@@ -77,6 +77,7 @@ impl PeripheralError {
             }
             Problem::Exited(_) | Problem::Other(_) => STATUS_USAGE,
             Problem::NoRestart => STATUS_USAGE,
+            Problem::Tie(TieError::Unbound(error)) if error.is_in_use() => STATUS_USAGE,
             Problem::Journal(_) | Problem::Predecessor(_) | Problem::Tie(_) => STATUS_HOST,
         }
     }
@@ -109,4 +110,27 @@ fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::errno::Errno;
+    use outrigger_iommufd::{BindError, Step};
+
+    use super::*;
+
+    #[test]
+    fn a_device_in_use_is_the_users_to_free() {
+        let begin = "x: dma=vmm: the device's file cannot be bound to an iommufd: ";
+        for (step, errno, status, end) in [
+            (Step::Bind, Errno::EINVAL, STATUS_USAGE, "in use by another process"),
+            (Step::Bind, Errno::EBUSY, STATUS_USAGE, "in use by another process"),
+            (Step::Bind, Errno::ENOTTY, STATUS_HOST, "VFIO_DEVICE_BIND_IOMMUFD: Not a typewriter"),
+            (Step::Attach, Errno::EBUSY, STATUS_HOST, "VFIO_DEVICE_ATTACH_IOMMUFD_PT: Device or resource busy"),
+        ] {
+            let problem = Problem::Tie(TieError::Unbound(BindError { step, errno }));
+            let error = PeripheralError { label: "x".to_owned(), problem };
+            assert_eq!((error.status(), error.to_string()), (status, format!("{begin}{end}")));
+        }
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::os::unix::net::UnixStream;
+use std::process::ExitStatus;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -195,11 +196,7 @@ impl Peripheral {
             }
             status
         });
-        let what = match (cause, status) {
-            // It may have ended since then, as its connection is closed.
-            (Cause::TookMemory(_), _) | (_, None) => cause.to_string(),
-            (_, Some(status)) => ending(status),
-        };
+        let what = reason(cause, status);
         let why = why.map(|why| format!(", and {why}")).unwrap_or_default();
         let program = self.program_name();
         self.tell(format_args!("{program} {what}{why}; from now on the guest reads all-ones from it"));
@@ -286,6 +283,17 @@ impl Peripheral {
     }
 }
 
+/// Why a device is lost: what its process did, or how it ended.
+fn reason(cause: &Cause, status: Option<ExitStatus>) -> String {
+    match (cause, status) {
+        (Cause::HungUp, Some(status)) => ending(status),
+        // It may have ended since then, as its connection is closed; if it ended well, that was all there was to it.
+        (Cause::TookMemory(_), _) | (_, None) => cause.to_string(),
+        (_, Some(status)) if status.success() => cause.to_string(),
+        (_, Some(status)) => ending(status),
+    }
+}
+
 struct EndOfThread<'a>(&'a Peripheral);
 
 impl Drop for EndOfThread<'_> {
@@ -299,4 +307,29 @@ impl Drop for EndOfThread<'_> {
 /// Without a connection there is nothing to hang up.
 pub(super) fn socket(stream: UnixStream) -> Arc<outrigger_protocol::foreign::ForeignFd> {
     Arc::new(stream.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+
+    #[test]
+    fn a_process_that_ended_well_is_no_reason_unless_it_hung_up() {
+        let status = |raw| Some(ExitStatus::from_raw(raw));
+        let (well, badly, killed) = (status(0), status(3 << 8), status(9));
+        let broken = Cause::Broken("it says nothing".to_owned());
+        for (cause, status, line) in [
+            (&Cause::HungUp, well, "ended with status 0"),
+            (&Cause::HungUp, None, "closed the connection"),
+            (&Cause::Silent, well, "stopped answering"),
+            (&Cause::GivenUpByKvm, killed, "was killed by SIGKILL"),
+            (&broken, well, "broke the protocol: it says nothing"),
+            (&broken, badly, "ended with status 3"),
+            (&Cause::TookMemory("all".to_owned()), killed, "took memory away that the guest sees: all"),
+        ] {
+            assert_eq!(reason(cause, status), line);
+        }
+    }
 }
