@@ -3,9 +3,8 @@
 //! The client makes the journal, holds it, and lends it to each server of the device. It is Outrigger's own extension of
 //! vfio-user, negotiated by the capability [`JournalFormat`] (`docs/PROTOCOL.md`, "Journal").
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -80,17 +79,15 @@ impl JournalMemory {
         Self::build(MmapRegionBuilder::new(size), libc::MAP_PRIVATE | libc::MAP_ANONYMOUS)
     }
 
-    /// The client's file, opened once more, so that its lock is of its own; none: this is memory of this process alone.
+    /// The client's file, which it has opened for this server alone; none: this is memory of this process alone.
     ///
     /// An open-file-description lock on it (`fcntl(2)`, `F_OFD_SETLK`) is how a server knows that its predecessor's I/O is
     /// over: whatever the kernel is at for a process may hold the file open, and so the lock, though the process is gone.
     ///
     /// # Errors
-    /// This process may have no more descriptors, or may not open it.
-    pub fn reopen(&self) -> io::Result<Option<File>> {
-        let Some(offset) = self.region.file_offset() else { return Ok(None) };
-        let path = format!("/proc/self/fd/{}", offset.file().as_raw_fd());
-        OpenOptions::new().read(true).write(true).open(path).map(Some)
+    /// This process may have no more descriptors.
+    pub fn file(&self) -> io::Result<Option<File>> {
+        self.region.file_offset().map(|offset| offset.file().try_clone()).transpose()
     }
 
     fn build(builder: MmapRegionBuilder, flags: libc::c_int) -> io::Result<Self> {

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -49,6 +49,11 @@ impl Journal {
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+
+    /// The file, opened once more: locks of the server that it is lent to are of its own, and go with it.
+    fn open_for_a_server(&self) -> io::Result<File> {
+        File::options().read(true).write(true).open(format!("/proc/self/fd/{}", self.fd.as_raw_fd()))
+    }
 }
 
 impl Client {
@@ -78,8 +83,10 @@ impl Client {
         flags: u32,
         take: impl FnOnce(Vec<ForeignFd>) -> Result<T, &'static str>,
     ) -> Result<T, ClientError> {
+        let command = Command::JournalOffer;
+        let file = journal.open_for_a_server().map_err(|source| ClientError::Unsent { command, source })?;
         let request = wire::JournalOffer { argsz: size_u32::<wire::JournalOffer>(), flags, size: journal.format.size };
-        self.request(Command::JournalOffer, [request.as_bytes(), &[]], &[journal.fd()], |message| {
+        self.request(command, [request.as_bytes(), &[]], &[file.as_fd()], |message| {
             let (reply, _) = message.parse::<wire::JournalOffer>().ok_or("the answer to a journal is too short")?;
             if reply != request {
                 return Err("the answer is for another journal");

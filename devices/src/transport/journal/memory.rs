@@ -24,7 +24,7 @@ impl Words {
 
     /// Locks a client's memory, as [`super::Fence`] says; none: this is memory of this process alone.
     pub(super) fn lock(&self, patience: Duration) -> io::Result<Option<File>> {
-        let file = self.0.reopen()?;
+        let file = self.0.file()?;
         if let Some(file) = &file {
             lock(file, Others::Wait, patience)?;
         }
