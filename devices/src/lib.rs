@@ -5,6 +5,7 @@
 //! - [`blk`], [`net`]: the devices.
 //! - [`vfio`]: a physical device of the host.
 //! - [`crew`]: the threads of such a process.
+//! - [`sandbox`]: the system calls that a sealed process may make.
 //! - [`process`]: what their binaries share: arguments, the socket, the way out.
 
 pub mod blk;
@@ -13,6 +14,7 @@ mod inherited;
 mod lock;
 pub mod net;
 pub mod process;
+pub mod sandbox;
 #[cfg(test)]
 mod testing;
 pub mod transport;

@@ -10,6 +10,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -58,20 +59,30 @@ pub fn lock(file: &File, others: Others, patience: Duration) -> nix::Result<()> 
     }
 }
 
-/// Whether a process has `file` locked through a descriptor of its own, as far as we may look. If none has, the holder is gone, and the
+/// Whether a process has `file` locked through a descriptor of its own, or may have. If none has, the holder is gone, and the
 /// kernel is about to let go of what it had open: of a killed process's ring it does so in the background, late on a busy machine.
 ///
-/// Reads the table of each process's descriptors (`/proc/PID/fdinfo`, proc(5)), which asks no file system but that one.
+/// Reads the table of each process's descriptors (`/proc/PID/fdinfo`, proc(5)), which asks no file system but that one. A
+/// disk's process that is sealed shows it to root only: one that is there may be the holder.
 pub fn is_held_by_a_process(file: &File) -> bool {
     let Ok(inode) = file.metadata().map(|metadata| metadata.ino()) else { return true };
-    let entries = |path| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
-    let mut processes = entries("/proc".into()).filter(|path| path.join("fdinfo").exists());
+    let entries = |path| fs::read_dir(path).map(|entries| entries.flatten().map(|entry| entry.path()));
+    let processes = entries(PathBuf::from("/proc")).into_iter().flatten();
+    let mut processes = processes.filter(|path| path.join("fdinfo").exists());
     processes.any(|process| {
-        entries(process.join("fdinfo")).any(|descriptor| {
+        let Ok(mut descriptors) = entries(process.join("fdinfo")) else { return is_a_disk(&process) };
+        descriptors.any(|descriptor| {
             let text = fs::read_to_string(descriptor).unwrap_or_default();
             text.lines().any(|line| line.starts_with("lock:") && is_lock_on(line, inode))
         })
     })
+}
+
+/// Whether a process of which no more can be seen than its name, and that it has not ended, serves a disk.
+fn is_a_disk(process: &Path) -> bool {
+    let read = |name: &str| fs::read_to_string(process.join(name)).unwrap_or_default();
+    let has_ended = read("status").lines().any(|line| line.starts_with("State:\tZ"));
+    read("comm").trim_end() == "outrigger-blk" && !has_ended
 }
 
 /// `lock: 1: OFDLCK  ADVISORY  WRITE -1 fe:00:1234 0 EOF`

@@ -6,19 +6,22 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use log::{info, warn};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 use outrigger_process::crew::Role;
-use outrigger_process::launch::{EXIT_HOST, EXIT_USAGE};
+use outrigger_process::launch::{self, EXIT_HOST, EXIT_USAGE};
 use outrigger_process::options::one_line;
+use outrigger_process::seal::filter::{self, Filter};
+use outrigger_process::seal::{self, Missing, Sandbox};
 use outrigger_process::{crew, heap, inherited, output};
 use outrigger_protocol::capabilities::DEFAULT_MAX_DATA_XFER_SIZE;
 use outrigger_protocol::server::{Listener, Options, ServeError, serve};
 
 use crate::crew::{Needs, enlist};
+use crate::sandbox::{self, Kind, Profile};
 use crate::transport::{Iommu, PciFunction, VirtioDevice};
 
 /// How long standard error may take to accept the last lines.
@@ -35,6 +38,11 @@ pub trait Server: 'static {
     /// The threads that it needs.
     fn needs(&self) -> Needs;
 
+    /// What it keeps when it is sealed; none: it opens files while it serves.
+    fn profile(&self) -> Option<Profile> {
+        None
+    }
+
     /// Makes what belongs to a thread of this role. Runs on each of them, once, before anybody is served.
     ///
     /// # Errors
@@ -50,6 +58,10 @@ pub trait Server: 'static {
 impl<D: VirtioDevice> Server for PciFunction<D> {
     fn needs(&self) -> Needs {
         PciFunction::needs(self)
+    }
+
+    fn profile(&self) -> Option<Profile> {
+        PciFunction::profile(self)
     }
 
     fn prepare_thread(role: Role) -> io::Result<()> {
@@ -118,6 +130,7 @@ pub fn run<D: VirtioDevice, E: StartError>(
 ) -> ExitCode {
     start(program, service, |iommu| {
         let device = open().map_err(refusal)?;
+        device.prepare().map_err(host)?;
         PciFunction::new(device, iommu).map_err(|error| host(format!("cannot have an eventfd per queue: {error}")))
     })
 }
@@ -138,6 +151,7 @@ fn start<S: Server>(
 ) -> ExitCode {
     heap::share();
     output::init(program);
+    // Until it is sealed it has no second thread.
     output::hold();
     let options = Options { max_data_xfer_size: service.max_data_xfer_size, ..Options::default() };
     let prepared = inherited::normalize().map_err(|error| host(format!("cannot set signals and limits: {error}")));
@@ -166,7 +180,7 @@ fn listen<S: Server>(
     let mut server = open(Iommu::Possible)?;
     let listener = Listener::bind(path).map_err(|error| usage(format!("--socket {}", chain(&error))))?;
     let listener = Arc::new(listener);
-    make_threads(&server, true)?;
+    make_threads(&server, true, None)?;
     remove_socket_on_signal(Arc::clone(&listener), signals)
         .map_err(|error| host(format!("cannot start a thread: {error}")))?;
     info!("listening on {}", path.display());
@@ -197,8 +211,10 @@ fn inherited<S: Server>(
     // SAFETY: ignoring a signal runs no handler.
     unsafe { nix::sys::signal::signal(Signal::SIGINT, nix::sys::signal::SigHandler::SigIgn) }
         .map_err(|error| host(format!("cannot ignore SIGINT: {error}")))?;
+    seal::end_by_sigterm().map_err(|error| host(format!("cannot handle SIGTERM: {error}")))?;
+    let sandbox = launch::sandbox().unwrap_or(Sandbox::Off);
     let mut server = open(Iommu::Absent)?;
-    make_threads(&server, false)?;
+    seal(&server, sandbox)?;
     match server.serve(stream, options) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => {
@@ -208,12 +224,50 @@ fn inherited<S: Server>(
     }
 }
 
-/// All that this process will ever have.
-fn make_threads<S: Server>(server: &S, has_signals: bool) -> Result<(), Refusal> {
-    let made = enlist(server.needs(), has_signals).and_then(|()| crew::close(S::prepare_thread));
+/// Gives up all but the device, which is open, if `sandbox` says so, and makes all threads that this process will ever have.
+fn seal<S: Server>(server: &S, sandbox: Sandbox) -> Result<(), Refusal> {
+    let profile = match (sandbox, server.profile()) {
+        (Sandbox::Off, _) | (Sandbox::On, None) => return make_threads(server, false, None).map(drop),
+        (Sandbox::Require, None) => {
+            return Err(host("sandbox=require: this program opens files while it serves, and cannot seal itself"));
+        }
+        (Sandbox::On | Sandbox::Require, Some(profile)) => profile,
+    };
+    let cannot = |error| host(format!("cannot seal itself: {error}"));
+    let mut missing = seal::confine(profile.file_size).map_err(cannot)?;
+    filter::name_refused_calls().map_err(cannot)?;
+    // From here on a thread can start no other, so this one's filter is the last.
+    missing.extend(make_threads(server, false, Some(profile.kind))?);
+    missing.extend(missing_filter(sandbox::serving(profile.kind)));
+    match (missing.is_empty(), sandbox) {
+        (true, _) => {}
+        (false, Sandbox::Require) => return Err(host(format!("sandbox=require: {}", seal::line(&missing)))),
+        (false, _) => warn!("{}", seal::line(&missing)),
+    }
+    Ok(())
+}
+
+/// Installs a filter on the calling thread; returns what is missing if that fails.
+fn missing_filter(filter: io::Result<Filter>) -> Option<Missing> {
+    filter.and_then(|filter| filter.install()).err().map(|error| Missing::new("a filter of system calls", error))
+}
+
+/// Makes all threads that this process will ever have, each with the filter of its role if they are those of a `sealed`
+/// device. Returns what is missing of those.
+fn make_threads<S: Server>(server: &S, has_signals: bool, sealed: Option<Kind>) -> Result<Option<Missing>, Refusal> {
+    let missing = Arc::new(Mutex::new(None));
+    let found = Arc::clone(&missing);
+    let prepare = move |role| {
+        S::prepare_thread(role)?;
+        if let Some(lack) = sealed.and_then(|kind| missing_filter(sandbox::thread(kind, role))) {
+            *found.lock().unwrap_or_else(PoisonError::into_inner) = Some(lack);
+        }
+        Ok(())
+    };
+    let made = enlist(server.needs(), has_signals).and_then(|()| crew::close(prepare));
     made.map_err(|error| host(format!("cannot make its threads: {error}")))?;
     output::release();
-    Ok(())
+    Ok(missing.lock().unwrap_or_else(PoisonError::into_inner).take())
 }
 
 fn refusal(error: impl StartError) -> Refusal {

@@ -13,6 +13,7 @@ pub mod disk;
 pub mod driver;
 pub mod faltering;
 pub mod guest;
+pub mod hijack;
 pub mod hostile;
 pub mod kills;
 pub mod leftovers;

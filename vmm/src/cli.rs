@@ -157,6 +157,8 @@ struct RunArgs {
     ///           again as soon as somebody listens
     /// deadline  how long the process may take for any answer (default: 10s; 100ms to 600s). Its first answer, and a
     ///           restart in all, may take as long, but at least 10s
+    /// sandbox   on: the program gives up all but its device before the guest starts, as far as the host permits
+    ///           (default); require: it does not start if a layer is missing; off: to debug it. With program only
     /// p2p       on: the DMA of a physical device reaches the BARs of the guest's other physical devices, too; its
     ///           process is given their VFIO files (default: off); not with dma=vmm
     #[arg(

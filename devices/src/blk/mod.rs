@@ -16,6 +16,7 @@ use outrigger_process::options::{OptionError, Options, named};
 use virtio_bindings::virtio_blk as spec;
 
 use crate::process::StartError;
+use crate::sandbox::{Kind, Profile};
 use crate::transport::journal::JournalError;
 use crate::transport::{Identity, Predecessor, VirtioDevice, Work, WorkerError};
 
@@ -194,6 +195,10 @@ impl VirtioDevice for Blk {
         self.queues
     }
 
+    fn profile(&self) -> Option<Profile> {
+        Some(Profile { kind: Kind::Disk, file_size: self.backing.size })
+    }
+
     fn config(&self) -> &[u8] {
         &self.config
     }
@@ -216,6 +221,10 @@ impl VirtioDevice for Blk {
 
     fn succeed(&mut self) -> io::Result<()> {
         self.backing.lock().map_err(io::Error::other)
+    }
+
+    fn prepare(&self) -> io::Result<()> {
+        uring::build_beforehand(self.queues).map_err(|error| io::Error::other(BlkError::IoUring(error)))
     }
 
     fn prepare_thread() -> io::Result<()> {

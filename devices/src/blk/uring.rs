@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::io;
 use std::os::fd::RawFd;
 use std::ptr::NonNull;
-use std::sync::Once;
+use std::sync::{Mutex, Once, PoisonError};
 
 use io_uring::register::Restriction;
 use io_uring::{IoUring, Submitter, cqueue, opcode, squeue, types};
@@ -59,6 +59,9 @@ impl Drop for Owner {
 #[derive(Clone, Copy)]
 struct Restrictable(bool);
 
+/// Rings that no thread has yet.
+static BUILT: Mutex<Vec<(IoUring, Restrictable)>> = Mutex::new(Vec::new());
+
 thread_local! {
     /// While no queue uses it.
     static KEPT: Cell<Option<Ring>> = const { Cell::new(None) };
@@ -79,6 +82,14 @@ pub fn disarm(armed: u64, token: u64) -> squeue::Entry {
 /// Whether this process may use io_uring.
 pub fn probe() -> io::Result<()> {
     build().map(drop)
+}
+
+/// Builds `count` rings for threads that come later: a ring of a process with `CAP_IPC_LOCK` does not count against the limit
+/// of locked memory, which all processes of a user share (Linux 6.18).
+pub fn build_beforehand(count: u16) -> io::Result<()> {
+    let rings = (0..count).map(|_| build()).collect::<io::Result<Vec<_>>>()?;
+    BUILT.lock().unwrap_or_else(PoisonError::into_inner).extend(rings);
+    Ok(())
 }
 
 /// Makes the calling thread's ring, which it keeps from now on: for a thread that may not make one later.
@@ -117,7 +128,8 @@ impl Ring {
     }
 
     fn new() -> io::Result<Self> {
-        let (ring, Restrictable(is_restrictable)) = build()?;
+        let built = BUILT.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let (ring, Restrictable(is_restrictable)) = built.map_or_else(build, Ok)?;
         let owner = Owner(NonNull::from(Box::leak(Box::new(ring))));
         // SAFETY: it lives as long as `owner`, which is dropped after what refers to it, and there is no other reference.
         let ring: &'static mut IoUring = unsafe { &mut *owner.0.as_ptr() };

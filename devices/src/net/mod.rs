@@ -16,6 +16,7 @@ use outrigger_process::options::{OptionError, Options, named};
 use virtio_bindings::virtio_net as spec;
 
 use crate::process::StartError;
+use crate::sandbox::{Kind, Profile};
 use crate::transport::journal::{DEVICE_WORDS, JournalError};
 use crate::transport::{Identity, Predecessor, VirtioDevice, Work, WorkerError};
 use control::Control;
@@ -228,6 +229,10 @@ impl VirtioDevice for Net {
 
     fn queues(&self) -> u16 {
         2 * self.pairs + 1
+    }
+
+    fn profile(&self) -> Option<Profile> {
+        Some(Profile { kind: Kind::Card, file_size: 0 })
     }
 
     fn config(&self) -> &[u8] {

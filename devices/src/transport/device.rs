@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 
 use super::journal::{DEVICE_WORDS, JournalError};
 use super::worker::{Work, WorkerError};
+use crate::sandbox::Profile;
 
 /// How the device introduces itself on the PCI bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +43,11 @@ pub trait VirtioDevice: Send + 'static {
     /// How many virtqueues there are, at most [`super::MAX_QUEUES`]. Constant.
     fn queues(&self) -> u16;
 
+    /// What it keeps in a process that is sealed; none: it opens files while it serves. Constant.
+    fn profile(&self) -> Option<Profile> {
+        None
+    }
+
     /// The device-specific configuration, as the driver reads it; at most 256 bytes, of constant length.
     fn config(&self) -> &[u8];
 
@@ -62,6 +68,14 @@ pub trait VirtioDevice: Send + 'static {
     /// # Errors
     /// The back end refused; the driver is told that the device needs a reset.
     fn start(&mut self, queue: u16, features: u64) -> Result<Work, WorkerError>;
+
+    /// Makes what the process may not make once it is sealed. Called once, by the only thread.
+    ///
+    /// # Errors
+    /// The host lacks something.
+    fn prepare(&self) -> io::Result<()> {
+        Ok(())
+    }
 
     /// Makes what belongs to a thread that will do the work of queues. Runs on each of them, once, while the process may
     /// still do what it may not later.

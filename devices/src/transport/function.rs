@@ -23,6 +23,7 @@ use super::iommu::Iommu;
 use super::pci_config::{ConfigEvent, ConfigSpace, MSIX_BAR, MSIX_BAR_SIZE, NOTIFY_MULTIPLIER, NOTIFY_OFFSET, Window};
 use super::shared::Shared;
 use super::{MAX_QUEUES, register_fd};
+use crate::sandbox::Profile;
 use migration::Progress;
 
 const MSIX_REGION: u32 = MSIX_BAR as u32;
@@ -39,6 +40,7 @@ pub struct PciFunction<D> {
     /// The client owns the MSI-X table: to us it is plain memory.
     msix: Vec<u8>,
     migration: Progress,
+    profile: Option<Profile>,
 }
 
 impl<D: VirtioDevice> PciFunction<D> {
@@ -49,7 +51,7 @@ impl<D: VirtioDevice> PciFunction<D> {
     pub fn new(device: D, iommu: Iommu) -> io::Result<Self> {
         let queues = device.queues();
         assert!(queues <= MAX_QUEUES, "a device has at most {MAX_QUEUES} queues");
-        let name = device.name();
+        let (name, profile) = (device.name(), device.profile());
         let config = ConfigSpace::new(device.identity(), queues, device.config().len());
         let control = Control::new(device, iommu)?;
         let function = Self {
@@ -60,9 +62,16 @@ impl<D: VirtioDevice> PciFunction<D> {
             config,
             msix: vec![0; MSIX_BAR_SIZE as usize],
             migration: Progress::default(),
+            profile,
         };
         function.record_config();
         Ok(function)
+    }
+
+    /// What it keeps in a process that is sealed.
+    #[must_use]
+    pub fn profile(&self) -> Option<Profile> {
+        self.profile
     }
 
     /// The threads that it needs.

@@ -1,11 +1,13 @@
 //! A child process that inherits nothing of its parent's state but what it is given, and ends with its parent.
 
 use std::ffi::c_int;
+use std::fs::File;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use nix::libc;
+use nix::sched::{CloneFlags, setns, unshare};
 
 use crate::inherited::callers_descriptors;
 
@@ -43,14 +45,32 @@ pub fn prepare(command: &mut Command) -> &mut Command {
     unsafe { command.pre_exec(move || in_child(parent, limits)) }
 }
 
+/// Calls `start`, and has a child that this thread makes meanwhile be the first process of a PID namespace of its own
+/// (pid_namespaces(7)): it sees no process but its own children, and those end with it. Takes `CAP_SYS_ADMIN`; without it the
+/// child is in this process's namespace.
+///
+/// The first process of a namespace gets a signal only if it handles it, but for SIGKILL and SIGSTOP from outside.
+pub fn in_own_pid_namespace<T>(start: impl FnOnce() -> T) -> T {
+    let ours = File::open("/proc/thread-self/ns/pid").ok().filter(|_| unshare(CloneFlags::CLONE_NEWPID).is_ok());
+    let result = start();
+    // Another child would join the first, or find that namespace at its end.
+    if let Some(ours) = ours
+        && let Err(error) = setns(ours, CloneFlags::CLONE_NEWPID)
+    {
+        log::error!("cannot go back to the first PID namespace: {error}");
+    }
+    result
+}
+
 /// Runs between fork and exec, so it is async-signal-safe: system calls only, no allocation.
 fn in_child(parent: u32, descriptors: Option<(u64, u64)>) -> io::Result<()> {
     // SAFETY: all of these are system calls on plain values and on structures that live across the call. No disposition
     // that is set here runs a handler.
     unsafe {
         check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
-        // The parent may have ended before that; then somebody else is the parent now.
-        if u32::try_from(libc::getppid()) != Ok(parent) {
+        // The parent may have ended before that; then somebody else is the parent now. One in another PID namespace has number 0.
+        let parent_now = u32::try_from(libc::getppid());
+        if parent_now != Ok(parent) && parent_now != Ok(0) {
             return Err(io::Error::from_raw_os_error(libc::ESRCH));
         }
         for number in 1..=LAST_SIGNAL {

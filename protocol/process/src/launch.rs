@@ -3,6 +3,8 @@
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
+use crate::seal::Sandbox;
+
 /// The argument before the options' text, which the VMM passes on without reading it.
 pub const OPTIONS: &str = "--options";
 
@@ -20,6 +22,9 @@ pub const SUCCESSOR: &str = "OUTRIGGER_SUCCESSOR";
 /// commas between.
 pub const KEPT: &str = "OUTRIGGER_KEPT";
 
+/// The environment variable that says whether the program seals itself: `on`, `require` or `off`, as [`Sandbox`] has them.
+pub const SANDBOX: &str = "OUTRIGGER_SANDBOX";
+
 /// Exit status of a program that cannot use its options, or a file they name. One line on standard error says why.
 pub const EXIT_USAGE: u8 = 2;
 
@@ -30,6 +35,12 @@ pub const EXIT_HOST: u8 = 3;
 #[must_use]
 pub fn vcpus() -> Option<u16> {
     std::env::var(VCPUS).ok()?.parse().ok()
+}
+
+/// Whether the program is to seal itself, for one that the VMM started; none: nobody has said.
+#[must_use]
+pub fn sandbox() -> Option<Sandbox> {
+    std::env::var(SANDBOX).ok()?.parse().ok()
 }
 
 /// Whether a predecessor may still run, for a program that the VMM started.

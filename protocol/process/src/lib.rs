@@ -8,8 +8,10 @@
 //! | [`aligned`] | text in columns |
 //! | [`child`] | a child process that starts in that known form and ends with its parent |
 //! | [`crew`] | threads that are made at the start, for work that comes later |
+//! | [`links`] | the kind of a descriptor, without a path |
 //! | [`heap`] | one heap for all threads |
 //! | [`output`] | lines for the user and the log, written by a thread that alone may block |
+//! | [`seal`] | what a device process gives up once its device is open |
 //! | [`rate_limit`] | a bound on the lines that a peer or a guest can cause |
 
 pub mod aligned;
@@ -18,8 +20,10 @@ pub mod crew;
 pub mod heap;
 pub mod inherited;
 pub mod launch;
+pub mod links;
 pub mod options;
 pub mod output;
 pub mod rate_limit;
+pub mod seal;
 
 pub use rate_limit::RateLimit;

@@ -17,6 +17,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::socket::{Shutdown, shutdown};
 use nix::sys::stat::fstat;
+use outrigger_process::links;
 
 pub(crate) use closer::Debt;
 
@@ -129,7 +130,7 @@ impl ForeignFd {
     /// Whether the open file has no inode of its own but the kernel's, under this name (`fs/anon_inodes.c`). The kernel
     /// makes up the link itself, and no file of a file system has one that begins like this: those begin with a slash.
     fn is_anonymous(&self, name: &str) -> bool {
-        let link = std::fs::read_link(format!("/proc/self/fd/{}", self.fd.as_raw_fd()));
+        let link = links::of(self.fd.as_fd());
         link.is_ok_and(|link| {
             link.to_str().and_then(|link| link.strip_prefix("anon_inode:[")) == Some(&format!("{name}]"))
         })

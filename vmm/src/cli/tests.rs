@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
+use outrigger_process::seal::Sandbox;
 use proptest::prelude::*;
 
 use super::*;
@@ -240,6 +241,28 @@ fn restarts_and_deadlines_are_outriggers_own_and_not_passed_on() {
 }
 
 #[test]
+fn the_sandbox_is_told_to_programs_that_outrigger_starts_and_not_passed_on() {
+    let words = "--disk path=x,sandbox=require --net sandbox=off,tap=t --device program=./p,sandbox=on --disk path=y";
+    let read: Vec<_> = config(&words.split_whitespace().collect::<Vec<_>>()).pci_devices.into_iter().collect();
+    let read = read.into_iter().map(|device| match device.source {
+        Source::Program { options, sandbox, .. } => (options, sandbox),
+        Source::Socket { .. } => panic!("all have a program"),
+    });
+    let expected = [("path=x", Sandbox::Require), ("tap=t", Sandbox::Off), ("", Sandbox::On), ("path=y", Sandbox::On)];
+    assert!(read.eq(expected.map(|(options, sandbox)| (options.to_owned(), sandbox))));
+    let error =
+        |words: &str| parse(["outrigger", "run", "--kernel", "k"].into_iter().chain(words.split(' '))).unwrap_err();
+    assert_eq!(
+        error("--disk path=x,sandbox=no").to_string(),
+        "--disk path=x,sandbox=no: sandbox: must be on, require or off"
+    );
+    assert_eq!(
+        error("--device socket=/s,sandbox=on").to_string(),
+        "--device socket=/s,sandbox=on: sandbox: goes with program=PATH only; whoever starts the server at a socket seals it"
+    );
+}
+
+#[test]
 fn dma_to_other_devices_is_not_to_be_had_where_the_vmm_maps() {
     let words = ["outrigger", "run", "--kernel", "k", "--vfio", "01:00.0,dma=vmm,p2p=on"];
     let error = parse(words).unwrap_err().to_string();
@@ -255,6 +278,7 @@ fn the_program_of_a_physical_device_reads_its_dma_and_gets_the_descriptors_that_
         program: program.into(),
         options: options.into(),
         inherited: inherited.into(),
+        sandbox: Sandbox::On,
     };
     let expected = [
         (&program("outrigger-vfio", "01:00.0,dma=vmm,fd=7,iommufd=8", &[7, 8]), Dma::Vmm),
@@ -273,6 +297,7 @@ fn devices_keep_the_order_of_the_command_line() {
         program: program.into(),
         options: options.into(),
         inherited: Vec::new(),
+        sandbox: Sandbox::On,
     };
     let socket = |path: &str, server| Source::Socket { path: path.into(), server };
     let expected = [

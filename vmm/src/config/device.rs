@@ -9,6 +9,7 @@ use std::time::Duration;
 use nix::unistd::{Uid, User, close};
 use outrigger_process::inherited::is_callers;
 use outrigger_process::options::{OptionError, Options, named};
+use outrigger_process::seal::Sandbox;
 
 use super::restart::{DEFAULT_DEADLINE, SHORTEST_RESTART, parse_deadline};
 use super::{Problem, Restart};
@@ -23,12 +24,13 @@ const DMA: &str = "dma";
 const RESTART: &str = "restart";
 const DEADLINE: &str = "deadline";
 const P2P: &str = "p2p";
-/// The keys that Outrigger itself reads. One for `sandbox` will be here, too.
-const OWN_KEYS: &[&str] = &[PROGRAM, SOCKET, USER, DMA, RESTART, DEADLINE, P2P];
+const SANDBOX: &str = "sandbox";
+/// The keys that Outrigger itself reads.
+const OWN_KEYS: &[&str] = &[PROGRAM, SOCKET, USER, DMA, RESTART, DEADLINE, P2P, SANDBOX];
 /// All keys there are where Outrigger starts no program.
 const SOCKET_KEYS: &[&str] = &[SOCKET, USER, DMA, RESTART, DEADLINE, P2P];
 /// Outrigger's own keys where the flag says which program is started.
-const KIND_KEYS: &[&str] = &[DMA, RESTART, DEADLINE];
+const KIND_KEYS: &[&str] = &[DMA, RESTART, DEADLINE, SANDBOX];
 /// The same for hardware, which reaches memory by itself only.
 const HARDWARE_KEYS: &[&str] = &[RESTART, DEADLINE, P2P];
 
@@ -110,6 +112,8 @@ pub enum Source {
         options: String,
         /// The caller's descriptors that it gets.
         inherited: Vec<RawFd>,
+        /// Whether it gives up all that it does not need.
+        sandbox: Sandbox,
     },
     /// A vfio-user server that already listens.
     Socket {
@@ -157,7 +161,11 @@ impl DeviceConfig {
         let source = match (own.get(PROGRAM), own.get(SOCKET)) {
             (Some(_), Some(_)) => return Err(Problem::ProgramAndSocket),
             (Some(_), None) if own.get(USER).is_some() => return Err(Problem::UserOfProgram),
-            (Some(program), None) => Source::Program { program: program.into(), options: rest, inherited: Vec::new() },
+            (Some(program), None) => {
+                let sandbox = own.parsed(SANDBOX, str::parse)?.unwrap_or_default();
+                Source::Program { program: program.into(), options: rest, inherited: Vec::new(), sandbox }
+            }
+            (None, Some(_)) if own.get(SANDBOX).is_some() => return Err(Problem::SandboxOfSocket),
             (None, Some(_)) => Source::socket(&Options::parse(text, SOCKET_KEYS, None)?)?,
             (None, None) => return Err(Problem::NoSource),
         };
@@ -171,7 +179,8 @@ impl DeviceConfig {
         // The program refuses what is no number.
         let inherited = kind.inherited.iter().filter_map(|key| named_fds.get(key)?.parse().ok()).collect();
         let (shared, _) = Options::take_out(&rest, &[DMA])?;
-        let source = Source::Program { program: kind.program.into(), options: rest, inherited };
+        let sandbox = own.parsed(SANDBOX, str::parse)?.unwrap_or_default();
+        let source = Source::Program { program: kind.program.into(), options: rest, inherited, sandbox };
         let config = Self::with(named(&format!("--{}", kind.flag), text), source, &own)?;
         // Any other value is for the program to tell.
         let is_vmm = kind.shares_dma && shared.get(DMA) == Some("vmm");

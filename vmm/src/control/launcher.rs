@@ -17,6 +17,7 @@ use std::thread;
 use nix::errno::Errno;
 use nix::libc;
 use outrigger_process::inherited::is_callers;
+use outrigger_process::seal::Sandbox;
 use outrigger_process::{child, launch};
 use outrigger_protocol::foreign::ForeignFd;
 
@@ -68,6 +69,8 @@ pub struct Launch {
     pub options: String,
     /// Descriptors of this process's caller that it gets under the same numbers.
     pub inherited: Vec<RawFd>,
+    /// Whether it gives up all that it does not need.
+    pub sandbox: Sandbox,
     /// How many vCPUs the guest has.
     pub cpus: u8,
     /// It is to go on where another has been: with the descriptors that that one asked to be kept.
@@ -115,7 +118,7 @@ fn start_thread() -> io::Result<Sender<Order>> {
 }
 
 fn start(launch: &Launch) -> Answer {
-    let Launch { program, options, inherited, cpus, successor } = launch;
+    let Launch { program, options, inherited, sandbox, cpus, successor } = launch;
     let beside = !program.as_os_str().as_encoded_bytes().contains(&b'/');
     let path = match beside {
         true => std::env::current_exe().map_err(SpawnError::Place)?.with_file_name(program),
@@ -125,7 +128,7 @@ fn start(launch: &Launch) -> Answer {
     let (ours, theirs) =
         UnixStream::pair().map_err(|source| SpawnError::Socket { program: program.clone(), source })?;
     let mut command = Command::new(&path);
-    child::prepare(&mut command).env(launch::VCPUS, cpus.to_string());
+    child::prepare(&mut command).env(launch::VCPUS, cpus.to_string()).env(launch::SANDBOX, sandbox.name());
     command.args([launch::OPTIONS, options, launch::FD, "0"]);
     // This process's own descriptors, which have other numbers, are not given away by mistake.
     let mut numbers: Vec<RawFd> = inherited.iter().copied().filter(|&number| is_callers(number)).collect();
@@ -142,7 +145,11 @@ fn start(launch: &Launch) -> Answer {
     unsafe { command.pre_exec(move || numbers.iter().try_for_each(|&number| inherit(number))) };
     // Standard output is the guest's console and none of theirs.
     command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null());
-    let child = command.spawn().map_err(|source| SpawnError::Start { program: path, beside, source })?;
+    let child = match sandbox {
+        Sandbox::Off => command.spawn(),
+        Sandbox::On | Sandbox::Require => child::in_own_pid_namespace(|| command.spawn()),
+    };
+    let child = child.map_err(|source| SpawnError::Start { program: path, beside, source })?;
     let process = DeviceProcess::new(program, child).map_err(SpawnError::Watch)?;
     Ok((process, ours))
 }
@@ -169,13 +176,20 @@ mod tests {
     use super::*;
 
     fn launch(program: PathBuf, successor: Option<Arc<Vec<ForeignFd>>>) -> Launch {
-        Launch { program, options: "color=red".into(), inherited: Vec::new(), cpus: 3, successor }
+        Launch {
+            program,
+            options: "color=red".into(),
+            inherited: Vec::new(),
+            sandbox: Sandbox::Require,
+            cpus: 3,
+            successor,
+        }
     }
 
     /// A program that writes what it was given to its socket.
     fn program(directory: &tempfile::TempDir) -> PathBuf {
         let path = directory.path().join("device");
-        let script = "#!/bin/sh\necho \"$2 $OUTRIGGER_VCPUS $OUTRIGGER_SUCCESSOR\" >&0\n\
+        let script = "#!/bin/sh\necho \"$2 $OUTRIGGER_VCPUS $OUTRIGGER_SANDBOX $OUTRIGGER_SUCCESSOR\" >&0\n\
                       for fd in $(echo $OUTRIGGER_KEPT | tr , ' '); do cat /dev/fd/$fd >&0; done\n";
         std::fs::write(&path, script).unwrap();
         let mut permissions = std::fs::metadata(&path).unwrap().permissions();
@@ -204,8 +218,8 @@ mod tests {
         };
         let kept = Arc::new(vec![file("one"), file("two")]);
         let program = program(&directory);
-        assert_eq!(answer(launch(program.clone(), None)), "color=red 3 \n");
-        assert_eq!(answer(launch(program, Some(kept))), "color=red 3 1\none\ntwo\n");
+        assert_eq!(answer(launch(program.clone(), None)), "color=red 3 require \n");
+        assert_eq!(answer(launch(program, Some(kept))), "color=red 3 require 1\none\ntwo\n");
     }
 
     #[test]

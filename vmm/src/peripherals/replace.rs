@@ -123,7 +123,7 @@ impl Peripheral {
         if state != ServiceState::Serving {
             return Err(ReplaceError::Busy(state.name()));
         }
-        let Source::Program { program: present, options, inherited } = source else {
+        let Source::Program { program: present, options, inherited, sandbox } = source else {
             return Err(ReplaceError::NotOurs);
         };
         let takeover = if self.kept.is_some() { Takeover::Journal } else { Takeover::Migration };
@@ -131,7 +131,7 @@ impl Peripheral {
         if takeover == Takeover::Migration && !link.call(migrates).unwrap_or(false) {
             return Err(ReplaceError::NoWay(self.program_name()));
         }
-        let source = Source::Program { program: program.unwrap_or(present), options, inherited };
+        let source = Source::Program { program: program.unwrap_or(present), options, inherited, sandbox };
         let refused = |problem: Problem| ReplaceError::Refused(problem.to_string());
         let ready = self.get_ready(source, Instant::now() + self.config.restart_deadline()).map_err(refused)?;
         if takeover == Takeover::Migration && !ready.link.call(migrates).unwrap_or(false) {

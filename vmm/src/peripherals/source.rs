@@ -34,9 +34,9 @@ pub(super) fn start(
     host: &Host,
     successor: Option<Arc<Vec<ForeignFd>>>,
 ) -> Result<Option<Reached>, Problem> {
-    let Source::Program { program, options, inherited } = source else { return Ok(None) };
+    let Source::Program { program, options, inherited, sandbox } = source else { return Ok(None) };
     let (program, options, inherited) = (program.clone(), options.clone(), inherited.clone());
-    let launch = Launch { program, options, inherited, cpus: host.cpus, successor };
+    let launch = Launch { program, options, inherited, sandbox: *sandbox, cpus: host.cpus, successor };
     let (process, stream) = host.control.launcher.start(launch).map_err(Problem::Spawn)?;
     let process = Arc::new(process);
     host.control.processes.add(&process);

@@ -1,0 +1,160 @@
+//! The system calls of each kind of thread of a device process once it is sealed, each with what it is for.
+//!
+//! A thread that is taken over can write the stack of another, so what the process can do is the sum of all lists. Apart they
+//! are short, and the lists of the threads that move data say what moving data takes.
+
+use std::io;
+
+use outrigger_process::crew::Role;
+use outrigger_process::seal::filter::{Allowed, EVERY_THREAD, Filter, When, allow, allow_when};
+use syscalls::Sysno;
+
+/// What a process serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// An image or a block device.
+    Disk,
+    /// A tap.
+    Card,
+}
+
+/// What a process keeps that is sealed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Profile {
+    /// What it serves.
+    pub kind: Kind,
+    /// Bytes of the file behind it, which it cannot make longer.
+    pub file_size: u64,
+}
+
+/// The thread that serves the client.
+pub fn serving(kind: Kind) -> io::Result<Filter> {
+    Filter::new("the thread that serves the client", &[EVERY_THREAD, MESSAGES, SERVING, kind.serving()])
+}
+
+/// A thread of the crew.
+pub fn thread(kind: Kind, role: Role) -> io::Result<Filter> {
+    match role {
+        Role::Queue => Filter::new("a queue's thread", &[EVERY_THREAD, MESSAGES, QUEUE, kind.queue()]),
+        Role::Registers => Filter::new("the registers' thread", &[EVERY_THREAD, MESSAGES, SERVING, kind.serving()]),
+        Role::HangUp => Filter::new("the thread that waits for a hang-up", &[EVERY_THREAD, HANG_UP]),
+        Role::Closing => Filter::new("a thread that closes descriptors", &[EVERY_THREAD, CLOSING]),
+        Role::Output => Filter::new("the thread that writes the log", &[EVERY_THREAD, OUTPUT]),
+        Role::Signals => Filter::new("the thread that waits for signals", &[EVERY_THREAD, SIGNALS]),
+    }
+}
+
+/// All that any thread of the process may do: what it can do when it is taken over.
+pub fn everything(kind: Kind) -> io::Result<Filter> {
+    let lists =
+        [EVERY_THREAD, MESSAGES, SERVING, kind.serving(), QUEUE, kind.queue(), HANG_UP, CLOSING, OUTPUT, SIGNALS];
+    Filter::new("the process", &lists)
+}
+
+impl Kind {
+    fn serving(self) -> &'static [Allowed] {
+        match self {
+            Self::Disk => DISK_SERVING,
+            Self::Card => CARD_SERVING,
+        }
+    }
+
+    fn queue(self) -> &'static [Allowed] {
+        match self {
+            Self::Disk => DISK_QUEUE,
+            Self::Card => CARD_QUEUE,
+        }
+    }
+}
+
+const AF_UNIX: u64 = libc::AF_UNIX as u64;
+/// Of `fcntl`.
+const FCNTL: &[u64] = &[
+    libc::F_GETFL as u64,
+    libc::F_SETFL as u64,
+    libc::F_SETFD as u64,
+    libc::F_DUPFD_CLOEXEC as u64,
+    libc::F_GET_SEALS as u64,
+    libc::F_OFD_SETLK as u64,
+];
+/// Of `ioctl`, on a tap (Linux, `include/uapi/linux/if_tun.h`).
+const TAP: &[u64] = &[libc::TUNSETQUEUE, libc::TUNSETOFFLOAD, libc::TUNGETIFF, libc::TUNSETVNETHDRSZ];
+
+/// Messages of the client, on the thread that serves it, and on any that reaches memory by messages.
+const MESSAGES: &[Allowed] = &[
+    allow(Sysno::recvmsg, "messages"),
+    allow(Sysno::sendmsg, "answers, and requests for memory"),
+    allow(Sysno::sendto, "the same without descriptors"),
+    allow(Sysno::poll, "a message, and no longer than its deadline"),
+    allow(Sysno::setsockopt, "deadlines of messages"),
+    allow(Sysno::shutdown, "the end of a connection"),
+    allow(Sysno::close, "descriptors that nobody asked for"),
+];
+
+/// The thread that serves the client, and that of its registers: each can start and stop queues.
+const SERVING: &[Allowed] = &[
+    allow(Sysno::read, "eventfds"),
+    allow(Sysno::write, "eventfds: interrupts and doorbells"),
+    allow(Sysno::getpeername, "whether a descriptor that came is a connected socket"),
+    allow(Sysno::getsockopt, "the kind of a descriptor that came"),
+    allow_when(Sysno::socketpair, When::Is(0, &[AF_UNIX]), "the twin socket, and the ioregionfd of each client"),
+    allow(Sysno::eventfd2, "doorbells of each client"),
+    allow_when(Sysno::newfstatat, When::Is(3, &[libc::AT_EMPTY_PATH as u64]), "the size of memory that came"),
+    allow(Sysno::statx, "the kind of a descriptor that came"),
+    allow(Sysno::readlinkat, "whether a descriptor that came is an eventfd"),
+    allow(Sysno::fstatfs, "whether memory that came cannot stall"),
+    allow_when(
+        Sysno::fcntl,
+        When::Is(1, FCNTL),
+        "flags of descriptors that came, copies of them, and the lock on the image",
+    ),
+];
+
+/// The thread of a disk's queue.
+const DISK_QUEUE: &[Allowed] = &[
+    allow(Sysno::io_uring_enter, "I/O on the image, by a ring that is restricted to it"),
+    allow(Sysno::io_uring_register, "this client's doorbell, as one of the ring's files"),
+    allow(Sysno::pread64, "an image in memory"),
+    allow(Sysno::pwrite64, "an image in memory"),
+    allow(Sysno::preadv, "an image in memory"),
+    allow(Sysno::pwritev2, "an image in memory"),
+    allow(Sysno::fdatasync, "an image in memory"),
+];
+
+/// The threads of a card's queues.
+const CARD_QUEUE: &[Allowed] = &[
+    allow(Sysno::readv, "packets from the tap"),
+    allow(Sysno::writev, "packets to the tap"),
+    allow_when(Sysno::ioctl, When::Is(1, TAP), "queues that the driver switches on and off"),
+    allow(Sysno::sched_setscheduler, "to let those go first who make its work"),
+];
+
+/// The threads of any queue.
+const QUEUE: &[Allowed] =
+    &[allow(Sysno::read, "its doorbell"), allow(Sysno::write, "interrupts, and packets to the tap")];
+
+/// What is sent to the tap when the driver starts and stops the card.
+const CARD_SERVING: &[Allowed] = &[allow_when(Sysno::ioctl, When::Is(1, TAP), "the tap's queues and offloads")];
+
+const DISK_SERVING: &[Allowed] = &[];
+
+/// The thread that waits for a client to hang up.
+const HANG_UP: &[Allowed] = &[
+    allow(Sysno::poll, "the end of the connection"),
+    allow(Sysno::close, "the connection"),
+    allow(Sysno::shutdown, "the connection"),
+    allow_when(Sysno::tgkill, When::Self_(0), "calls in which a client that has left holds a thread"),
+];
+
+/// The threads that close what a peer has sent.
+const CLOSING: &[Allowed] = &[
+    allow(Sysno::close, "descriptors"),
+    allow(Sysno::shutdown, "connections"),
+    allow(Sysno::setsockopt, "that closing does not linger"),
+];
+
+/// The thread that writes the log.
+const OUTPUT: &[Allowed] = &[];
+
+/// The thread that waits for signals to end the process.
+const SIGNALS: &[Allowed] = &[allow(Sysno::rt_sigtimedwait, "a signal")];

@@ -1,0 +1,151 @@
+//! What a device process gives up once it has opened its device, so that somebody who takes it over has nothing but that device.
+//!
+//! [`confine`] is to be called by the only thread of a process, after it has opened what its options name: threads that it
+//! starts afterwards inherit all of it. Each layer holds by itself; a kernel, or a container around this process, that does
+//! not permit one of them leaves the others in force.
+//!
+//! | module | layers |
+//! |---|---|
+//! | `namespaces` | user, mount (an empty root that cannot be written), network, IPC, UTS and cgroup namespaces; that of processes is made by whoever starts this one ([`crate::child::in_own_pid_namespace`]) |
+//! | `user` | an unprivileged user, no capability in any set, `no_new_privs`; death with the parent, which a change of user undoes |
+//! | `landlock` | no path, no port, no signal and no abstract socket beyond this process |
+//! | [`filter`] | the system calls of each kind of thread |
+//! | `limits` | few descriptors, no core dump, no look from outside into memory; an empty environment |
+
+pub mod filter;
+mod landlock;
+mod limits;
+mod namespaces;
+mod user;
+
+use std::ffi::c_int;
+use std::fmt;
+use std::io;
+use std::str::FromStr;
+
+use nix::libc;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use nix::unistd::Uid;
+
+/// Whether a process seals itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sandbox {
+    /// As far as the host permits; what is missing is said in one line.
+    #[default]
+    On,
+    /// Completely, or the process does not start.
+    Require,
+    /// Not at all: for debugging.
+    Off,
+}
+
+impl Sandbox {
+    /// As it is written in an option.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::On => "on",
+            Self::Require => "require",
+            Self::Off => "off",
+        }
+    }
+}
+
+impl FromStr for Sandbox {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "on" => Ok(Self::On),
+            "require" => Ok(Self::Require),
+            "off" => Ok(Self::Off),
+            _ => Err("must be on, require or off"),
+        }
+    }
+}
+
+/// A layer that this host does not have.
+#[derive(Debug)]
+pub struct Missing {
+    layer: &'static str,
+    error: io::Error,
+}
+
+impl Missing {
+    /// `layer`, for the reason that the host gives.
+    #[must_use]
+    pub fn new(layer: &'static str, error: io::Error) -> Self {
+        Self { layer, error }
+    }
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.layer, self.error)
+    }
+}
+
+/// All layers that are missing, in one line.
+#[must_use]
+pub fn line(missing: &[Missing]) -> String {
+    let layers: Vec<String> = missing.iter().map(ToString::to_string).collect();
+    format!("the sandbox is incomplete, as this host does not permit: {}", layers.join("; "))
+}
+
+/// Puts the layers around this process that the [module](self) describes; returns those that are missing. No file can
+/// become longer than `file_size`, but for the one that standard error may be.
+///
+/// # Errors
+/// There is a second thread, which would stay outside; or the parent has died meanwhile.
+pub fn confine(file_size: u64) -> io::Result<Vec<Missing>> {
+    if threads()? != 1 {
+        return Err(io::Error::other("a second thread would stay outside"));
+    }
+    let parent = user::Parent::of_this_process()?;
+    let mut missing = Vec::new();
+    let mut layer = |layer: &'static str, result: io::Result<()>| {
+        if let Err(error) = result {
+            missing.push(Missing::new(layer, error));
+        }
+    };
+    layer("limits", limits::lower(file_size));
+    // Root makes the others as root, and gives up its user before this one. Any other user makes them as the owner of this one.
+    let was_root = Uid::effective().is_root();
+    if !was_root {
+        layer("a user namespace", namespaces::own_user());
+    }
+    // Whoever starts a process puts it there.
+    let is_first = std::process::id() == 1;
+    layer("a PID namespace", if is_first { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EPERM)) });
+    namespaces::leave_others(&mut layer);
+    layer("an unprivileged user", user::change());
+    if was_root {
+        layer("a user namespace", namespaces::own_user());
+    }
+    layer("no capabilities", user::drop_capabilities());
+    layer("Landlock", landlock::restrict());
+    limits::forget_environment();
+    // Last: a change of user or capabilities sets both back.
+    layer("no dump", limits::forbid_dumps());
+    parent.die_with_it()?;
+    Ok(missing)
+}
+
+/// Ends by SIGTERM from now on, as the first process of a PID namespace, too, which ignores a signal that it does not handle.
+///
+/// # Errors
+/// The system does not take the handler, which is not expected.
+pub fn end_by_sigterm() -> io::Result<()> {
+    extern "C" fn end(signal: c_int) {
+        // SAFETY: ends the process.
+        unsafe { libc::_exit(128 + signal) }
+    }
+    let action = SigAction::new(SigHandler::Handler(end), SaFlags::empty(), SigSet::empty());
+    // SAFETY: the handler does nothing but end the process.
+    unsafe { sigaction(Signal::SIGTERM, &action) }?;
+    Ok(())
+}
+
+fn threads() -> io::Result<usize> {
+    Ok(std::fs::read_dir("/proc/self/task")?.count())
+}

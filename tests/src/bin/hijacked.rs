@@ -1,0 +1,102 @@
+//! A stand-in for a device process that was taken over: `hijacked blk|net OPTIONS PARENT [unfiltered]` opens the device as the program of that name does,
+//! seals itself by the same code, and makes every attempt of [`outrigger_tests::hijack`]. The environment says how, as it does to a device
+//! program; `unfiltered` leaves out the filter of system calls. Prints a line for each attempt: what came of it, a tab, its name, and why it may succeed.
+
+use std::ffi::{c_int, c_void};
+use std::io::{self, Write};
+use std::os::fd::RawFd;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::libc;
+use outrigger_devices::blk::Blk;
+use outrigger_devices::net::Net;
+use outrigger_devices::sandbox::{self, Kind};
+use outrigger_devices::transport::VirtioDevice;
+use outrigger_process::launch;
+use outrigger_process::seal::{self, Sandbox};
+use outrigger_tests::hijack::{ATTEMPTS, Held};
+
+/// The last attempt met the filter.
+static REFUSED: AtomicBool = AtomicBool::new(false);
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let (kind, options, parent, filtered) = match &words[..] {
+        [kind, options, parent] => (kind, options, parent, true),
+        [kind, options, parent, word] if word == "unfiltered" => (kind, options, parent, false),
+        _ => {
+            eprintln!("usage: hijacked blk|net OPTIONS PARENT [unfiltered]");
+            return ExitCode::from(2);
+        }
+    };
+    match run(kind, options, parent.parse().unwrap_or(0), filtered) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("hijacked: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(kind: &str, options: &str, parent: i32, filtered: bool) -> io::Result<()> {
+    // It stays open, as in the program that is taken over.
+    let (device, size): (Box<dyn Send>, i64) = match kind {
+        "blk" => {
+            let blk = Blk::open(options).map_err(|error| io::Error::other(error.to_string()))?;
+            let size = blk.profile().map_or(0, |profile| profile.file_size.cast_signed());
+            (Box::new(blk), size)
+        }
+        _ => (Box::new(Net::open(options).map_err(|error| io::Error::other(error.to_string()))?), 0),
+    };
+    let found = (3..64).find(|&number| is_device(number));
+    if launch::sandbox() != Some(Sandbox::Off) {
+        let missing = seal::confine(size.cast_unsigned())?;
+        if !missing.is_empty() {
+            println!("{}", seal::line(&missing));
+        }
+        answer_refusals()?;
+        if filtered {
+            let kind = if kind == "blk" { Kind::Disk } else { Kind::Card };
+            sandbox::everything(kind)?.install()?;
+        }
+    }
+    let held = Held { parent, device: found, size };
+    for attempt in ATTEMPTS {
+        REFUSED.store(false, Ordering::Relaxed);
+        let result = (attempt.run)(&held);
+        let outcome = match result {
+            _ if REFUSED.load(Ordering::Relaxed) => "refused by the filter".to_owned(),
+            Ok(()) => "succeeded".to_owned(),
+            Err(error) => format!("refused: {error}"),
+        };
+        let line = format!("{outcome}\t{}\t{}\n", attempt.name, attempt.by_design.unwrap_or_default());
+        io::stderr().write_all(line.as_bytes())?;
+    }
+    drop(device);
+    Ok(())
+}
+
+/// Whether this is an image or a tap: what the standard library and this program open are sockets and pipes.
+fn is_device(number: RawFd) -> bool {
+    let name = std::fs::read_link(format!("/proc/self/fd/{number}")).unwrap_or_default();
+    name.starts_with("/dev/net/tun") || name.is_file()
+}
+
+/// Has a call that the filter refuses answer EPERM, so that one process can make all attempts.
+fn answer_refusals() -> io::Result<()> {
+    extern "C" fn answer(_: c_int, _: *const c_void, context: *mut libc::ucontext_t) {
+        REFUSED.store(true, Ordering::Relaxed);
+        // SAFETY: the kernel passes the context that this handler returns to.
+        unsafe { (*context).uc_mcontext.gregs[libc::REG_RAX as usize] = -i64::from(libc::EPERM) };
+    }
+    // SAFETY: zero is a value of each member, and the handler touches nothing but the context and an atomic.
+    let result = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = answer as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO;
+        libc::sigaction(libc::SIGSYS, &raw const action, std::ptr::null_mut())
+    };
+    nix::errno::Errno::result(result)?;
+    Ok(())
+}

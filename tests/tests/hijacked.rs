@@ -1,0 +1,156 @@
+//! A device process that was taken over has nothing but its device: the attempts of `outrigger_tests::hijack`, by a stand-in that is sealed by
+//! the same code, as root and as an unprivileged user; and all of them succeed where nothing is sealed, so that the test can fail.
+
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use outrigger_process::seal::Sandbox;
+use outrigger_process::{child, launch};
+use outrigger_tests::binaries::of_tests;
+use outrigger_tests::hijack::ATTEMPTS;
+use outrigger_tests::testbed::Testbed;
+use tempfile::TempDir;
+
+/// Nobody's, here.
+const USER: u32 = 12345;
+
+/// What came of an attempt, and its name.
+type Outcome = (String, String);
+
+/// Runs the stand-in as a device process is started, by root or by another user.
+fn attempts(kind: &str, options: &str, sandbox: Sandbox, user: Option<u32>) -> Vec<Outcome> {
+    attempts_with(kind, options, sandbox, user, &[])
+}
+
+fn attempts_with(kind: &str, options: &str, sandbox: Sandbox, user: Option<u32>, more: &[&str]) -> Vec<Outcome> {
+    let directory = TempDir::new().expect("there is room for temporary files");
+    // Where any user can execute it.
+    let program = directory.path().join("hijacked");
+    std::fs::copy(of_tests("hijacked"), &program).expect("the stand-in can be copied");
+    std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).expect("it is ours");
+    let mut command = Command::new(program);
+    child::prepare(&mut command).args([kind, options, &std::process::id().to_string()]).args(more);
+    command.env(launch::SANDBOX, sandbox.name()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    if let Some(user) = user {
+        command.uid(user).gid(user);
+    }
+    let output = match sandbox {
+        Sandbox::Off => command.output(),
+        Sandbox::On | Sandbox::Require => child::in_own_pid_namespace(|| command.output()),
+    };
+    let output = output.expect("the stand-in starts");
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{}: {text}", output.status);
+    let outcomes = text.lines().filter_map(|line| {
+        let (outcome, rest) = line.split_once('\t')?;
+        Some((outcome.to_owned(), rest.split_once('\t')?.0.to_owned()))
+    });
+    let outcomes: Vec<Outcome> = outcomes.collect();
+    assert_eq!(outcomes.len(), ATTEMPTS.len(), "{text}");
+    for (outcome, name) in &outcomes {
+        println!("{name:44} {outcome}");
+    }
+    outcomes
+}
+
+/// Those that succeeded, or did not, against what is so by design.
+fn surprises(outcomes: &[Outcome]) -> Vec<&Outcome> {
+    let by_design = |name: &str| ATTEMPTS.iter().any(|attempt| attempt.name == name && attempt.by_design.is_some());
+    outcomes.iter().filter(|(outcome, name)| (outcome == "succeeded") != by_design(name)).collect()
+}
+
+fn image(directory: &Path) -> String {
+    let image = directory.join("disk");
+    std::fs::write(&image, vec![0; 1 << 20]).expect("there is room for an image");
+    format!("path={}", image.display())
+}
+
+#[test]
+fn a_disks_process_has_nothing_but_its_image() {
+    let directory = TempDir::new().unwrap();
+    let outcomes = attempts("blk", &image(directory.path()), Sandbox::Require, None);
+    assert!(surprises(&outcomes).is_empty(), "{:#?}", surprises(&outcomes));
+}
+
+#[test]
+fn a_cards_process_has_nothing_but_its_tap() {
+    let outcomes = attempts("net", "tap=orhijacked", Sandbox::Require, None);
+    let surprises: Vec<_> = surprises(&outcomes).into_iter().filter(|(_, name)| !name.contains("image")).collect();
+    assert!(surprises.is_empty(), "{surprises:#?}");
+}
+
+#[test]
+fn nor_has_that_of_a_user_without_privileges() {
+    let directory = TempDir::new().unwrap();
+    let options = image(directory.path());
+    for path in [directory.path().to_owned(), directory.path().join("disk")] {
+        chown(path, Some(USER), Some(USER)).unwrap();
+    }
+    let outcomes = attempts("blk", &options, Sandbox::On, Some(USER));
+    assert!(surprises(&outcomes).is_empty(), "{:#?}", surprises(&outcomes));
+}
+
+/// The attempts that nothing but the filter of system calls refuses, on one kernel or another.
+const BY_FILTER_ONLY: &[&str] = &[
+    "a netlink socket",
+    "a vsock socket",
+    "a socket of the kernel's cryptography",
+    "a Unix socket",
+    "connect to a Unix socket by its path",
+    "an io_uring of its own",
+    "userfaultfd",
+    "load a BPF program",
+    "count performance events",
+    "a key of the kernel's",
+    "ask for a key ring",
+    "execute memory as a program",
+    "fork",
+    "fork a hundred times",
+    "a process by clone3, as threads are made",
+    "memory to execute",
+    "make memory executable",
+    "a filter of its own",
+    "type into the terminal of its caller",
+    "make the image shorter",
+];
+
+#[test]
+fn the_other_layers_hold_without_the_filter() {
+    let directory = TempDir::new().unwrap();
+    let outcomes = attempts_with("blk", &image(directory.path()), Sandbox::Require, None, &["unfiltered"]);
+    let surprises = surprises(&outcomes).into_iter().filter(|(_, name)| !BY_FILTER_ONLY.contains(&name.as_str()));
+    let surprises: Vec<_> = surprises.collect();
+    assert!(surprises.is_empty(), "{surprises:#?}");
+}
+
+/// The attempts that need something which the test bed's kernel or file system does not have.
+const NOT_IN_THE_BED: &[&str] =
+    &["read /etc/shadow", "a vsock socket", "a socket of the kernel's cryptography", "count performance events"];
+
+/// On Debian's kernel: nothing succeeds that must not, and without the sandbox everything does.
+#[test]
+#[ignore = "runs in the test bed, whose root may do everything: in_the_test_bed runs it"]
+fn as_root_of_a_host_that_is_thrown_away() {
+    let directory = TempDir::new().unwrap();
+    let options = image(directory.path());
+    for path in [directory.path().to_owned(), directory.path().join("disk")] {
+        chown(path, Some(USER), Some(USER)).unwrap();
+    }
+    for (sandbox, user) in [(Sandbox::Require, None), (Sandbox::On, Some(USER))] {
+        let outcomes = attempts("blk", &options, sandbox, user);
+        assert!(surprises(&outcomes).is_empty(), "{:#?}", surprises(&outcomes));
+    }
+    let outcomes = attempts("blk", &options, Sandbox::Off, None);
+    let failed =
+        outcomes.iter().filter(|(outcome, name)| outcome != "succeeded" && !NOT_IN_THE_BED.contains(&name.as_str()));
+    let failed: Vec<_> = failed.collect();
+    assert!(failed.is_empty(), "without a sandbox, these fail as well: {failed:#?}");
+}
+
+#[test]
+fn in_the_test_bed() {
+    let (testbed, run) = Testbed::new().these_tests("as_root_of_a_host_that_is_thrown_away", &["hijacked"]);
+    testbed.run(&run);
+}
