@@ -212,7 +212,7 @@ fn inherited<S: Server>(
     unsafe { nix::sys::signal::signal(Signal::SIGINT, nix::sys::signal::SigHandler::SigIgn) }
         .map_err(|error| host(format!("cannot ignore SIGINT: {error}")))?;
     seal::end_by_sigterm().map_err(|error| host(format!("cannot handle SIGTERM: {error}")))?;
-    let sandbox = launch::sandbox().unwrap_or(Sandbox::Off);
+    let sandbox = launch::sandbox().map_err(usage)?.unwrap_or(Sandbox::Off);
     let mut server = open(Iommu::Absent)?;
     seal(&server, sandbox)?;
     match server.serve(stream, options) {

@@ -68,6 +68,11 @@ impl Kind {
 }
 
 const AF_UNIX: u64 = libc::AF_UNIX as u64;
+/// Of `socketpair`: sockets that reach nobody but their pair.
+const CONNECTED: &[u64] =
+    &[(libc::SOCK_STREAM | libc::SOCK_CLOEXEC) as u64, (libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC) as u64];
+const SCHED_OTHER: u64 = libc::SCHED_OTHER as u64;
+const SCHED_BATCH: u64 = libc::SCHED_BATCH as u64;
 /// Of `fcntl`.
 const FCNTL: &[u64] = &[
     libc::F_GETFL as u64,
@@ -97,12 +102,16 @@ const SERVING: &[Allowed] = &[
     allow(Sysno::write, "eventfds: interrupts and doorbells"),
     allow(Sysno::getpeername, "whether a descriptor that came is a connected socket"),
     allow(Sysno::getsockopt, "the kind of a descriptor that came"),
-    allow_when(Sysno::socketpair, When::Is(0, &[AF_UNIX]), "the twin socket, and the ioregionfd of each client"),
+    allow_when(
+        Sysno::socketpair,
+        When::FirstAndSecond(&[AF_UNIX], CONNECTED),
+        "the twin socket, and the ioregionfd of each client",
+    ),
     allow(Sysno::eventfd2, "doorbells of each client"),
+    allow(Sysno::fstat, "the size of memory that came (glibc 2.39)"),
     allow_when(Sysno::newfstatat, When::Is(3, &[libc::AT_EMPTY_PATH as u64]), "the size of memory that came"),
     allow(Sysno::statx, "the kind of a descriptor that came"),
     allow(Sysno::readlinkat, "whether a descriptor that came is an eventfd"),
-    allow(Sysno::fstatfs, "whether memory that came cannot stall"),
     allow_when(
         Sysno::fcntl,
         When::Is(1, FCNTL),
@@ -126,7 +135,12 @@ const CARD_QUEUE: &[Allowed] = &[
     allow(Sysno::readv, "packets from the tap"),
     allow(Sysno::writev, "packets to the tap"),
     allow_when(Sysno::ioctl, When::Is(1, TAP), "queues that the driver switches on and off"),
-    allow(Sysno::sched_setscheduler, "to let those go first who make its work"),
+    // Of itself, and to no real-time policy.
+    allow_when(
+        Sysno::sched_setscheduler,
+        When::FirstAndSecond(&[0], &[SCHED_OTHER, SCHED_BATCH]),
+        "to let those go first who make its work",
+    ),
 ];
 
 /// The threads of any queue.
@@ -143,7 +157,6 @@ const HANG_UP: &[Allowed] = &[
     allow(Sysno::poll, "the end of the connection"),
     allow(Sysno::close, "the connection"),
     allow(Sysno::shutdown, "the connection"),
-    allow_when(Sysno::tgkill, When::Self_(0), "calls in which a client that has left holds a thread"),
 ];
 
 /// The threads that close what a peer has sent.

@@ -321,7 +321,7 @@ pub const ATTEMPTS: &[Attempt] = &[
         let (header, sets) = ([0x2008_0522u32, 0], [1u32, 1, 0, 0, 0, 0]);
         call(libc::SYS_capset, [pointer(header.as_ptr()), pointer(sets.as_ptr())]).map(drop)
     }),
-    // The last: whoever has one is nobody outside of it.
+    // The last, since its owner has no rights outside of it.
     refused("a user namespace", |_| call(libc::SYS_unshare, [libc::CLONE_NEWUSER.into()]).map(drop)),
     by_design("read and write the image", "it is the device's own", |held| {
         let mut byte = [0u8];

@@ -1,19 +1,25 @@
 //! A device process that was taken over has nothing but its device: the attempts of `outrigger_tests::hijack`, by a stand-in that is sealed by
 //! the same code, as root and as an unprivileged user; and all of them succeed where nothing is sealed, so that the test can fail.
 
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use outrigger_process::seal::Sandbox;
+use outrigger_process::seal::filter::EXIT_REFUSED;
 use outrigger_process::{child, launch};
-use outrigger_tests::binaries::of_tests;
+use outrigger_tests::binaries::{self, of_tests};
+use outrigger_tests::disk;
 use outrigger_tests::hijack::ATTEMPTS;
+use outrigger_tests::outrigger::{LIMIT, with_payload};
+use outrigger_tests::process::run;
 use outrigger_tests::testbed::Testbed;
 use tempfile::TempDir;
 
-/// Nobody's, here.
+/// No account has this number.
 const USER: u32 = 12345;
 
 /// What came of an attempt, and its name.
@@ -25,22 +31,7 @@ fn attempts(kind: &str, options: &str, sandbox: Sandbox, user: Option<u32>) -> V
 }
 
 fn attempts_with(kind: &str, options: &str, sandbox: Sandbox, user: Option<u32>, more: &[&str]) -> Vec<Outcome> {
-    let directory = TempDir::new().expect("there is room for temporary files");
-    // Where any user can execute it.
-    let program = directory.path().join("hijacked");
-    std::fs::copy(of_tests("hijacked"), &program).expect("the stand-in can be copied");
-    std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).expect("it is ours");
-    let mut command = Command::new(program);
-    child::prepare(&mut command).args([kind, options, &std::process::id().to_string()]).args(more);
-    command.env(launch::SANDBOX, sandbox.name()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    if let Some(user) = user {
-        command.uid(user).gid(user);
-    }
-    let output = match sandbox {
-        Sandbox::Off => command.output(),
-        Sandbox::On | Sandbox::Require => child::in_own_pid_namespace(|| command.output()),
-    };
-    let output = output.expect("the stand-in starts");
+    let output = stand_in(kind, options, sandbox, user, more);
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{}: {text}", output.status);
     let outcomes = text.lines().filter_map(|line| {
@@ -53,6 +44,27 @@ fn attempts_with(kind: &str, options: &str, sandbox: Sandbox, user: Option<u32>,
         println!("{name:44} {outcome}");
     }
     outcomes
+}
+
+/// The stand-in, when it has ended.
+fn stand_in(kind: &str, options: &str, sandbox: Sandbox, user: Option<u32>, more: &[&str]) -> Output {
+    let directory = TempDir::new().expect("there is room for temporary files");
+    // Where any user can execute it.
+    let program = directory.path().join("hijacked");
+    std::fs::copy(of_tests("hijacked"), &program).expect("the stand-in can be copied");
+    std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).expect("it is ours");
+    let mut command = Command::new(program);
+    child::prepare(&mut command).args([kind, options, &std::process::id().to_string()]).args(more);
+    command.env(launch::SANDBOX, sandbox.name()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    if let Some(user) = user {
+        command.uid(user).gid(user);
+    }
+    let output = match sandbox {
+        // Another user than root makes no PID namespace.
+        Sandbox::On | Sandbox::Require if user.is_none() => child::in_own_pid_namespace(|| command.output()),
+        _ => command.output(),
+    };
+    output.expect("the stand-in starts")
 }
 
 /// Those that succeeded, or did not, against what is so by design.
@@ -90,6 +102,64 @@ fn nor_has_that_of_a_user_without_privileges() {
     }
     let outcomes = attempts("blk", &options, Sandbox::On, Some(USER));
     assert!(surprises(&outcomes).is_empty(), "{:#?}", surprises(&outcomes));
+}
+
+#[test]
+fn a_refused_system_call_ends_the_process_with_one_line() {
+    let directory = TempDir::new().unwrap();
+    let output = stand_in("blk", &image(directory.path()), Sandbox::Require, None, &["told"]);
+    assert_eq!(output.status.code(), Some(EXIT_REFUSED.into()), "{output:?}");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(text, "outrigger: the sandbox refuses system call 257 (openat) to the process\n");
+}
+
+/// `outrigger-blk`, of whose layers one is missing: nobody has put it into a PID namespace.
+fn without_a_pid_namespace(sandbox: Sandbox) -> (Option<i32>, String) {
+    let directory = TempDir::new().expect("there is room for temporary files");
+    // The client leaves before it has said anything.
+    let (ours, theirs) = UnixStream::pair().expect("there are descriptors");
+    drop(ours);
+    let mut command = Command::new(binaries::path("outrigger-blk"));
+    child::prepare(&mut command).args(["--options", &image(directory.path()), "--fd", "0"]);
+    command.env(launch::SANDBOX, sandbox.name()).stdin(OwnedFd::from(theirs)).stdout(Stdio::null());
+    let output = command.stderr(Stdio::piped()).output().expect("it starts");
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+fn a_missing_layer_is_one_line_or_a_refusal() {
+    let line = "the sandbox is incomplete, as this host does not permit: a PID namespace (Operation not permitted (os error 1))\n";
+    let (status, text) = without_a_pid_namespace(Sandbox::Require);
+    assert_eq!((status, text), (Some(3), format!("outrigger-blk: sandbox=require: {line}")));
+    let (status, text) = without_a_pid_namespace(Sandbox::On);
+    assert_eq!((status, text), (Some(0), format!("outrigger-blk: warn: {line}")));
+    assert_eq!(without_a_pid_namespace(Sandbox::Off), (Some(0), String::new()));
+}
+
+/// As in a container, whose root may not make namespaces: the other layers hold, a line says what is missing, and the disk works.
+#[test]
+fn a_disk_works_where_namespaces_are_refused() {
+    let directory = TempDir::new().unwrap();
+    let image = disk::for_payload(directory.path());
+    let run_with = |sandbox: &str| {
+        let mut command = with_payload("blk");
+        command.arg("--disk").arg(format!("path={},sandbox={sandbox}", image.display()));
+        let mut contained = Command::new("setpriv");
+        contained.args(["--bounding-set=-sys_admin", "--inh-caps=-sys_admin"]);
+        contained.arg(command.get_program()).args(command.get_args());
+        run(&mut contained, LIMIT)
+    };
+    let ended = run_with("on");
+    ended.expect_code(0).expect_stdout("payload: passed");
+    let lines: Vec<_> = ended.stderr.lines().filter(|line| line.contains("the sandbox")).collect();
+    assert_eq!(lines.len(), 1, "{ended}");
+    for layer in ["a PID namespace", "a network namespace", "a mount namespace"] {
+        assert!(lines[0].contains(layer), "{ended}");
+    }
+    let ended = run_with("require");
+    ended.expect_code(3);
+    assert!(ended.stderr.starts_with("outrigger-blk: sandbox=require: the sandbox is incomplete"), "{ended}");
+    assert_eq!(ended.stderr.lines().count(), 1, "{ended}");
 }
 
 /// The attempts that nothing but the filter of system calls refuses, on one kernel or another.

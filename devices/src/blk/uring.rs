@@ -1,7 +1,7 @@
 //! A thread's io_uring: made once, restricted to what requests need, and used by one queue after the other.
 //!
 //! The ring can do no more than what is listed here, whoever has taken over the process: it opens nothing, connects nowhere,
-//! and takes no other files (`IORING_REGISTER_RESTRICTIONS`, Linux 5.10). What belongs to a queue in service, its doorbell and
+//! and makes no new descriptors (`IORING_REGISTER_RESTRICTIONS`, Linux 5.10). What belongs to a queue in service, its doorbell and
 //! its fence, is put in when the service begins and taken out at its end.
 
 use std::cell::Cell;
@@ -12,6 +12,7 @@ use std::sync::{Mutex, Once, PoisonError};
 
 use io_uring::register::Restriction;
 use io_uring::{IoUring, Submitter, cqueue, opcode, squeue, types};
+use outrigger_process::seal::filter;
 
 use crate::transport::layout::MAX_QUEUE_SIZE;
 
@@ -103,7 +104,13 @@ pub fn prepare() -> io::Result<()> {
 impl Ring {
     /// The calling thread's ring, or a new one if it has none, with these files in it. To be given back by [`Ring::release`].
     pub fn take(doorbell: RawFd, fence: Option<RawFd>) -> io::Result<Self> {
-        let ring = KEPT.take().map_or_else(Self::new, Ok)?;
+        let ring = match KEPT.take() {
+            Some(ring) => ring,
+            None if filter::is_installed() => {
+                return Err(io::Error::other("this thread has lost its ring, and may not make another"));
+            }
+            None => Self::new()?,
+        };
         match ring.set_files([doorbell, fence.unwrap_or(NONE)]) {
             Ok(()) => Ok(ring),
             Err(error) => {

@@ -37,10 +37,13 @@ pub fn vcpus() -> Option<u16> {
     std::env::var(VCPUS).ok()?.parse().ok()
 }
 
-/// Whether the program is to seal itself, for one that the VMM started; none: nobody has said.
-#[must_use]
-pub fn sandbox() -> Option<Sandbox> {
-    std::env::var(SANDBOX).ok()?.parse().ok()
+/// Whether the program is to seal itself, for one that the VMM started; none: the variable is not set.
+///
+/// # Errors
+/// The variable has another value, in one line.
+pub fn sandbox() -> Result<Option<Sandbox>, String> {
+    let Ok(text) = std::env::var(SANDBOX) else { return Ok(None) };
+    text.parse().map(Some).map_err(|problem| format!("{SANDBOX}: {problem}"))
 }
 
 /// Whether a predecessor may still run, for a program that the VMM started.

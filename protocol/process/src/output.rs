@@ -42,9 +42,15 @@ pub fn init(program: &'static str) {
     debug_assert!(built.is_ok(), "a program has one logger");
 }
 
+/// The program's name, as [`init`] was told.
+#[must_use]
+pub fn program() -> &'static str {
+    PROGRAM.get().copied().unwrap_or("outrigger")
+}
+
 /// Tells the user something in one line, with the program's name before it.
 pub fn tell(line: impl Display) {
-    let program = PROGRAM.get().copied().unwrap_or("outrigger");
+    let program = program();
     push(format!("{program}: {line}\n").into_bytes(), ROOM_FOR_USER);
 }
 
@@ -177,7 +183,7 @@ impl Queue {
             if state.dropped > 0 {
                 let dropped = std::mem::take(&mut state.dropped);
                 state.writing = true;
-                let program = PROGRAM.get().copied().unwrap_or("outrigger");
+                let program = program();
                 let why = "standard error was not read in time";
                 return format!("{program}: warning: {dropped} log lines dropped: {why}\n").into_bytes();
             }

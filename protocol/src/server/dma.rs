@@ -152,7 +152,7 @@ impl DmaTable {
         }
         // A file that is only for `pread` and `pwrite` is reached by messages: those calls would wait for whatever is behind the descriptor.
         let mappable = directions != 0 && by_descriptor != wire::DMA_FILE_IO;
-        let map = |fd: ForeignFd| match fd.lend_vfio_device().filter(|_| reaches_bars) {
+        let map = |fd: ForeignFd| match reaches_bars.then(|| fd.lend_vfio_device()).flatten() {
             Some(device) => MappedBar::new(request, device).map(Mapping::Bar),
             None => map_file(request, fd, self.socket).map(Mapping::Memory),
         };

@@ -1,6 +1,7 @@
-//! A stand-in for a device process that was taken over: `hijacked blk|net OPTIONS PARENT [unfiltered]` opens the device as the program of that name does,
+//! A stand-in for a device process that was taken over: `hijacked blk|net OPTIONS PARENT [unfiltered|told]` opens the device as the program of that name does,
 //! seals itself by the same code, and makes every attempt of [`outrigger_tests::hijack`]. The environment says how, as it does to a device
-//! program; `unfiltered` leaves out the filter of system calls. Prints a line for each attempt: what came of it, a tab, its name, and why it may succeed.
+//! program; `unfiltered` leaves out the filter of system calls, `told`
+//! leaves its answers to the product. Prints a line for each attempt: what came of it, a tab, its name, and why it may succeed.
 
 use std::ffi::{c_int, c_void};
 use std::io::{self, Write};
@@ -13,8 +14,8 @@ use outrigger_devices::blk::Blk;
 use outrigger_devices::net::Net;
 use outrigger_devices::sandbox::{self, Kind};
 use outrigger_devices::transport::VirtioDevice;
-use outrigger_process::launch;
 use outrigger_process::seal::{self, Sandbox};
+use outrigger_process::{inherited, launch};
 use outrigger_tests::hijack::{ATTEMPTS, Held};
 
 /// The last attempt met the filter.
@@ -22,15 +23,16 @@ static REFUSED: AtomicBool = AtomicBool::new(false);
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let (kind, options, parent, filtered) = match &words[..] {
-        [kind, options, parent] => (kind, options, parent, true),
-        [kind, options, parent, word] if word == "unfiltered" => (kind, options, parent, false),
+    let (kind, options, parent, refusals) = match &words[..] {
+        [kind, options, parent] => (kind, options, parent, Refusals::Answered),
+        [kind, options, parent, word] if word == "unfiltered" => (kind, options, parent, Refusals::None),
+        [kind, options, parent, word] if word == "told" => (kind, options, parent, Refusals::Told),
         _ => {
-            eprintln!("usage: hijacked blk|net OPTIONS PARENT [unfiltered]");
+            eprintln!("usage: hijacked blk|net OPTIONS PARENT [unfiltered|told]");
             return ExitCode::from(2);
         }
     };
-    match run(kind, options, parent.parse().unwrap_or(0), filtered) {
+    match run(kind, options, parent.parse().unwrap_or(0), refusals) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("hijacked: {error}");
@@ -39,7 +41,19 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(kind: &str, options: &str, parent: i32, filtered: bool) -> io::Result<()> {
+/// What comes of a system call that the filter refuses.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Refusals {
+    /// EPERM, so that one process can make all attempts.
+    Answered,
+    /// The end of the process, as in the product.
+    Told,
+    /// There is no filter.
+    None,
+}
+
+fn run(kind: &str, options: &str, parent: i32, refusals: Refusals) -> io::Result<()> {
+    inherited::normalize()?;
     // It stays open, as in the program that is taken over.
     let (device, size): (Box<dyn Send>, i64) = match kind {
         "blk" => {
@@ -50,13 +64,18 @@ fn run(kind: &str, options: &str, parent: i32, filtered: bool) -> io::Result<()>
         _ => (Box::new(Net::open(options).map_err(|error| io::Error::other(error.to_string()))?), 0),
     };
     let found = (3..64).find(|&number| is_device(number));
-    if launch::sandbox() != Some(Sandbox::Off) {
+    let sandbox = launch::sandbox().map_err(io::Error::other)?;
+    if sandbox != Some(Sandbox::Off) {
         let missing = seal::confine(size.cast_unsigned())?;
-        if !missing.is_empty() {
-            println!("{}", seal::line(&missing));
+        if !missing.is_empty() && sandbox == Some(Sandbox::Require) {
+            return Err(io::Error::other(seal::line(&missing)));
         }
-        answer_refusals()?;
-        if filtered {
+        match refusals {
+            Refusals::Answered => answer_refusals()?,
+            Refusals::Told => seal::filter::name_refused_calls()?,
+            Refusals::None => {}
+        }
+        if refusals != Refusals::None {
             let kind = if kind == "blk" { Kind::Disk } else { Kind::Card };
             sandbox::everything(kind)?.install()?;
         }
@@ -83,7 +102,7 @@ fn is_device(number: RawFd) -> bool {
     name.starts_with("/dev/net/tun") || name.is_file()
 }
 
-/// Has a call that the filter refuses answer EPERM, so that one process can make all attempts.
+/// Has a call that the filter refuses answer EPERM.
 fn answer_refusals() -> io::Result<()> {
     extern "C" fn answer(_: c_int, _: *const c_void, context: *mut libc::ucontext_t) {
         REFUSED.store(true, Ordering::Relaxed);

@@ -258,7 +258,7 @@ fn the_sandbox_is_told_to_programs_that_outrigger_starts_and_not_passed_on() {
     );
     assert_eq!(
         error("--device socket=/s,sandbox=on").to_string(),
-        "--device socket=/s,sandbox=on: sandbox: goes with program=PATH only; whoever starts the server at a socket seals it"
+        "--device socket=/s,sandbox=on: sandbox: goes with program=PATH only; Outrigger does not start the server at a socket"
     );
 }
 

@@ -32,7 +32,7 @@ const SOCKET_KEYS: &[&str] = &[SOCKET, USER, DMA, RESTART, DEADLINE, P2P];
 /// Outrigger's own keys where the flag says which program is started.
 const KIND_KEYS: &[&str] = &[DMA, RESTART, DEADLINE, SANDBOX];
 /// The same for hardware, which reaches memory by itself only.
-const HARDWARE_KEYS: &[&str] = &[RESTART, DEADLINE, P2P];
+const HARDWARE_KEYS: &[&str] = &[RESTART, DEADLINE, P2P, SANDBOX];
 
 /// A flag for one kind of device: `--disk X` means `--device program=outrigger-blk,X`.
 #[derive(Debug)]

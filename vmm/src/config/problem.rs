@@ -48,7 +48,7 @@ pub enum Problem {
     #[error("user: goes with socket=PATH only; a program that Outrigger starts runs as the same user")]
     UserOfProgram,
     /// A sandbox for a process that Outrigger does not start.
-    #[error("sandbox: goes with program=PATH only; whoever starts the server at a socket seals it")]
+    #[error("sandbox: goes with program=PATH only; Outrigger does not start the server at a socket")]
     SandboxOfSocket,
     /// DMA to other devices, by a process that maps nothing.
     #[error("p2p=on: cannot be had with dma=vmm, which maps guest RAM only")]

@@ -13,6 +13,8 @@ use seccompiler::{
 };
 use syscalls::Sysno;
 
+use crate::output;
+
 /// Exit status of a process that was ended for a system call: 128 and the number of SIGSYS, as shells have it.
 pub const EXIT_REFUSED: u8 = 128 + 31;
 
@@ -34,10 +36,12 @@ pub enum When {
     Always,
     /// The argument of this number, from 0, is one of these; 32 bits are looked at.
     Is(u8, &'static [u64]),
+    /// The first argument is one of the first list, and the second one of the second.
+    FirstAndSecond(&'static [u64], &'static [u64]),
     /// The argument of this number has none of these bits.
     Lacks(u8, u64),
     /// The argument of this number is this process.
-    Self_(u8),
+    ThisProcess(u8),
 }
 
 /// `call`, with any arguments.
@@ -52,6 +56,9 @@ pub const fn allow_when(call: Sysno, when: When, why: &'static str) -> Allowed {
     Allowed { call, when, why }
 }
 
+/// Memory that a client takes away, calls that a client holds, and the end of a process that has crashed.
+const SIGNALS: &[u64] = &[libc::SIGBUS as u64, libc::SIGURG as u64, libc::SIGSEGV as u64, libc::SIGABRT as u64];
+
 /// What every thread needs: to wait, to have memory, to return from a signal, to end.
 pub const EVERY_THREAD: &[Allowed] = &[
     allow(Sysno::futex, "locks, and waits for another thread"),
@@ -62,11 +69,9 @@ pub const EVERY_THREAD: &[Allowed] = &[
     allow(Sysno::brk, "memory"),
     allow(Sysno::madvise, "memory that is given back"),
     allow(Sysno::rt_sigreturn, "the end of a signal's handler"),
-    allow_when(
-        Sysno::rt_sigaction,
-        When::Is(0, &[libc::SIGBUS as u64, libc::SIGURG as u64]),
-        "memory that a client takes away, calls that it holds",
-    ),
+    allow(Sysno::getpid, "a signal to a thread of its own"),
+    allow_when(Sysno::tgkill, When::ThisProcess(0), "calls in which a client that has left holds a thread; abort"),
+    allow_when(Sysno::rt_sigaction, When::Is(0, SIGNALS), "handlers that are set when they are first needed"),
     allow(Sysno::rt_sigprocmask, "signals that a thread takes, and around a handler"),
     allow(Sysno::sigaltstack, "the end of a thread"),
     allow(Sysno::gettid, "a panic's message"),
@@ -120,27 +125,47 @@ impl Filter {
     /// The kernel has no seccomp, or `no_new_privs` is not set.
     pub fn install(&self) -> io::Result<()> {
         THREAD.set(self.thread);
-        seccompiler::apply_filter(&self.program).map_err(io::Error::other)
+        seccompiler::apply_filter(&self.program).map_err(io::Error::other)?;
+        INSTALLED.set(true);
+        Ok(())
     }
 }
 
 impl When {
     fn rules(self) -> io::Result<Vec<SeccompRule>> {
+        let condition = |index, operator, value| {
+            SeccompCondition::new(index, SeccompCmpArgLen::Dword, operator, value).map_err(io::Error::other)
+        };
         let rule = |index, operator, value| {
-            SeccompCondition::new(index, SeccompCmpArgLen::Dword, operator, value)
-                .and_then(|condition| SeccompRule::new(vec![condition]))
-                .map_err(io::Error::other)
+            SeccompRule::new(vec![condition(index, operator, value)?]).map_err(io::Error::other)
         };
         match self {
             Self::Always => Ok(Vec::new()),
             Self::Is(index, values) => values.iter().map(|&value| rule(index, SeccompCmpOp::Eq, value)).collect(),
+            Self::FirstAndSecond(first, second) => {
+                let pairs = first.iter().flat_map(|&first| second.iter().map(move |&second| (first, second)));
+                let both = |(first, second)| {
+                    let conditions =
+                        [(0, first), (1, second)].map(|(index, value)| condition(index, SeccompCmpOp::Eq, value));
+                    let conditions = conditions.into_iter().collect::<io::Result<Vec<_>>>()?;
+                    SeccompRule::new(conditions).map_err(io::Error::other)
+                };
+                pairs.map(both).collect()
+            }
             Self::Lacks(index, bits) => Ok(vec![rule(index, SeccompCmpOp::MaskedEq(bits), 0)?]),
-            Self::Self_(index) => Ok(vec![rule(index, SeccompCmpOp::Eq, std::process::id().into())?]),
+            Self::ThisProcess(index) => Ok(vec![rule(index, SeccompCmpOp::Eq, std::process::id().into())?]),
         }
     }
 }
 
+/// Whether the calling thread has a filter.
+#[must_use]
+pub fn is_installed() -> bool {
+    INSTALLED.get()
+}
+
 thread_local! {
+    static INSTALLED: Cell<bool> = const { Cell::new(false) };
     /// The kind of the thread, for the line.
     static THREAD: Cell<&'static str> = const { Cell::new("a thread") };
 }
@@ -182,7 +207,8 @@ extern "C" fn refused(_: c_int, info: *const RefusedCall, _: *const c_void) {
     let mut line = [0; 160];
     let mut left = &mut line[..];
     // It fits. Standard error may be a pipe that nobody reads: one line does not fill it.
-    let _ = writeln!(left, "the sandbox refuses system call {number} ({name}) to {}", THREAD.get());
+    let _ =
+        writeln!(left, "{}: the sandbox refuses system call {number} ({name}) to {}", output::program(), THREAD.get());
     let length = 160 - left.len();
     // SAFETY: writes from the array, then ends the process.
     unsafe {

@@ -11,8 +11,8 @@ use nix::sys::stat::{SFlag, fstat};
 /// leaves and of the one that comes, and what one message brings.
 const DESCRIPTORS: u64 = 2048;
 
-/// Room that the log has if it is a file, in bytes: years of lines, as they are limited.
-const LOG: u64 = 16 << 20;
+/// Room that the log has if it is a file, in bytes: other processes may write there, too.
+const LOG: u64 = 1 << 30;
 
 /// Lowers the limits that a device has no use for.
 pub(super) fn lower(file_size: u64) -> io::Result<()> {

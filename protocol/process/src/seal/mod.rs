@@ -1,4 +1,4 @@
-//! What a device process gives up once it has opened its device, so that somebody who takes it over has nothing but that device.
+//! The layers that a device process puts around itself once its device is open: one that is taken over has that device.
 //!
 //! [`confine`] is to be called by the only thread of a process, after it has opened what its options name: threads that it
 //! starts afterwards inherit all of it. Each layer holds by itself; a kernel, or a container around this process, that does
@@ -26,6 +26,9 @@ use std::str::FromStr;
 use nix::libc;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::unistd::Uid;
+
+use crate::inherited;
+use crate::links::{self, Reach};
 
 /// Whether a process seals itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -114,10 +117,12 @@ pub fn confine(file_size: u64) -> io::Result<Vec<Missing>> {
     if !was_root {
         layer("a user namespace", namespaces::own_user());
     }
-    // Whoever starts a process puts it there.
+    // The parent puts it there.
     let is_first = std::process::id() == 1;
     layer("a PID namespace", if is_first { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EPERM)) });
     namespaces::leave_others(&mut layer);
+    // Where there is no mount namespace, `/proc` is still there.
+    links::keep(Reach::Host)?;
     layer("an unprivileged user", user::change());
     if was_root {
         layer("a user namespace", namespaces::own_user());
@@ -136,6 +141,9 @@ pub fn confine(file_size: u64) -> io::Result<Vec<Missing>> {
 /// # Errors
 /// The system does not take the handler, which is not expected.
 pub fn end_by_sigterm() -> io::Result<()> {
+    if inherited::is_ignored(Signal::SIGTERM) {
+        return Ok(());
+    }
     extern "C" fn end(signal: c_int) {
         // SAFETY: ends the process.
         unsafe { libc::_exit(128 + signal) }

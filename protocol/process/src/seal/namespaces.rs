@@ -6,7 +6,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use crate::links;
+use crate::links::{self, Reach};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Gid, Uid, chdir, chroot, pivot_root};
@@ -52,7 +52,9 @@ fn empty_root() -> io::Result<()> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     // One that shows this process and no other, where the process has a PID namespace of its own.
     let _ = mount(Some("proc"), COVERED, Some("proc"), flags, Some("subset=pid"));
-    links::keep()?;
+    // An older kernel (before Linux 5.2) leaves the host's.
+    let _ = links::keep(Reach::Alone);
+    links::keep(Reach::Host)?;
     mount(Some("none"), COVERED, Some("tmpfs"), flags, Some("size=4k,nr_inodes=1,mode=0555"))?;
     chdir(COVERED)?;
     match pivot_root(".", ".") {
