@@ -242,6 +242,7 @@ fn descriptors_under_way_are_not_the_fault_of_another_device() {
     let ended = run.enough();
     ended.expect_code(0).expect_stdout("payload: passed");
     assert!(ended.stderr.contains("nothing could be sent"), "there were not too many; output:\n{ended}");
-    let lines = ended.stderr.lines().count();
+    // Such a host makes no namespaces either, which is said once.
+    let lines = ended.stderr.lines().filter(|line| !line.contains("the sandbox is incomplete")).count();
     assert!(lines <= LINES, "{lines} lines; output:\n{ended}");
 }
