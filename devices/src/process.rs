@@ -38,7 +38,7 @@ pub trait Server: 'static {
     /// The threads that it needs.
     fn needs(&self) -> Needs;
 
-    /// What it keeps when it is sealed; none: it opens files while it serves.
+    /// The profile under which it is sealed; none: it opens files while it serves.
     fn profile(&self) -> Option<Profile> {
         None
     }

@@ -54,7 +54,7 @@ pub fn everything(kind: Kind) -> io::Result<Filter> {
 impl Kind {
     fn serving(self) -> &'static [Allowed] {
         match self {
-            Self::Disk => DISK_SERVING,
+            Self::Disk => &[],
             Self::Card => CARD_SERVING,
         }
     }
@@ -147,10 +147,8 @@ const CARD_QUEUE: &[Allowed] = &[
 const QUEUE: &[Allowed] =
     &[allow(Sysno::read, "its doorbell"), allow(Sysno::write, "interrupts, and packets to the tap")];
 
-/// What is sent to the tap when the driver starts and stops the card.
+/// Requests to the tap when the driver starts and stops the card.
 const CARD_SERVING: &[Allowed] = &[allow_when(Sysno::ioctl, When::Is(1, TAP), "the tap's queues and offloads")];
-
-const DISK_SERVING: &[Allowed] = &[];
 
 /// The thread that waits for a client to hang up.
 const HANG_UP: &[Allowed] = &[

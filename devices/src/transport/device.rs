@@ -43,7 +43,7 @@ pub trait VirtioDevice: Send + 'static {
     /// How many virtqueues there are, at most [`super::MAX_QUEUES`]. Constant.
     fn queues(&self) -> u16;
 
-    /// What it keeps in a process that is sealed; none: it opens files while it serves. Constant.
+    /// The profile under which its process is sealed; none: it opens files while it serves. Constant.
     fn profile(&self) -> Option<Profile> {
         None
     }

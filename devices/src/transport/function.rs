@@ -68,7 +68,7 @@ impl<D: VirtioDevice> PciFunction<D> {
         Ok(function)
     }
 
-    /// What it keeps in a process that is sealed.
+    /// The profile under which its process is sealed.
     #[must_use]
     pub fn profile(&self) -> Option<Profile> {
         self.profile

@@ -26,7 +26,7 @@ struct State {
     /// A thread was made for work, and is not enlisted.
     has_others: bool,
     closed: bool,
-    /// What each thread has still to do, once.
+    /// The step that each thread has still to take, once.
     prepare: Option<Arc<Prepare>>,
     /// How many have done so, and the first error.
     prepared: usize,

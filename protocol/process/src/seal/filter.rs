@@ -25,7 +25,7 @@ pub struct Allowed {
     pub call: Sysno,
     /// With which arguments.
     pub when: When,
-    /// What it is needed for.
+    /// The reason.
     pub why: &'static str,
 }
 
@@ -59,7 +59,7 @@ pub const fn allow_when(call: Sysno, when: When, why: &'static str) -> Allowed {
 /// Memory that a client takes away, calls that a client holds, and the end of a process that has crashed.
 const SIGNALS: &[u64] = &[libc::SIGBUS as u64, libc::SIGURG as u64, libc::SIGSEGV as u64, libc::SIGABRT as u64];
 
-/// What every thread needs: to wait, to have memory, to return from a signal, to end.
+/// The calls of every thread: to wait, to have memory, to return from a signal, to end.
 pub const EVERY_THREAD: &[Allowed] = &[
     allow(Sysno::futex, "locks, and waits for another thread"),
     allow_when(Sysno::mmap, When::Lacks(2, libc::PROT_EXEC as u64), "memory, none of it executable"),
