@@ -40,8 +40,20 @@ impl Seen {
     }
 }
 
-/// The processes that `parent` started and that are still its children.
+/// The process that starts a VMM's device processes.
+const LAUNCHER: &str = "launcher";
+
+/// The processes that `parent` has as children, but for a VMM's launcher.
 pub fn children(parent: Pid) -> Vec<Seen> {
+    all_children(parent).into_iter().filter(|child| child.name != LAUNCHER).collect()
+}
+
+/// A VMM's launcher.
+pub fn launcher(vmm: Pid) -> Option<Seen> {
+    all_children(vmm).into_iter().find(|child| child.name == LAUNCHER)
+}
+
+fn all_children(parent: Pid) -> Vec<Seen> {
     let entries = fs::read_dir("/proc").expect("every Linux has /proc");
     let numbers = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     numbers.filter_map(Seen::at).filter(|(_, by)| *by == parent.as_raw()).map(|(seen, _)| seen).collect()

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use outrigger_tests::leftovers::{Seen, children, expect_ended};
+use outrigger_tests::leftovers::{Seen, children, expect_ended, launcher};
 use outrigger_tests::outrigger::{LIMIT, with_disk_and, with_payload};
 use outrigger_tests::process::{Ended, Process, eventually};
 use outrigger_tests::qemu::Server;
@@ -191,6 +191,27 @@ fn a_program_that_comes_back_as_something_else_is_refused() {
     let ended = withdrawn_after(&format!("exec {} --options '' --fd 0", paths.display()));
     let line = "no successor: its process is another device: it is a ";
     assert_eq!(ended.stderr.matches(line).count(), 3, "{ended}");
+}
+
+#[test]
+fn without_its_launcher_a_run_goes_on_until_a_device_fails() {
+    let directory = TempDir::new().expect("there is room for temporary files");
+    let mut command = with_payload("allones");
+    with_disk_and(&mut command, &disk::for_payload(directory.path()), "");
+    let mut vmm = Process::start(&mut command, LIMIT);
+    vmm.wait_for("ready\n");
+    let launcher = launcher(vmm.pid()).expect("a run with devices has one");
+    kill(launcher.pid, Signal::SIGKILL).expect("it runs");
+    expect_ended(&[launcher]);
+    thread::sleep(Duration::from_millis(300));
+    assert!(!vmm.has_ended() && vmm.stderr().is_empty(), "{}", vmm.finish());
+    kill(devices(&vmm)[0].pid, Signal::SIGKILL).expect("it runs");
+    let ended = vmm.finish();
+    ended.expect_code(6).expect_stdout("ok allones\n").expect_stdout("payload: passed");
+    let line = "outrigger-blk was killed by SIGKILL, and outrigger's launcher, which starts device processes, has ended; from now on \
+                the guest reads all-ones from it";
+    ended.expect_stderr(line).expect_stderr("the guest ended after a device process had died");
+    assert_eq!(ended.stderr.lines().count(), 2, "{ended}");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::process::Command;
 use nix::sys::signal::Signal;
 use outrigger_tests::disk;
 use outrigger_tests::leftovers::{
-    Seen, children, expect_empty, expect_ended, expect_no_interface, open_files, sockets,
+    Seen, children, expect_empty, expect_ended, expect_no_interface, launcher, open_files, sockets,
 };
 use outrigger_tests::outrigger::{LIMIT, with_disk, with_payload};
 use outrigger_tests::process::{Ended, Process};
@@ -16,6 +16,7 @@ use tempfile::TempDir;
 struct Run {
     vmm: Process,
     devices: Vec<Seen>,
+    launcher: Seen,
     interface: String,
     directory: TempDir,
 }
@@ -35,7 +36,8 @@ impl Run {
         let mut vmm = Process::start_with_input(&mut command, LIMIT);
         vmm.wait_for("ready\n");
         let devices = children(vmm.pid());
-        let run = Self { vmm, devices, interface: interface.to_owned(), directory };
+        let launcher = launcher(vmm.pid()).expect("a run with devices has a launcher");
+        let run = Self { vmm, devices, launcher, interface: interface.to_owned(), directory };
         run.expect_two_confined_devices();
         run
     }
@@ -53,6 +55,9 @@ impl Run {
         assert_eq!(holders("/dev/net/tun"), ["outrigger-net"]);
         assert!(holders("kvm").is_empty(), "device processes hold KVM files: {:?}", holders("kvm"));
         let vmm = open_files(self.vmm.pid());
+        let launcher = open_files(self.launcher.pid);
+        let others: Vec<_> = launcher.iter().filter(|file| !file.contains("/dev/null")).collect();
+        assert_eq!(others.len(), 2, "the launcher has more than its socket and standard error: {launcher:?}");
         // The tap is kept for a successor, and nothing is done with it. An image is locked, and would stay so.
         let held = |what: &str| vmm.iter().filter(|file| file.contains(what)).count();
         assert_eq!((held("disk.img"), held("net/tun")), (0, 1), "the VMM holds other back ends: {vmm:?}");
@@ -60,9 +65,10 @@ impl Run {
 
     #[track_caller]
     fn expect_nothing_left(self) -> Ended {
-        let Self { vmm, devices, interface, directory } = self;
+        let Self { vmm, devices, launcher, interface, directory } = self;
         let ended = vmm.finish();
         expect_ended(&devices);
+        expect_ended(&[launcher]);
         expect_no_interface(&interface);
         expect_empty(&directory.path().join("private"));
         let path = directory.path().to_str().expect("a plain path");

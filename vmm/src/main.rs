@@ -58,7 +58,7 @@ fn print(text: &str) -> u8 {
 
 fn start(config: &Config, patience: &mut Duration) -> u8 {
     // There is no other thread yet.
-    match Control::start() {
+    match Control::start(config) {
         Ok(control) => run(config, &control, patience),
         Err(error) => {
             tell(error);

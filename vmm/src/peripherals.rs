@@ -105,7 +105,6 @@ impl Peripherals {
     /// For the first device that cannot be had. The others are let go by whoever holds `control`.
     pub fn attach(
         configs: &[DeviceConfig],
-        cpus: u8,
         backplane: &Backplane,
         ram: &Arc<GuestRam>,
         bus: &PciBus,
@@ -113,9 +112,10 @@ impl Peripherals {
         control: &Control,
     ) -> Result<Self, PeripheralError> {
         let vfio = VfioFiles::new(backplane.addresses.vm().clone());
-        let host = Arc::new(Host { ram: ram.clone(), vfio, control: control.clone(), cpus });
+        let host = Arc::new(Host { ram: ram.clone(), vfio, control: control.clone() });
         // All start before the first is asked anything, so that they start at the same time.
-        let started = configs.iter().map(|config| First::start(config, &host)).collect::<Result<Vec<_>, _>>()?;
+        let started = (1..).map(Slot).zip(configs).map(|(slot, config)| First::start(slot, config, &host));
+        let started = started.collect::<Result<Vec<_>, _>>()?;
         configs.iter().for_each(|config| config.source.close_inherited());
         let mut parts = Vec::new();
         for (slot, first) in (1..).map(Slot).zip(&started) {
@@ -224,8 +224,8 @@ struct First {
 }
 
 impl First {
-    fn start(config: &DeviceConfig, host: &Host) -> Result<Self, PeripheralError> {
-        let reached = start(&config.source, host, None);
+    fn start(slot: Slot, config: &DeviceConfig, host: &Host) -> Result<Self, PeripheralError> {
+        let reached = start(slot, &config.source, host, None);
         let reached = reached.map_err(|problem| PeripheralError { label: config.label.clone(), problem })?;
         Ok(Self { config: config.clone(), bus_master: Arc::default(), reached })
     }

@@ -3,9 +3,11 @@
 use std::ffi::c_int;
 use std::fs::File;
 use std::io;
+use std::os::fd::RawFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use nix::errno::Errno;
 use nix::libc;
 use nix::sched::{CloneFlags, setns, unshare};
 
@@ -32,6 +34,11 @@ const LAST_SIGNAL: c_int = 64;
 /// as the parent (`PR_SET_PDEATHSIG`, see prctl(2)). A program that changes its credentials or capabilities later loses
 /// this setting and has to make it again.
 pub fn prepare(command: &mut Command) -> &mut Command {
+    prepare_for(command, std::process::id())
+}
+
+/// The same for a child of `parent`, a process that is not this one.
+pub fn prepare_for(command: &mut Command, parent: u32) -> &mut Command {
     command.env_clear();
     for name in KEPT {
         if let Some(value) = std::env::var_os(name) {
@@ -39,10 +46,21 @@ pub fn prepare(command: &mut Command) -> &mut Command {
         }
     }
     command.process_group(0);
-    let parent = std::process::id();
     let limits = callers_descriptors();
     // SAFETY: between fork and exec the closure makes system calls only, with values of its own.
     unsafe { command.pre_exec(move || in_child(parent, limits)) }
+}
+
+/// Leaves these descriptors open in the program, under the same numbers. Call it after [`prepare`].
+pub fn keep(command: &mut Command, numbers: Vec<RawFd>) {
+    // SAFETY: between fork and exec the closure makes system calls only, on plain values.
+    unsafe { command.pre_exec(move || numbers.iter().try_for_each(|&number| inherit(number))) };
+}
+
+fn inherit(number: RawFd) -> io::Result<()> {
+    // SAFETY: a system call on plain values.
+    Errno::result(unsafe { libc::fcntl(number, libc::F_SETFD, 0) })?;
+    Ok(())
 }
 
 /// Calls `start`, and has a child that this thread makes meanwhile be the first process of a PID namespace of its own

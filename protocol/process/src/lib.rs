@@ -8,6 +8,9 @@
 //! | [`aligned`] | text in columns |
 //! | [`child`] | a child process that starts in that known form and ends with its parent |
 //! | [`crew`] | threads that are made at the start, for work that comes later |
+//! | [`fork`] | a process that is a copy of this one, without a program of its own |
+//! | [`packets`] | messages with descriptors between a process and its copy |
+//! | [`pidfd`] | a process by its descriptor |
 //! | [`links`] | the kind of a descriptor, without a path |
 //! | [`heap`] | one heap for all threads |
 //! | [`output`] | lines for the user and the log, written by a thread that alone may block |
@@ -17,12 +20,15 @@
 pub mod aligned;
 pub mod child;
 pub mod crew;
+pub mod fork;
 pub mod heap;
 pub mod inherited;
 pub mod launch;
 pub mod links;
 pub mod options;
 pub mod output;
+pub mod packets;
+pub mod pidfd;
 pub mod rate_limit;
 pub mod seal;
 

@@ -34,6 +34,7 @@ use nix::sys::signal::Signal;
 use outrigger_process::output;
 use outrigger_protocol::server::Listener;
 
+use crate::config::Config;
 use crate::console::terminal::Terminal;
 use crate::control::connections::Connections;
 use crate::control::launcher::Launcher;
@@ -57,6 +58,9 @@ const STACK: usize = 64 << 10;
 /// No control thread.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
+    /// There is no launcher.
+    #[error("cannot start the process that starts device processes")]
+    Launcher(#[source] io::Error),
     /// Signals cannot be taken over.
     #[error(transparent)]
     Signals(#[from] SignalsError),
@@ -74,7 +78,7 @@ pub struct Control {
     pub connections: Connections,
     /// Every device process that this one has started.
     pub processes: Processes,
-    /// Starts them.
+    /// Has them started.
     pub launcher: Launcher,
     terminal: Arc<OnceLock<Arc<Terminal>>>,
     guest_runs: Arc<AtomicBool>,
@@ -82,20 +86,21 @@ pub struct Control {
 }
 
 impl Control {
-    /// Takes over signals and starts the thread. Call it before the process has any other thread.
+    /// Makes the run's launcher, takes over signals and starts the thread. Call it before the process has any other thread.
     ///
     /// # Errors
     /// See [`ControlError`].
-    pub fn start() -> Result<Self, ControlError> {
+    pub fn start(config: &Config) -> Result<Self, ControlError> {
+        let launcher = Launcher::begin(config).map_err(ControlError::Launcher)?;
         let signals = Signals::block()?;
-        let control = Self::without_thread().map_err(ControlError::Start)?;
+        let control = Self { launcher, ..Self::without_thread().map_err(ControlError::Start)? };
         let own = control.clone();
         let thread = thread::Builder::new().name("control".into()).stack_size(STACK);
         thread.spawn(move || own.run(&signals)).map_err(ControlError::Start)?;
         Ok(control)
     }
 
-    /// The same without the thread, for a caller whose signals are its own.
+    /// The same without thread and launcher, for a caller whose signals are its own.
     ///
     /// # Errors
     /// If the system has no descriptors left.

@@ -1,29 +1,30 @@
 //! The device processes that this one has started: each is watched by a pidfd, and all are ended at once.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, ExitStatus};
+use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::Signal;
 use outrigger_process::output::tell;
+use outrigger_process::pidfd::PidFd;
 
-/// A process that was started.
+/// A process that was started, a child of this one.
 #[derive(Debug)]
 pub struct DeviceProcess {
     program: String,
     id: u32,
     /// Readable when the process has ended.
-    pidfd: OwnedFd,
+    pidfd: PidFd,
     /// Readable when the process may have stopped, gone on or ended since it was last read.
     changed: EventFd,
-    child: Mutex<Child>,
+    /// How it has ended, once that was found.
+    status: Mutex<Option<ExitStatus>>,
 }
 
 /// How much time processes have to end.
@@ -42,17 +43,10 @@ impl DeviceProcess {
     ///
     /// # Errors
     /// If the system has no descriptors left; the child is killed then.
-    pub fn new(program: String, mut child: Child) -> io::Result<Self> {
-        let id = child.id();
-        // SAFETY: a system call on plain values.
-        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, id, 0) };
-        let fd = Errno::result(fd).inspect_err(|_| _ = child.kill())?;
-        let number = i32::try_from(fd).expect("descriptors are small");
-        // SAFETY: the call has just made this descriptor, and it is nobody else's.
-        let pidfd = unsafe { OwnedFd::from_raw_fd(number) };
+    pub fn new(program: String, id: u32, pidfd: PidFd) -> io::Result<Self> {
         let changed = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
-        let changed = changed.inspect_err(|_| _ = child.kill())?;
-        Ok(Self { program, id, pidfd, changed, child: Mutex::new(child) })
+        let changed = changed.inspect_err(|_| pidfd.signal(Signal::SIGKILL))?;
+        Ok(Self { program, id, pidfd, changed, status: Mutex::default() })
     }
 
     /// Its name.
@@ -69,9 +63,7 @@ impl DeviceProcess {
 
     /// Sends a signal, unless the process has ended.
     pub fn signal(&self, signal: Signal) {
-        let (fd, number) = (self.pidfd.as_raw_fd(), signal as libc::c_int);
-        // SAFETY: a system call on plain values and no pointer to anything.
-        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, number, std::ptr::null::<libc::siginfo_t>(), 0) };
+        self.pidfd.signal(signal);
     }
 
     /// Readable when the process may have stopped, gone on or ended since [`is_stopped`](Self::is_stopped) was asked.
@@ -84,20 +76,17 @@ impl DeviceProcess {
     pub fn is_stopped(&self) -> bool {
         // An error says that there was nothing to read.
         let _ = self.changed.read();
-        // SAFETY: all zeros are a valid `siginfo_t`, in which no process is named.
-        let mut information: libc::siginfo_t = unsafe { std::mem::zeroed() };
-        let id = libc::id_t::try_from(self.pidfd.as_raw_fd()).unwrap_or(0);
-        let options = libc::WSTOPPED | libc::WNOHANG | libc::WNOWAIT;
-        // SAFETY: `information` has room for what the call writes.
-        let result = unsafe { libc::waitid(libc::P_PIDFD, id, &raw mut information, options) };
-        // SAFETY: the call, or the zeros above, have set this field.
-        result == 0 && unsafe { information.si_pid() } != 0
+        self.pidfd.is_stopped()
     }
 
     /// How it ended, if it has, or does within `limit`.
     pub fn wait(&self, limit: Duration) -> Option<ExitStatus> {
         wait_for_all(&[self], limit);
-        self.child.lock().unwrap_or_else(PoisonError::into_inner).try_wait().ok().flatten()
+        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        if status.is_none() {
+            *status = self.pidfd.take_status().ok().flatten();
+        }
+        *status
     }
 }
 
@@ -231,9 +220,11 @@ mod tests {
 
     use super::*;
 
+    #[expect(clippy::zombie_processes, reason = "it is waited for by its descriptor")]
     fn start(script: &str) -> Arc<DeviceProcess> {
         let child = Command::new("/bin/sh").args(["-c", script]).spawn().unwrap();
-        Arc::new(DeviceProcess::new("sh".to_owned(), child).unwrap())
+        let pidfd = PidFd::open(child.id()).unwrap();
+        Arc::new(DeviceProcess::new("sh".to_owned(), child.id(), pidfd).unwrap())
     }
 
     #[test]

@@ -211,8 +211,7 @@ impl Machine {
         };
         let mut windows = Windows::new(layout::PCI_MEMORY_32, self.pci_memory_64, layout::PCI_IO);
         let configs = &config.pci_devices;
-        self.peripherals =
-            Peripherals::attach(configs, config.cpus, &backplane, &self.ram, &bus, &mut windows, control)?;
+        self.peripherals = Peripherals::attach(configs, &backplane, &self.ram, &bus, &mut windows, control)?;
         Ok(())
     }
 

@@ -90,6 +90,11 @@ impl PeripheralError {
 }
 
 impl Problem {
+    /// Whether every other process would fail likewise.
+    pub(super) fn is_final(&self) -> bool {
+        matches!(self, Self::Spawn(error) if error.is_final())
+    }
+
     /// Whether the device process itself has told the user.
     pub(super) fn is_told(&self) -> bool {
         matches!(self, Self::Exited(status) if has_told(*status))

@@ -27,7 +27,6 @@ pub(super) struct Host {
     pub(super) ram: Arc<GuestRam>,
     pub(super) vfio: Arc<VfioFiles>,
     pub(super) control: Control,
-    pub(super) cpus: u8,
 }
 
 /// Parameters for opening a device.

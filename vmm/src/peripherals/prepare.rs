@@ -33,7 +33,7 @@ impl Peripheral {
     /// If there is none, or it is not the same device. It is gone then.
     pub(super) fn get_ready(&self, source: Source, end: Instant) -> Result<Ready, Problem> {
         let kept = self.kept.as_ref().map(Kept::descriptors);
-        let reached = match start(&source, &self.host, kept)? {
+        let reached = match start(self.slot, &source, &self.host, kept.as_ref().map(|kept| kept.as_slice()))? {
             Some(reached) => reached,
             None => reach_again(&source, &self.host, &self.generations, end)?,
         };

@@ -89,6 +89,7 @@ impl Peripheral {
                 true => match self.try_successor(&outage) {
                     Ok(()) => return true,
                     Err(_) if self.generations.has_ended() => return false,
+                    Err(problem) if problem.is_final() => problem.to_string(),
                     Err(problem) => {
                         if !problem.is_told() {
                             let (slot, label) = (self.slot, &self.config.label);

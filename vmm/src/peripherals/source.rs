@@ -12,8 +12,8 @@ use super::error::Problem;
 use super::open::Host;
 use crate::attach::generations::Generations;
 use crate::config::Source;
-use crate::control::launcher::Launch;
 use crate::control::processes::DeviceProcess;
+use crate::pci::Slot;
 
 /// Pause between two looks whether somebody listens.
 const RETRY: Duration = Duration::from_millis(20);
@@ -25,19 +25,20 @@ pub(super) struct Reached {
     pub(super) process: Option<Arc<DeviceProcess>>,
 }
 
-/// Starts the program of a source; none: it is a socket, on which somebody has to listen.
+/// Starts the program of a source for the device in `slot`; none: it is a socket, on which somebody has to listen.
 ///
 /// # Errors
 /// If the program cannot be started.
 pub(super) fn start(
+    slot: Slot,
     source: &Source,
     host: &Host,
-    successor: Option<Arc<Vec<ForeignFd>>>,
+    predecessors: Option<&[ForeignFd]>,
 ) -> Result<Option<Reached>, Problem> {
-    let Source::Program { program, options, inherited, sandbox } = source else { return Ok(None) };
-    let (program, options, inherited) = (program.clone(), options.clone(), inherited.clone());
-    let launch = Launch { program, options, inherited, sandbox: *sandbox, cpus: host.cpus, successor };
-    let (process, stream) = host.control.launcher.start(launch).map_err(Problem::Spawn)?;
+    let Source::Program { program, .. } = source else { return Ok(None) };
+    // Slot 0 is the host bridge; the devices of the command line follow.
+    let started = host.control.launcher.start(slot.0 - 1, program, predecessors);
+    let (process, stream) = started.map_err(Problem::Spawn)?;
     let process = Arc::new(process);
     host.control.processes.add(&process);
     Ok(Some(Reached { stream, process: Some(process) }))

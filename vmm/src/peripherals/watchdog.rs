@@ -56,6 +56,7 @@ mod tests {
     use std::process::Command;
 
     use nix::sys::signal::Signal;
+    use outrigger_process::pidfd::PidFd;
 
     use super::*;
 
@@ -69,9 +70,11 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::zombie_processes, reason = "it is waited for by its descriptor")]
     fn a_process_that_is_stopped_is_given_up_before_the_end() {
         let child = Command::new("sleep").arg("60").spawn().unwrap();
-        let process = DeviceProcess::new("sleep".to_owned(), child).unwrap();
+        let pidfd = PidFd::open(child.id()).unwrap();
+        let process = DeviceProcess::new("sleep".to_owned(), child.id(), pidfd).unwrap();
         process.signal(Signal::SIGSTOP);
         let (end, probe) = (Instant::now() + Duration::from_secs(600), Duration::from_millis(20));
         let (give_up, is_given_up) = channel();

@@ -39,13 +39,13 @@ fn with(queues: usize) -> io::Result<()> {
     }
     let processes = guest.processes()?;
     for process in &processes {
-        print(
-            "queues",
-            queues,
-            &format!("memory-{}", process.name.strip_prefix("outrigger-").unwrap_or("vmm")),
-            mebibytes(process.private),
-        );
+        print("queues", queues, &format!("memory-{}", short(&process.name)), mebibytes(process.private));
     }
     print("queues", queues, "threads", super::total(processes.iter().map(|process| process.threads)));
     guest.end()
+}
+
+/// A process's name in figures.
+fn short(name: &str) -> &str {
+    if name == "outrigger" { "vmm" } else { name.strip_prefix("outrigger-").unwrap_or(name) }
 }
