@@ -4,6 +4,8 @@ use std::io;
 
 use outrigger_process::crew::{self, Role};
 
+use crate::sandbox::Clients;
+
 /// One client may still be leaving when the next one comes.
 const HANG_UP: usize = 2;
 /// One that oversees, and two that close: one that is stuck holds up nothing.
@@ -18,11 +20,11 @@ pub struct Needs {
     pub ioregionfds: u16,
 }
 
-/// Makes the threads; `has_signals`: one waits for signals. Call it once, while the process has no other threads that matter.
+/// Makes the threads: of a process with many clients, one waits for the signal that ends it. Call it once, while the process has no other threads that matter.
 ///
 /// # Errors
 /// The system has no more threads.
-pub fn enlist(needs: Needs, has_signals: bool) -> io::Result<()> {
+pub fn enlist(needs: Needs, clients: Clients) -> io::Result<()> {
     let Needs { queues, ioregionfds } = needs;
     for (role, count) in [
         (Role::Queue, usize::from(queues)),
@@ -30,7 +32,7 @@ pub fn enlist(needs: Needs, has_signals: bool) -> io::Result<()> {
         (Role::HangUp, HANG_UP),
         (Role::Closing, CLOSING),
         (Role::Output, 1),
-        (Role::Signals, usize::from(has_signals)),
+        (Role::Signals, usize::from(clients == Clients::Many)),
     ] {
         crew::enlist(role, count)?;
     }

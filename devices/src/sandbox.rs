@@ -18,6 +18,15 @@ pub enum Kind {
     Card,
 }
 
+/// The clients of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clients {
+    /// The one that it was started for.
+    One,
+    /// One after the other, by a socket on which it listens.
+    Many,
+}
+
 /// What a process keeps that is sealed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Profile {
@@ -28,8 +37,9 @@ pub struct Profile {
 }
 
 /// The thread that serves the client.
-pub fn serving(kind: Kind) -> io::Result<Filter> {
-    Filter::new("the thread that serves the client", &[EVERY_THREAD, MESSAGES, SERVING, kind.serving()])
+pub fn serving(kind: Kind, clients: Clients) -> io::Result<Filter> {
+    let accepting = if clients == Clients::Many { ACCEPTING } else { &[] };
+    Filter::new("the thread that serves the client", &[EVERY_THREAD, MESSAGES, SERVING, kind.serving(), accepting])
 }
 
 /// A thread of the crew.
@@ -46,8 +56,8 @@ pub fn thread(kind: Kind, role: Role) -> io::Result<Filter> {
 
 /// All that any thread of the process may do: what it can do when it is taken over.
 pub fn everything(kind: Kind) -> io::Result<Filter> {
-    let lists =
-        [EVERY_THREAD, MESSAGES, SERVING, kind.serving(), QUEUE, kind.queue(), HANG_UP, CLOSING, OUTPUT, SIGNALS];
+    let serving = [EVERY_THREAD, MESSAGES, SERVING, kind.serving(), ACCEPTING];
+    let lists = [&serving[..], &[QUEUE, kind.queue(), HANG_UP, CLOSING, OUTPUT, SIGNALS]].concat();
     Filter::new("the process", &lists)
 }
 
@@ -118,6 +128,9 @@ const SERVING: &[Allowed] = &[
         "flags of descriptors that came, copies of them, and the lock on the image",
     ),
 ];
+
+/// The thread that serves one client after the other.
+const ACCEPTING: &[Allowed] = &[allow(Sysno::accept4, "the next client")];
 
 /// The thread of a disk's queue.
 const DISK_QUEUE: &[Allowed] = &[

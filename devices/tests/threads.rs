@@ -17,14 +17,14 @@ use machine::{By, Machine, load};
 const LIMIT: Duration = Duration::from_secs(20);
 
 fn entries(machine: &Machine, directory: &str) -> Vec<String> {
-    let path = format!("/proc/{}/{directory}", machine.process.child.id());
+    let path = format!("/proc/{}/{directory}", machine.process.serving);
     fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }
 
 /// The threads by number, and their names; not those of the kernel's own, which work for a ring and come and go.
 fn threads(machine: &Machine) -> BTreeMap<String, String> {
     let named = |thread: String| {
-        let comm = format!("/proc/{}/task/{thread}/comm", machine.process.child.id());
+        let comm = format!("/proc/{}/task/{thread}/comm", machine.process.serving);
         fs::read_to_string(comm).ok().map(|name| (thread, name.trim().to_owned()))
     };
     let all = entries(machine, "task").into_iter().filter_map(named);
@@ -34,7 +34,7 @@ fn threads(machine: &Machine) -> BTreeMap<String, String> {
 /// The descriptors of rings.
 fn rings(machine: &Machine) -> Vec<String> {
     let is_ring = |fd: &String| {
-        let link = fs::read_link(format!("/proc/{}/fd/{fd}", machine.process.child.id()));
+        let link = fs::read_link(format!("/proc/{}/fd/{fd}", machine.process.serving));
         link.is_ok_and(|link| link.as_os_str() == "anon_inode:[io_uring]")
     };
     let mut rings: Vec<_> = entries(machine, "fd").into_iter().filter(is_ring).collect();

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use crate::leftovers::{Seen, children};
 use crate::process::{Ended, Process, eventually, run};
 use crate::{binaries, repository};
 
@@ -47,6 +48,19 @@ impl Server {
     /// The process.
     pub fn process(&self) -> &Process {
         &self.process
+    }
+
+    /// The process that serves, a child of [`process`](Self::process) where that is one of ours.
+    ///
+    /// # Panics
+    /// If it has no child.
+    pub fn serving(&self) -> Seen {
+        let mut child = None;
+        eventually(Duration::from_secs(30), || {
+            child = children(self.process.pid()).pop();
+            child.is_some()
+        });
+        child.unwrap_or_else(|| panic!("nobody serves {}:\n{}", self.socket.display(), self.process.stderr()))
     }
 
     /// Waits for its end and gives back what it said.

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use outrigger_devices::blk::{Blk, HELP};
-use outrigger_devices::process::{self, Service};
+use outrigger_devices::process::{self, SealedService};
 
 /// A virtio block device, served to a virtual machine over vfio-user
 #[derive(Parser)]
@@ -14,7 +14,7 @@ struct Arguments {
     #[arg(long, visible_alias = "options", value_name = "KEY=VALUE,...")]
     disk: String,
     #[command(flatten)]
-    service: Service,
+    service: SealedService,
 }
 
 fn main() -> ExitCode {

@@ -24,7 +24,12 @@ const BAR_SIZE: u64 = 0x4000;
 
 /// A device process and the connection to it.
 pub struct Process {
+    /// The process that was started.
     pub child: Child,
+    /// The number of the one that serves: by hand, a child of that one.
+    pub serving: u32,
+    /// Where it listens, by hand.
+    socket: Option<PathBuf>,
     pub client: Client,
     doorbells: Vec<File>,
 }
@@ -54,7 +59,17 @@ impl Process {
             let child = command.arg("--socket").arg(image.with_extension("sock")).spawn().unwrap();
             (child, Self::knock(image))
         };
-        Self { child, client: Self::client(ours, ram), doorbells: Vec::new() }
+        let client = Self::client(ours, ram);
+        let (serving, socket) = match by {
+            By::Vmm => (child.id(), None),
+            By::Hand => (Self::child_of(child.id()), Some(image.with_extension("sock"))),
+        };
+        Self { child, serving, socket, client, doorbells: Vec::new() }
+    }
+
+    fn child_of(id: u32) -> u32 {
+        let children = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
+        children.trim().parse().unwrap()
     }
 
     /// Connects to a process that listens beside the image, or is about to.
@@ -89,6 +104,12 @@ impl Process {
     fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+        // By hand, the one that serves dies with it, a moment later. Until then a client would still reach it.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while self.socket.as_ref().is_some_and(|socket| UnixStream::connect(socket).is_ok()) {
+            assert!(Instant::now() < deadline, "the process lives on that serves");
+            std::thread::sleep(Duration::from_micros(100));
+        }
     }
 }
 

@@ -18,6 +18,8 @@ use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, pthread_sigmask, signal};
 
+use crate::launch;
+
 /// The soft limit of descriptors as the caller left it, for children.
 static CALLERS_DESCRIPTORS: OnceLock<(u64, u64)> = OnceLock::new();
 
@@ -56,6 +58,18 @@ pub fn is_ignored(signal: Signal) -> bool {
 pub fn is_callers(number: RawFd) -> bool {
     // SAFETY: a system call on plain values.
     number > 2 && unsafe { libc::fcntl(number, libc::F_GETFD) } == 0
+}
+
+/// The descriptors above 2 that the caller has left open, but for those that [`launch::KEPT`] names: to be asked before this program
+/// opens any.
+#[must_use]
+pub fn callers_files() -> Vec<RawFd> {
+    let kept = std::env::var(launch::KEPT).unwrap_or_default();
+    let is_kept = |number: RawFd| kept.split(',').any(|kept| kept.parse() == Ok(number));
+    let entries = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    let numbers: Vec<RawFd> = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    // The directory's own is closed by now.
+    numbers.into_iter().filter(|&number| is_callers(number) && !is_kept(number)).collect()
 }
 
 /// The limits of descriptors, soft and hard, that the caller had set before [`normalize`].

@@ -9,9 +9,13 @@
 use std::collections::VecDeque;
 use std::fmt::{Arguments, Display};
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, Once, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::write;
 
 use crate::crew::{self, Role};
 
@@ -24,6 +28,8 @@ static PROGRAM: OnceLock<&'static str> = OnceLock::new();
 static QUEUE: Queue = Queue::new();
 static WRITER: Once = Once::new();
 static HELD: AtomicBool = AtomicBool::new(false);
+/// The system gives this process no thread.
+static WITHOUT_THREAD: AtomicBool = AtomicBool::new(false);
 
 /// Makes [`log`] write to standard error by way of the queue, at level `warn` unless `RUST_LOG` says otherwise.
 ///
@@ -71,10 +77,18 @@ pub fn release() {
     }
 }
 
+/// Forgets the lines that wait: in a process that is to write what comes, and not what its copy writes.
+pub fn discard() {
+    QUEUE.discard();
+}
+
 /// Waits until everything is written, but not longer than `limit`: for the end of a program.
 pub fn finish(limit: Duration) {
     release();
     let deadline = Instant::now() + limit;
+    if WITHOUT_THREAD.load(Ordering::SeqCst) {
+        return QUEUE.write_now(&io::stderr(), deadline);
+    }
     let mut state = QUEUE.lock();
     while state.writing || state.has_lines() {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -94,8 +108,9 @@ fn push(text: Vec<u8>, room: usize) {
 
 fn start_writer() {
     WRITER.call_once(|| {
-        // Without a thread the lines stay in the queue; the program goes on.
-        let _ = crew::spawn(Role::Output, "output", || QUEUE.write_to(io::stderr()));
+        // Without a thread the lines stay in the queue until the end; the program goes on.
+        let made = crew::spawn(Role::Output, "output", || QUEUE.write_to(io::stderr()));
+        WITHOUT_THREAD.store(made.is_err(), Ordering::SeqCst);
     });
 }
 
@@ -171,6 +186,26 @@ impl Queue {
         }
     }
 
+    fn discard(&self) {
+        let mut state = self.lock();
+        state.lines.clear();
+        (state.bytes, state.dropped) = (0, 0);
+    }
+
+    /// Writes what waits, for as long as there is room for it.
+    fn write_now(&self, out: &impl AsFd, deadline: Instant) {
+        while self.lock().has_lines() {
+            let line = self.take();
+            let left = PollTimeout::try_from(deadline.saturating_duration_since(Instant::now()));
+            let mut fds = [PollFd::new(out.as_fd(), PollFlags::POLLOUT)];
+            // A pipe that has room has it for a line (pipe(7), `PIPE_BUF`).
+            if !poll(&mut fds, left.unwrap_or(PollTimeout::ZERO)).is_ok_and(|ready| ready > 0) {
+                return;
+            }
+            let _ = write(out, &line);
+        }
+    }
+
     /// Waits for lines and takes the first, or the count of those dropped once all that was kept is written.
     fn take(&self) -> Vec<u8> {
         let mut state = self.lock();
@@ -241,6 +276,27 @@ mod tests {
         }
         assert!(text.contains(&format!("{dropped} log lines dropped")), "{}", &text[text.len() - 200..]);
         assert_eq!(text.bytes().filter(|&byte| byte == b'x').count() as u64, (sent - dropped) * 1000);
+    }
+
+    #[test]
+    fn where_no_thread_can_be_had_lines_are_written_at_the_end_for_as_long_as_somebody_reads() {
+        let queue = Queue::new();
+        for number in 0..3 {
+            queue.push(format!("{number}\n").into_bytes(), ROOM);
+        }
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        queue.write_now(&ours, Instant::now() + Duration::from_secs(5));
+        let mut text = [0; 6];
+        theirs.read_exact(&mut text).unwrap();
+        assert_eq!(&text, b"0\n1\n2\n");
+        let start = Instant::now();
+        ours.set_nonblocking(true).unwrap();
+        while (&ours).write(&[0; 4096]).is_ok() {}
+        queue.push(b"lost".to_vec(), ROOM);
+        queue.write_now(&ours, Instant::now() + Duration::from_millis(50));
+        assert!(start.elapsed() < Duration::from_secs(5));
+        queue.discard();
+        assert!(!queue.lock().has_lines() && queue.lock().bytes == 0);
     }
 
     #[test]

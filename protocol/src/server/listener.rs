@@ -1,25 +1,20 @@
 //! A socket path on which clients are accepted.
 
-use std::fs::{self, File, OpenOptions};
+mod place;
+
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, Flock, FlockArg};
-use nix::libc;
-use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket};
-use nix::sys::stat::{FchmodatFlags, Mode, fchmod, fchmodat};
+use nix::unistd::Uid;
 
 use crate::foreign::ForeignFd;
 use crate::socket::is_local;
 
-/// How long to wait for another server that is looking at the same directory.
-const TURN: Duration = Duration::from_secs(1);
+pub use place::SocketPath;
+
 /// How long to wait when the system has no descriptor for a client.
 const SHORTAGE: Duration = Duration::from_millis(50);
 
@@ -28,16 +23,23 @@ const SHORTAGE: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub struct Listener {
     listener: UnixListener,
-    place: SocketPath,
+    /// None: another process removes it.
+    place: Option<SocketPath>,
 }
 
-/// Where a socket was bound, and which file that is.
-#[derive(Debug)]
-struct SocketPath {
-    path: PathBuf,
-    /// Device and inode.
-    file: (u64, u64),
-    removed: AtomicBool,
+/// Who may connect. The mode and the owner are those of the socket's file, and the kernel looks at them when a client connects: who may
+/// not write the file cannot even wait there (unix(7)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// Permission bits, whatever the umask.
+    pub mode: u32,
+    /// The user who is given the file; none: it stays with the one who makes it.
+    pub owner: Option<Uid>,
+}
+
+impl Access {
+    /// This user, and root.
+    pub const PRIVATE: Self = Self { mode: 0o600, owner: None };
 }
 
 /// Why a path cannot be listened on.
@@ -50,6 +52,9 @@ pub enum ListenError {
     /// Something that is no socket is there, and is left alone.
     #[error("{0}: exists and is not a socket")]
     NotASocket(PathBuf),
+    /// The file cannot be given to another user.
+    #[error("{0}: cannot be given to another user")]
+    Owner(PathBuf, #[source] io::Error),
     /// The system refuses.
     #[error("{path}")]
     Io {
@@ -70,7 +75,8 @@ impl Listener {
     /// # Errors
     /// [`ListenError`].
     pub fn bind(path: &Path) -> Result<Self, ListenError> {
-        Self::bind_by(path, |path| UnixListener::bind(path))
+        let listen = |path: &Path| UnixListener::bind(path).map_err(|error| place::cannot_bind(path, error));
+        place::bind(path, listen).map(Self::from)
     }
 
     /// The same for clients of this user only, and of root: the socket's mode is 0600, whatever the umask, and has never
@@ -79,28 +85,15 @@ impl Listener {
     /// # Errors
     /// [`ListenError`].
     pub fn bind_private(path: &Path) -> Result<Self, ListenError> {
-        Self::bind_by(path, listen_privately)
+        Self::bind_for(path, Access::PRIVATE)
     }
 
-    fn bind_by(path: &Path, bind: impl FnOnce(&Path) -> io::Result<UnixListener>) -> Result<Self, ListenError> {
-        let failed = |source| ListenError::Io { path: path.into(), source };
-        let _turn = lock_directory(path, TURN);
-        match fs::symlink_metadata(path) {
-            Ok(metadata) if !metadata.file_type().is_socket() => return Err(ListenError::NotASocket(path.into())),
-            Ok(_) if is_alive(path).map_err(failed)? => return Err(ListenError::InUse(path.into())),
-            Ok(_) => fs::remove_file(path).map_err(failed)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(failed(error)),
-        }
-        let listener = bind(path).map_err(|error| match error.kind() {
-            // By somebody who takes no turns.
-            io::ErrorKind::AddrInUse => ListenError::InUse(path.into()),
-            _ => failed(error),
-        })?;
-        let metadata = fs::symlink_metadata(path).map_err(failed)?;
-        let file = (metadata.dev(), metadata.ino());
-        let place = SocketPath { path: path.into(), file, removed: AtomicBool::new(false) };
-        Ok(Self { listener, place })
+    /// The same for those who have `access`, and root; nobody else has had it for a moment.
+    ///
+    /// # Errors
+    /// [`ListenError`].
+    pub fn bind_for(path: &Path, access: Access) -> Result<Self, ListenError> {
+        place::bind(path, |path| place::listen_for(path, access)).map(Self::from)
     }
 
     /// Waits for a client, and for the system to have a descriptor for it.
@@ -123,7 +116,20 @@ impl Listener {
 
     /// Removes the socket now, unless something else has taken its place: another server's socket, or a file.
     pub fn remove(&self) {
-        self.place.remove();
+        if let Some(place) = &self.place {
+            place.remove();
+        }
+    }
+
+    /// Leaves it to the caller to remove the socket, as to another process, if this one is about to give up all paths.
+    pub fn take_path(&mut self) -> Option<SocketPath> {
+        self.place.take()
+    }
+}
+
+impl From<(UnixListener, SocketPath)> for Listener {
+    fn from((listener, place): (UnixListener, SocketPath)) -> Self {
+        Self { listener, place: Some(place) }
     }
 }
 
@@ -134,23 +140,9 @@ impl AsFd for Listener {
     }
 }
 
-impl SocketPath {
-    fn remove(&self) {
-        if self.removed.swap(true, Ordering::SeqCst) {
-            return;
-        }
-        // Others who take turns cannot put something else there between the look and the removal.
-        let _turn = lock_directory(&self.path, TURN / 10);
-        let here = fs::symlink_metadata(&self.path).is_ok_and(|there| (there.dev(), there.ino()) == self.file);
-        if here {
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
 impl Drop for Listener {
     fn drop(&mut self) {
-        self.place.remove();
+        self.remove();
         // Clients whose turn never came may have sent descriptors, which are closed with the socket.
         if let Ok(listener) = self.listener.try_clone() {
             drop(ForeignFd::from(OwnedFd::from(listener)));
@@ -158,48 +150,15 @@ impl Drop for Listener {
     }
 }
 
-/// Makes a socket for this user alone. The kernel gives the file in the directory the mode that the socket itself has, less
-/// the umask (Linux, `net/unix/af_unix.c`, `unix_bind_bsd`), so nobody else finds it open for a moment.
-fn listen_privately(path: &Path) -> io::Result<UnixListener> {
-    let owner = Mode::S_IRUSR | Mode::S_IWUSR;
-    let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-    fchmod(&socket, owner)?;
-    bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
-    // A umask may have taken from the owner, too.
-    let usable = fchmodat(AT_FDCWD, path, owner, FchmodatFlags::NoFollowSymlink);
-    usable.and_then(|()| listen(&socket, Backlog::MAXCONN)).inspect_err(|_| _ = fs::remove_file(path))?;
-    Ok(UnixListener::from(socket))
-}
-
-/// Whether a server listens on a socket. One whose backlog is full does.
-fn is_alive(path: &Path) -> io::Result<bool> {
-    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    let probe = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-    match connect(probe.as_raw_fd(), &UnixAddr::new(path)?) {
-        Ok(()) | Err(Errno::EAGAIN) => Ok(true),
-        Err(Errno::ECONNREFUSED) => Ok(false),
-        Err(errno) => Err(errno.into()),
-    }
-}
-
-/// Takes a turn at the directory that `path` is in: a lock on the directory itself leaves no file behind. `None`: it
-/// cannot be locked, or another process has had it for too long, and is not waited for any longer.
-fn lock_directory(path: &Path, patience: Duration) -> Option<Flock<File>> {
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(directory).ok()?;
-    let end = Instant::now() + patience;
-    loop {
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(locked) => return Some(locked),
-            Err((back, Errno::EAGAIN | Errno::EINTR)) if Instant::now() < end => file = back,
-            Err(_) => return None,
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::fs::MetadataExt;
+    use std::time::Instant;
+
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, socket};
+
     use super::*;
 
     #[test]
@@ -245,10 +204,43 @@ mod tests {
     #[ignore = "run by the test above, under several umasks"]
     fn a_private_socket_of_this_process() {
         let path = PathBuf::from(std::env::var_os("SOCKET").unwrap());
-        let _listener = Listener::bind_private(&path).unwrap();
-        assert_eq!(fs::symlink_metadata(&path).unwrap().mode() & 0o7777, 0o600);
+        let mode = || fs::symlink_metadata(&path).unwrap().mode() & 0o7777;
+        let listener = Listener::bind_private(&path).unwrap();
+        assert_eq!(mode(), 0o600);
         UnixStream::connect(&path).unwrap();
         assert!(matches!(Listener::bind_private(&path), Err(ListenError::InUse(_))));
+        drop(listener);
+        for wanted in [0o660, 0o666, 0o777] {
+            let _listener = Listener::bind_for(&path, Access { mode: wanted, owner: None }).unwrap();
+            assert_eq!(mode(), wanted);
+        }
+    }
+
+    #[test]
+    fn a_socket_is_given_to_a_user() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let access = Access { mode: 0o600, owner: Some(Uid::from_raw(12345)) };
+        let result = Listener::bind_for(&path, access);
+        if nix::unistd::geteuid().is_root() {
+            let found = fs::symlink_metadata(&path).unwrap();
+            assert_eq!((found.uid(), found.mode() & 0o7777), (12345, 0o600));
+        } else {
+            assert!(matches!(result, Err(ListenError::Owner(..))), "{result:?}");
+            assert!(!path.exists());
+        }
+    }
+
+    #[test]
+    fn another_process_can_remove_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let mut listener = Listener::bind(&path).unwrap();
+        let place = listener.take_path().unwrap();
+        drop(listener);
+        assert!(path.exists());
+        place.remove();
+        assert!(!path.exists());
     }
 
     #[test]
@@ -261,7 +253,7 @@ mod tests {
         let _first = UnixStream::connect(&path).unwrap();
         let start = Instant::now();
         assert!(matches!(Listener::bind(&path), Err(ListenError::InUse(_))));
-        assert!(start.elapsed() < TURN);
+        assert!(start.elapsed() < Duration::from_millis(500));
     }
 
     #[test]

@@ -49,7 +49,7 @@ pub use dma::DmaRange;
 pub use function::{Bus, Function, Registers};
 pub use interrupts::{Interrupts, Irq};
 pub use journal::Journaled;
-pub use listener::{ListenError, Listener};
+pub use listener::{Access, ListenError, Listener, SocketPath};
 pub use memory::{Memory, MemoryError};
 pub use migration::Migration;
 pub use session::{Options, ServeError, serve};

@@ -6,10 +6,11 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use nix::unistd::{Uid, User, close};
+use nix::unistd::{Uid, close};
 use outrigger_process::inherited::is_callers;
 use outrigger_process::options::{OptionError, Options, named};
 use outrigger_process::seal::Sandbox;
+use outrigger_process::user;
 
 use super::restart::{DEFAULT_DEADLINE, SHORTEST_RESTART, parse_deadline};
 use super::{Problem, Restart};
@@ -236,10 +237,6 @@ impl ServerUser {
         if text == "any" {
             return Ok(Self::Any);
         }
-        match User::from_name(text) {
-            Ok(Some(user)) => Ok(Self::Only(user.uid)),
-            // A number needs no name, as in a container without a list of users.
-            _ => text.parse().map(|id| Self::Only(Uid::from_raw(id))).map_err(|_| format!("there is no user '{text}'")),
-        }
+        user::parse(text).map(Self::Only)
     }
 }

@@ -1,5 +1,6 @@
 //! Limits of the process, and the ways into its memory and environment.
 
+use std::ffi::c_char;
 use std::io;
 
 use nix::errno::Errno;
@@ -36,8 +37,21 @@ pub(super) fn forbid_dumps() -> io::Result<()> {
     Ok(())
 }
 
-/// Everything that was to be read in it has been read.
+/// Overwrites it: everything that was to be read in it has been read, and somebody may have left a secret there. Its text would
+/// stay where the kernel has put it.
 pub(super) fn forget_environment() {
-    // SAFETY: there is one thread, and no reference to a variable's value.
-    unsafe { libc::clearenv() };
+    unsafe extern "C" {
+        /// The C library's list (environ(7)), null at its end.
+        static mut environ: *mut *mut c_char;
+    }
+    // SAFETY: there is one thread, and no reference to a variable's value. Each entry is a string that can be written: it is on the
+    // stack, where the kernel has put it, or on the heap.
+    unsafe {
+        let mut entry = environ;
+        while !entry.is_null() && !(*entry).is_null() {
+            (*entry).write_bytes(0, libc::strlen(*entry));
+            entry = entry.add(1);
+        }
+        libc::clearenv();
+    }
 }

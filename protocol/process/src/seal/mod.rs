@@ -6,7 +6,7 @@
 //!
 //! | module | layers |
 //! |---|---|
-//! | `namespaces` | user, mount (an empty root that cannot be written), network, IPC, UTS and cgroup namespaces; that of processes is made by whoever starts this one ([`crate::child::in_own_pid_namespace`]) |
+//! | `namespaces` | user, mount (an empty root that cannot be written), network, IPC, UTS and cgroup namespaces; that of processes is made by whoever starts this one ([`crate::child::in_own_pid_namespace`], [`crate::guardian`]) |
 //! | `user` | an unprivileged user, no capability in any set, `no_new_privs`; death with the parent, which a change of user undoes |
 //! | `landlock` | no path, no port, no signal and no abstract socket beyond this process |
 //! | [`filter`] | the system calls of each kind of thread |
@@ -15,7 +15,7 @@
 pub mod filter;
 mod landlock;
 mod limits;
-mod namespaces;
+pub(crate) mod namespaces;
 mod user;
 
 use std::ffi::c_int;
@@ -154,6 +154,6 @@ pub fn end_by_sigterm() -> io::Result<()> {
     Ok(())
 }
 
-fn threads() -> io::Result<usize> {
+pub(crate) fn threads() -> io::Result<usize> {
     Ok(std::fs::read_dir("/proc/self/task")?.count())
 }

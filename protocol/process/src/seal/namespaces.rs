@@ -31,7 +31,7 @@ pub(super) fn leave_others(layer: &mut impl FnMut(&'static str, io::Result<()>))
 }
 
 /// A user namespace in which the present user and group are the only ones; where there is no /proc any more, not even they.
-pub(super) fn own_user() -> io::Result<()> {
+pub(crate) fn own_user() -> io::Result<()> {
     let (user, group) = (Uid::effective(), Gid::effective());
     unshare(CloneFlags::CLONE_NEWUSER)?;
     if !Path::new("/proc/self").exists() {

@@ -1,0 +1,60 @@
+//! A device process gives up all but its device, which is open, and makes all threads that it will ever have.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use log::warn;
+use outrigger_process::seal::filter::{self, Filter};
+use outrigger_process::seal::{self, Missing, Sandbox};
+use outrigger_process::{crew, output};
+
+use super::{Refusal, Server, host};
+use crate::crew::enlist;
+use crate::sandbox::{self, Clients, Kind, Profile};
+
+/// Does so if `sandbox` says so; the threads are made in any case.
+pub(super) fn seal<S: Server>(server: &S, sandbox: Sandbox, clients: Clients) -> Result<(), Refusal> {
+    let profile = match (sandbox, server.profile()) {
+        (Sandbox::Off, _) | (Sandbox::On, None) => return make_threads(server, clients, None).map(drop),
+        (Sandbox::Require, None) => {
+            return Err(host("sandbox=require: this program opens files while it serves, and cannot seal itself"));
+        }
+        (Sandbox::On | Sandbox::Require, Some(profile)) => profile,
+    };
+    let Profile { kind, file_size } = profile;
+    let cannot = |error| host(format!("cannot seal itself: {error}"));
+    let mut missing = seal::confine(file_size).map_err(cannot)?;
+    filter::name_refused_calls().map_err(cannot)?;
+    // From here on a thread can start no other, so this one's filter is the last.
+    missing.extend(make_threads(server, clients, Some(kind))?);
+    missing.extend(missing_filter(sandbox::serving(kind, clients)));
+    match (missing.is_empty(), sandbox) {
+        (true, _) => {}
+        (false, Sandbox::Require) => return Err(host(format!("sandbox=require: {}", seal::line(&missing)))),
+        (false, _) => warn!("{}", seal::line(&missing)),
+    }
+    Ok(())
+}
+
+/// Installs a filter on the calling thread; returns what is missing if that fails.
+fn missing_filter(filter: io::Result<Filter>) -> Option<Missing> {
+    filter.and_then(|filter| filter.install()).err().map(|error| Missing::new("a filter of system calls", error))
+}
+
+/// Makes all threads that this process will ever have, each with the filter of its role if they are those of a `sealed`
+/// device. Returns what is missing of those.
+fn make_threads<S: Server>(server: &S, clients: Clients, sealed: Option<Kind>) -> Result<Option<Missing>, Refusal> {
+    let missing = Arc::new(Mutex::new(None));
+    let found = Arc::clone(&missing);
+    let prepare = move |role| {
+        S::prepare_thread(role)?;
+        if let Some(lack) = sealed.and_then(|kind| missing_filter(sandbox::thread(kind, role))) {
+            *found.lock().unwrap_or_else(PoisonError::into_inner) = Some(lack);
+        }
+        Ok(())
+    };
+    let made = enlist(server.needs(), clients).and_then(|()| crew::close(prepare));
+    made.map_err(|error| host(format!("cannot make its threads: {error}")))?;
+    output::release();
+    Ok(missing.lock().unwrap_or_else(PoisonError::into_inner).take())
+}
