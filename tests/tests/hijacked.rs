@@ -8,6 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use outrigger_process::seal::Sandbox;
 use outrigger_process::seal::filter::EXIT_REFUSED;
 use outrigger_process::{child, launch};
@@ -15,7 +16,7 @@ use outrigger_tests::binaries::{self, of_tests};
 use outrigger_tests::disk;
 use outrigger_tests::hijack::ATTEMPTS;
 use outrigger_tests::outrigger::{LIMIT, with_payload};
-use outrigger_tests::process::run;
+use outrigger_tests::process::{Ended, run};
 use outrigger_tests::testbed::Testbed;
 use tempfile::TempDir;
 
@@ -59,12 +60,7 @@ fn stand_in(kind: &str, options: &str, sandbox: Sandbox, user: Option<u32>, more
     if let Some(user) = user {
         command.uid(user).gid(user);
     }
-    let output = match sandbox {
-        // Another user than root makes no PID namespace.
-        Sandbox::On | Sandbox::Require if user.is_none() => child::in_own_pid_namespace(|| command.output()),
-        _ => command.output(),
-    };
-    output.expect("the stand-in starts")
+    command.output().expect("the stand-in starts")
 }
 
 /// Those that succeeded, or did not, against what is so by design.
@@ -100,7 +96,7 @@ fn nor_has_that_of_a_user_without_privileges() {
     for path in [directory.path().to_owned(), directory.path().join("disk")] {
         chown(path, Some(USER), Some(USER)).unwrap();
     }
-    let outcomes = attempts("blk", &options, Sandbox::On, Some(USER));
+    let outcomes = attempts("blk", &options, Sandbox::Require, Some(USER));
     assert!(surprises(&outcomes).is_empty(), "{:#?}", surprises(&outcomes));
 }
 
@@ -134,6 +130,70 @@ fn a_missing_layer_is_one_line_or_a_refusal() {
     let (status, text) = without_a_pid_namespace(Sandbox::On);
     assert_eq!((status, text), (Some(0), format!("outrigger-blk: warn: {line}")));
     assert_eq!(without_a_pid_namespace(Sandbox::Off), (Some(0), String::new()));
+}
+
+/// Runs the payload on a disk and a card with this `sandbox`, as a user without privileges.
+fn run_as_user(directory: &Path, interface: &str, sandbox: &str, before: &str) -> Ended {
+    let image = disk::for_payload(directory);
+    let nodes = [("kvm", 232), ("tun", 200)].map(|(name, minor)| (directory.join(name), makedev(10, minor)));
+    // Where any user can execute them.
+    for name in ["outrigger", "outrigger-blk", "outrigger-net"] {
+        std::fs::copy(binaries::path(name), directory.join(name)).expect("there is room for the programs");
+    }
+    let payload = with_payload("blk");
+    let kernel = directory.join("payload");
+    std::fs::copy(outrigger_tests::payload::path(), &kernel).expect("there is room for the payload");
+    let words =
+        payload.get_args().map(|word| if word == outrigger_tests::payload::path() { kernel.as_os_str() } else { word });
+    for (node, number) in &nodes {
+        mknod(node, SFlag::S_IFCHR, Mode::S_IRUSR | Mode::S_IWUSR, *number).expect("be root");
+    }
+    for path in [directory, &image, &nodes[0].0, &nodes[1].0] {
+        chown(path, Some(USER), Some(USER)).expect("be root");
+    }
+    let tap = |verb: &str, user: &[&str]| {
+        let mut ip = Command::new("ip");
+        let made = ip.args(["tuntap", verb, "dev", interface, "mode", "tap"]).args(user).status().expect("ip is there");
+        assert!(made.success(), "be root, and load the module tun");
+    };
+    tap("add", &["user", &USER.to_string()]);
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c"]);
+    let user = format!("setpriv --reuid {USER} --regid {USER} --clear-groups");
+    let here = directory.display();
+    let mounts = format!("mount --bind {here}/kvm /dev/kvm && mount --bind {here}/tun /dev/net/tun");
+    command.arg(format!("{mounts} && {before} {user} \"$@\""));
+    command.arg("sh").arg(directory.join("outrigger")).args(words);
+    command.arg("--disk").arg(format!("path={},sandbox={sandbox}", image.display()));
+    let ended = run(command.args(["--net", &format!("tap={interface},sandbox={sandbox}")]), LIMIT);
+    tap("del", &[]);
+    nodes.iter().for_each(|(node, _)| std::fs::remove_file(node).expect("it was made"));
+    ended
+}
+
+#[test]
+fn a_user_without_privileges_can_require_the_whole_sandbox() {
+    let directory = TempDir::new().unwrap();
+    let ended = run_as_user(directory.path(), "orhijuser0", "require", "exec");
+    ended.expect_code(0).expect_stdout("payload: passed");
+    assert!(!ended.stderr.contains("the sandbox"), "{ended}");
+}
+
+/// The user namespace around the run permits none within.
+#[test]
+fn where_user_namespaces_are_refused_a_line_says_so() {
+    let before = "unshare --user sleep 600 & p=$!
+        until [ $(readlink /proc/$p/ns/user) != $(readlink /proc/self/ns/user) ]; do :; done
+        for map in uid_map gid_map; do echo 0 0 65536 > /proc/$p/$map; done
+        exec nsenter --user --target $p sh -c 'kill $0; echo 0 > /proc/sys/user/max_user_namespaces; exec \"$@\"' $p";
+    let directory = TempDir::new().unwrap();
+    let ended = run_as_user(directory.path(), "orhijuser1", "on", before);
+    ended.expect_code(0).expect_stdout("payload: passed");
+    assert_eq!(ended.stderr.matches("the sandbox").count(), 2, "one line for each device: {ended}");
+    ended.expect_stderr("a user namespace (").expect_stderr("a PID namespace (");
+    let ended = run_as_user(directory.path(), "orhijuser1", "require", before);
+    ended.expect_code(3).expect_stderr(": sandbox=require: the sandbox is incomplete");
+    assert!(ended.stderr.lines().all(|line| line.starts_with("outrigger-")), "{ended}");
 }
 
 /// As in a container, whose root may not make namespaces: the other layers hold, a line says what is missing, and the disk works.

@@ -1,7 +1,6 @@
 //! A child process that inherits nothing of its parent's state but what it is given, and ends with its parent.
 
 use std::ffi::c_int;
-use std::fs::File;
 use std::io;
 use std::os::fd::RawFd;
 use std::os::unix::process::CommandExt;
@@ -9,7 +8,6 @@ use std::process::Command;
 
 use nix::errno::Errno;
 use nix::libc;
-use nix::sched::{CloneFlags, setns, unshare};
 
 use crate::inherited::callers_descriptors;
 
@@ -61,23 +59,6 @@ fn inherit(number: RawFd) -> io::Result<()> {
     // SAFETY: a system call on plain values.
     Errno::result(unsafe { libc::fcntl(number, libc::F_SETFD, 0) })?;
     Ok(())
-}
-
-/// Calls `start`, and has a child that this thread makes meanwhile be the first process of a PID namespace of its own
-/// (pid_namespaces(7)): it sees no process but its own children, and those end with it. Takes `CAP_SYS_ADMIN`; without it the
-/// child is in this process's namespace.
-///
-/// The first process of a namespace gets a signal only if it handles it, but for SIGKILL and SIGSTOP from outside.
-pub fn in_own_pid_namespace<T>(start: impl FnOnce() -> T) -> T {
-    let ours = File::open("/proc/thread-self/ns/pid").ok().filter(|_| unshare(CloneFlags::CLONE_NEWPID).is_ok());
-    let result = start();
-    // Another child would join the first, or find that namespace at its end.
-    if let Some(ours) = ours
-        && let Err(error) = setns(ours, CloneFlags::CLONE_NEWPID)
-    {
-        log::error!("cannot go back to the first PID namespace: {error}");
-    }
-    result
 }
 
 /// Runs between fork and exec, so it is async-signal-safe: system calls only, no allocation.

@@ -10,6 +10,9 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::libc;
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Gid, Uid, fork};
 use outrigger_devices::blk::Blk;
 use outrigger_devices::net::Net;
 use outrigger_devices::sandbox::{self, Kind};
@@ -32,7 +35,8 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match run(kind, options, parent.parse().unwrap_or(0), refusals) {
+    let run = || run(kind, options, parent.parse().unwrap_or(0), refusals);
+    match if launch::sandbox() == Ok(Some(Sandbox::Off)) { run() } else { contained(run) } {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("hijacked: {error}");
@@ -50,6 +54,24 @@ enum Refusals {
     Told,
     /// There is no filter.
     None,
+}
+
+/// Does `work` where the launcher has a device process start: in a PID namespace, and for a user without privileges in a user namespace.
+fn contained(work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    if !seal::is_privileged() {
+        let (user, group) = (Uid::effective(), Gid::effective());
+        unshare(CloneFlags::CLONE_NEWUSER)?;
+        seal::map_user(user, group)?;
+    }
+    unshare(CloneFlags::CLONE_NEWPID)?;
+    // SAFETY: there is no other thread.
+    match unsafe { fork() }? {
+        ForkResult::Child => work(),
+        ForkResult::Parent { child } => match waitpid(child, None)? {
+            WaitStatus::Exited(_, status) => std::process::exit(status),
+            status => Err(io::Error::other(format!("{status:?}"))),
+        },
+    }
 }
 
 fn run(kind: &str, options: &str, parent: i32, refusals: Refusals) -> io::Result<()> {

@@ -6,7 +6,7 @@
 //!
 //! | module | layers |
 //! |---|---|
-//! | `namespaces` | user, mount (an empty root that cannot be written), network, IPC, UTS and cgroup namespaces; that of processes is made by whoever starts this one ([`crate::child::in_own_pid_namespace`], [`crate::guardian`]) |
+//! | `namespaces` | user, mount (an empty root that cannot be written), network, IPC, UTS and cgroup namespaces; that of processes is made by whoever starts this one ([`crate::fork::sibling`], [`crate::guardian`]) |
 //! | `user` | an unprivileged user, no capability in any set, `no_new_privs`; death with the parent, which a change of user undoes |
 //! | `landlock` | no path, no port, no signal and no abstract socket beyond this process |
 //! | [`filter`] | the system calls of each kind of thread |
@@ -27,6 +27,8 @@ use nix::libc;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::unistd::Uid;
 
+pub use self::namespaces::map as map_user;
+pub use self::user::{has_privileges, is_privileged};
 use crate::inherited;
 use crate::links::{self, Reach};
 

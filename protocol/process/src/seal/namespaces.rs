@@ -37,6 +37,14 @@ pub(crate) fn own_user() -> io::Result<()> {
     if !Path::new("/proc/self").exists() {
         return Ok(());
     }
+    map(user, group)
+}
+
+/// Has the user namespace that this process is in know this user and group, and no other.
+///
+/// # Errors
+/// The host does not permit it.
+pub fn map(user: Uid, group: Gid) -> io::Result<()> {
     fs::write("/proc/self/uid_map", format!("{user} {user} 1"))?;
     // Without it the group could not be mapped (user_namespaces(7)).
     fs::write("/proc/self/setgroups", "deny")?;

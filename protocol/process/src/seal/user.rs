@@ -1,6 +1,10 @@
 //! The user that a process runs as, and what is left of that user's power.
 
+use std::ffi::CString;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use caps::CapSet;
 use nix::errno::Errno;
@@ -46,6 +50,25 @@ pub(super) fn change() -> io::Result<()> {
     setresgid(group, group, group)?;
     setresuid(user, user, user)?;
     Ok(())
+}
+
+/// Whether this process is root's, or has any of root's power.
+#[must_use]
+pub fn is_privileged() -> bool {
+    let sets = [CapSet::Permitted, CapSet::Inheritable, CapSet::Ambient];
+    Uid::effective().is_root() || sets.into_iter().any(|set| caps::read(None, set).is_ok_and(|set| !set.is_empty()))
+}
+
+/// Whether a program has more power than whoever starts it: it is set-user-ID or set-group-ID, or has file capabilities
+/// (capabilities(7)).
+#[must_use]
+pub fn has_privileges(program: &Path) -> bool {
+    const SET_ID: u32 = libc::S_ISUID | libc::S_ISGID;
+    let is_set_id = std::fs::metadata(program).is_ok_and(|file| file.mode() & SET_ID != 0);
+    let path = CString::new(program.as_os_str().as_bytes()).unwrap_or_default();
+    // SAFETY: reads two strings, and writes nothing into a buffer of no bytes.
+    let length = unsafe { libc::getxattr(path.as_ptr(), c"security.capability".as_ptr(), std::ptr::null_mut(), 0) };
+    is_set_id || length >= 0
 }
 
 /// Empties every set of capabilities, and lets no program that is executed have more.

@@ -140,8 +140,15 @@ fn start(socket: &Packets, table: &Table, order: &Order) -> Answer {
     };
     let mut ended = Vec::new();
     let mut failed = Failure::new(Kind::Start, &order.program, &Errno::ESRCH.into());
-    for way in ways(entry.sandbox) {
-        match attempt(socket, table, entry, order, *way) {
+    let path = match start::path(&order.program) {
+        Ok(path) => path,
+        Err(error) => {
+            socket.discard();
+            return Answer::failed(Failure::new(Kind::Place, &order.program, &error), ended);
+        }
+    };
+    for way in ways(entry.sandbox, &path) {
+        match attempt(socket, table, entry, order, way) {
             Attempt::Started(process, stream) => {
                 return Answer { outcome: Ok(process.id), fds: vec![process.pidfd.into(), stream.into()], ended };
             }
@@ -178,7 +185,10 @@ fn attempt(socket: &Packets, table: &Table, entry: &Entry, order: &Order, way: W
         Ok(pipe) => pipe,
         Err(errno) => return failed(Kind::Start, &errno.into()),
     };
-    let body = || start::become_program(socket, table, entry, order, &theirs, &reports);
+    let body = || match way.arrive() {
+        Ok(()) => start::become_program(socket, table, entry, order, &theirs, &reports),
+        Err(_) => start::EXIT_FAILED,
+    };
     // SAFETY: the launcher has one thread.
     let process = match unsafe { fork::sibling(way.namespaces(), body) } {
         Ok(process) => process,

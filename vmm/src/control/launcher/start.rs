@@ -16,7 +16,7 @@ use super::process::{Entry, Table};
 /// The first byte of a report: the order is no longer in the socket. What follows is why the process does not become its program.
 pub(super) const TAKEN: u8 = b'T';
 /// Exit status of a process that has not.
-const EXIT_FAILED: u8 = 127;
+pub(super) const EXIT_FAILED: u8 = 127;
 
 /// Whether a program is looked for beside outrigger itself.
 pub(super) fn is_beside(program: &Path) -> bool {
@@ -88,7 +88,7 @@ fn execute(table: &Table, entry: &Entry, order: &Order, kept: Vec<RawFd>, stream
 }
 
 /// Where a program is.
-fn path(program: &Path) -> io::Result<PathBuf> {
+pub(super) fn path(program: &Path) -> io::Result<PathBuf> {
     match is_beside(program) {
         true => Ok(std::env::current_exe()?.with_file_name(program)),
         false => Ok(program.to_owned()),
