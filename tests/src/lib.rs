@@ -19,6 +19,7 @@ pub mod kills;
 pub mod leftovers;
 pub mod load;
 pub mod lock;
+pub mod mutated;
 pub mod outrigger;
 pub mod payload;
 pub mod physical;

@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use outrigger_tests::driver::Driver;
 use outrigger_tests::process::{Process, eventually, run};
 use outrigger_tests::qemu::Server;
 use outrigger_tests::random::Random;
@@ -72,6 +73,29 @@ fn the_next_client_is_served_at_once() {
         all.into_iter().filter_map(|(name, thread)| thread.join().is_err().then_some(name)).collect()
     });
     assert!(failed.is_empty(), "not after {failed:?}");
+}
+
+/// Many leave in less time than it takes a process with one processor to notice that one has.
+#[test]
+fn a_crowd_that_leaves_at_once_keeps_nobody_out() {
+    let directory = TempDir::new().expect("there is room for temporary files");
+    let image = directory.path().join("disk.img");
+    disk::empty(&image, disk::PAYLOAD_DISK);
+    let socket = directory.path().join("blk.sock");
+    let mut command = Command::new("taskset");
+    command.args(["-c", "0"]).arg(binaries::path("outrigger-blk")).arg("--socket").arg(&socket);
+    let server = Server::spawn(command.arg("--disk").arg(format!("path={}", image.display())), &socket);
+    for _ in 0..10 {
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..250).for_each(|_| drop(Driver::connect(&socket))));
+            }
+        });
+        honest(&socket).expect("an honest client is served");
+    }
+    let ended = server.stop();
+    ended.expect_code(0);
+    assert!(!ended.stderr.contains("setting up the connection"), "{ended}");
 }
 
 #[test]
@@ -172,7 +196,7 @@ fn a_card_serves_the_next_client_at_once() {
     for (name, manner) in MANNERS {
         let _ = manner(&socket);
         let start = Instant::now();
-        let next = outrigger_tests::driver::Driver::connect(&socket).and_then(|mut driver| driver.start());
+        let next = Driver::connect(&socket).and_then(|mut driver| driver.start());
         assert!(next.is_ok(), "after {name:?} an honest client fails: {next:?}");
         let time = start.elapsed();
         assert!(time <= AT_ONCE, "after {name:?} an honest client took {time:?}");

@@ -12,7 +12,8 @@
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::libc;
@@ -27,6 +28,8 @@ use crate::foreign::ForeignFd;
 const SIGNAL: Signal = Signal::SIGURG;
 /// How soon a call that blocks again is interrupted again.
 const AGAIN: Duration = Duration::from_millis(2);
+/// How long a client waits for a thread that watches it. It is free as soon as an earlier client is gone.
+const TURN: Duration = Duration::from_secs(2);
 
 /// Whether one client is there.
 #[derive(Debug)]
@@ -147,13 +150,20 @@ impl Watch {
     pub(super) fn start(stream: &Arc<ForeignFd>, presence: &Arc<Presence>) -> io::Result<Self> {
         handle_signal()?;
         let watch = Self { presence: Arc::clone(presence), stream: Arc::clone(stream) };
-        let (stream, presence) = (Arc::clone(stream), Arc::clone(presence));
-        crew::spawn(Role::HangUp, "hang-up", move || {
-            wait_for_hang_up(&stream);
-            drop(stream);
-            presence.interrupt_until_released();
-        })?;
-        Ok(watch)
+        let deadline = Instant::now() + TURN;
+        loop {
+            let (stream, presence) = (Arc::clone(stream), Arc::clone(presence));
+            let work = move || {
+                wait_for_hang_up(&stream);
+                drop(stream);
+                presence.interrupt_until_released();
+            };
+            match crew::spawn(Role::HangUp, "hang-up", work) {
+                // Those of earlier clients have left, and the threads that wait for that have yet to see it.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline => sleep(AGAIN),
+                result => return result.map(|_| watch),
+            }
+        }
     }
 }
 
