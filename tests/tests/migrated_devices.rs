@@ -1,7 +1,6 @@
 //! Planned replacement by migration: a device whose program keeps no journal goes on in another process of it, under a guest that
 //! notices nothing; and what cannot is refused and disturbs nothing.
 
-use std::os::unix::fs::symlink;
 use std::process::Command;
 
 use outrigger_tests::binaries;
@@ -19,10 +18,12 @@ const SLOT: &str = "00:02.0";
 fn start(programs: &TempDir, name: &str) -> Controlled {
     for name in ["migrating", "migrating-refuses", "migrating-stays"] {
         let place = programs.path().join(name);
-        symlink(binaries::of_tests("migrating-device"), place).expect("the directory is ours");
+        std::fs::copy(binaries::of_tests("migrating-device"), place).expect("the directory is ours");
     }
     let program = format!("program={}", programs.path().join(name).display());
-    Controlled::start("word", |command: &mut Command| command.arg("--device").arg(program))
+    Controlled::start("word", |command: &mut Command| {
+        command.arg("--device").arg(program).arg("--programs").arg(programs.path())
+    })
 }
 
 #[track_caller]
@@ -60,7 +61,9 @@ fn the_example_device_moves(times: usize, options: &str) {
     binaries::strip(&builds[0], &builds[1]);
     let builds = builds.map(|build| build.display().to_string());
     let program = format!("program={}{options}", builds[0]);
-    let mut run = Controlled::start("copies", |command| command.arg("--device").arg(program));
+    let mut run = Controlled::start("copies", |command| {
+        command.arg("--device").arg(program).arg("--programs").arg(programs.path())
+    });
     let mut pauses = Vec::new();
     for build in builds.iter().cycle().skip(1).take(times) {
         let done = ctl(&run.socket(), &["replace", SLOT, "--program", build]);

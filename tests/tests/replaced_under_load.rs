@@ -40,13 +40,15 @@ fn builds(program: &str, directory: &Path) -> [PathBuf; 2] {
 fn replaced(mut command: Command, program: &str, directory: &Path, count: usize) -> Ended {
     let socket = directory.join("vm.sock");
     let limit = Duration::from_secs(120) + Duration::from_secs(4) * u32::try_from(count).expect("it is small");
+    let builds = builds(program, directory);
+    command.arg("--programs").arg(builds[0].parent().expect("it is in a directory"));
     let mut vmm = Process::start_with_input(&mut command, limit);
     vmm.wait_for("ready\n");
     let (mut random, seed) = Random::fresh();
     println!("seed {seed}");
     let mut pauses = Vec::new();
     let mut before = None;
-    for build in builds(program, directory).iter().cycle().take(count) {
+    for build in builds.iter().cycle().take(count) {
         let build = build.to_str().expect("a plain path");
         let done = ctl(&socket, &["replace", SLOT, "--program", build]);
         assert_eq!(done.code(), 0, "{done}\nthe VMM said:\n{}", vmm.stderr());
@@ -156,7 +158,7 @@ fn what_cannot_take_over_is_refused() {
     let image = directory.path().join("disk.img");
     disk::empty(&image, disk::PAYLOAD_DISK);
     let mut command = controlled("verified-disk", directory.path());
-    command.arg("--disk").arg(format!("path={}", image.display()));
+    command.arg("--disk").arg(format!("path={}", image.display())).args(["--programs", "/"]);
     let mut vmm = Process::start_with_input(&mut command, Duration::from_secs(300));
     vmm.wait_for("ready\n");
     let devices = children(vmm.pid());
@@ -183,4 +185,47 @@ fn what_cannot_take_over_is_refused() {
     vmm.send("x");
     vmm.finish().expect_code(0).expect_stdout("payload: passed");
     expect_ended(&devices);
+}
+
+/// A program that the user has named neither by itself nor by its directory is refused in one line.
+#[test]
+fn what_the_user_has_not_named_is_refused() {
+    let directory = TempDir::new().expect("there is room for temporary files");
+    let image = directory.path().join("disk.img");
+    disk::empty(&image, disk::PAYLOAD_DISK);
+    let folder = directory.path().join("builds");
+    std::fs::create_dir(&folder).expect("the directory is ours");
+    let (outside, leads_out) = (directory.path().join("outrigger-blk"), folder.join("leads-out"));
+    std::fs::copy(binaries::path("outrigger-blk"), &outside).expect("there is room for a program");
+    std::os::unix::fs::symlink(&outside, &leads_out).expect("the directory is ours");
+    let mut command = controlled("verified-disk", directory.path());
+    command.arg("--disk").arg(format!("path={}", image.display())).arg("--programs").arg(&folder);
+    let mut vmm = Process::start_with_input(&mut command, Duration::from_secs(300));
+    vmm.wait_for("ready\n");
+    let devices = children(vmm.pid());
+    let socket = directory.path().join("vm.sock");
+    for program in [
+        outside.as_path(),
+        &leads_out,
+        Path::new("/bin/true"),
+        &binaries::path("outrigger-net"),
+        Path::new("outrigger-net"),
+    ] {
+        let program = program.to_str().expect("a plain path");
+        let refused = ctl(&socket, &["replace", SLOT, "--program", program]);
+        let line = "the command line does not name it; --programs DIR of 'outrigger run' permits programs below DIR; the device goes on";
+        refused.expect_code(1).expect_stderr(line);
+        assert_eq!(refused.stderr.lines().count(), 1, "{refused}");
+    }
+    assert_eq!(children(vmm.pid()), devices, "the process has changed");
+    // As the command line has it, by its path, and below the directory.
+    let inside = folder.join("blk");
+    std::fs::rename(&outside, &inside).expect("the directory is ours");
+    for program in
+        [Path::new("outrigger-blk"), &binaries::path("outrigger-blk"), &inside, &leads_out.with_file_name("blk")]
+    {
+        ctl(&socket, &["replace", SLOT, "--program", program.to_str().expect("a plain path")]).expect_code(0);
+    }
+    vmm.send("x");
+    vmm.finish().expect_code(0).expect_stdout("payload: passed");
 }

@@ -131,6 +131,12 @@ struct RunArgs {
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
 
+    /// Permit 'outrigger ctl PATH replace' to start programs below this directory, besides those named here
+    ///
+    /// Symbolic links are followed first. Whoever can write there chooses what runs as the user who runs Outrigger
+    #[arg(long, value_name = "DIR")]
+    programs: Option<PathBuf>,
+
     /// Print how each device is reached and why, register range by register range, before the guest starts
     #[arg(long)]
     show_devices: bool,
@@ -282,6 +288,7 @@ fn config(args: RunArgs, run: &ArgMatches) -> Result<Config, UsageError> {
             None => None,
         },
         kernel: args.kernel,
+        programs: args.programs,
         initrd: args.initrd,
         pci_devices,
         show_devices: args.show_devices,

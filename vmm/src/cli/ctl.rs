@@ -10,10 +10,10 @@ use crate::pci::Slot;
 
 const EXAMPLES: &str = "\
 Examples:
-  outrigger run --kernel bzImage --disk path=root.img --control vm.sock
+  outrigger run --kernel bzImage --disk path=root.img --control vm.sock --programs /opt/builds
   outrigger ctl vm.sock status
   outrigger ctl vm.sock restart 00:01.0
-  outrigger ctl vm.sock replace 00:01.0 --program ./outrigger-blk
+  outrigger ctl vm.sock replace 00:01.0 --program /opt/builds/outrigger-blk
   outrigger ctl vm.sock stop
 
 Exit status:
@@ -55,7 +55,8 @@ enum CtlCommand {
 
         /// The program to start, with the options of the device [default: the one that it has]
         ///
-        /// A bare name is looked for beside outrigger itself
+        /// A bare name is looked for beside outrigger itself. A program that the command line of 'outrigger run' does not
+        /// name has to be below its --programs DIR
         #[arg(long, value_name = "PATH")]
         program: Option<PathBuf>,
     },

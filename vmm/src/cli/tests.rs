@@ -211,6 +211,7 @@ fn only_the_kernel_is_needed() {
         paths: AllowedPaths::default(),
         console: ConsoleConfig::Stdio,
         control: None,
+        programs: None,
         show_devices: false,
         stats: false,
     };
@@ -219,9 +220,10 @@ fn only_the_kernel_is_needed() {
 
 #[test]
 fn every_option_is_understood() {
-    let words = "--initrd i --cmdline -quiet --cpus 64 --memory 2G,hugepages=on --console none --show-devices --stats --paths message,mapped";
+    let words = "--initrd i --cmdline -quiet --cpus 64 --memory 2G,hugepages=on --console none --show-devices --stats --programs d --paths message,mapped";
     let config = config(&words.split(' ').collect::<Vec<_>>());
     assert_eq!(config.initrd.as_deref(), Some(Path::new("i")));
+    assert_eq!(config.programs.as_deref(), Some(Path::new("d")));
     assert_eq!((config.cmdline.as_str(), config.cpus), ("-quiet", 64));
     assert_eq!(config.memory, MemoryConfig { size: 2 << 30, hugepages: true });
     assert_eq!((config.console, config.show_devices, config.stats), (ConsoleConfig::None, true, true));

@@ -13,7 +13,7 @@ use nix::libc::O_NONBLOCK;
 use super::{Config, Problem, UsageError};
 
 impl Config {
-    /// Checks that kernel and initrd exist, are regular files, and can be read.
+    /// Checks that kernel and initrd exist, are regular files, and can be read, and that the directory of programs is one.
     ///
     /// # Errors
     /// The first of them that cannot be used, and why.
@@ -23,7 +23,18 @@ impl Config {
         if let Some(initrd) = &self.initrd {
             readable(initrd).map_err(|problem| UsageError::new(named("--initrd", initrd), problem))?;
         }
+        if let Some(programs) = &self.programs {
+            is_directory(programs).map_err(|problem| UsageError::new(named("--programs", programs), problem))?;
+        }
         Ok(())
+    }
+}
+
+fn is_directory(path: &Path) -> Result<(), Problem> {
+    let metadata = path.canonicalize().and_then(std::fs::metadata).map_err(|error| failed("open", &error))?;
+    match metadata.is_dir() {
+        true => Ok(()),
+        false => Err(Problem::FileKind { is: kind(metadata.file_type()), wanted: "a directory" }),
     }
 }
 
@@ -87,5 +98,14 @@ mod tests {
             assert_eq!(line(&["--kernel", &kernel, "--initrd", path]), format!("--initrd {path}: {problem}"));
         }
         assert_eq!(line(&["--kernel", &kernel, "--initrd", &kernel]), "");
+        let table = [
+            (missing.as_str(), "cannot open: No such file or directory"),
+            (&kernel, "is a regular file, not a directory"),
+            ("/dev/null", "is a character device, not a directory"),
+        ];
+        for (path, problem) in table {
+            assert_eq!(line(&["--kernel", &kernel, "--programs", path]), format!("--programs {path}: {problem}"));
+        }
+        assert_eq!(line(&["--kernel", &kernel, "--programs", &directory]), "");
     }
 }

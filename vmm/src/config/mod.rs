@@ -59,6 +59,8 @@ pub struct Config {
     pub console: ConsoleConfig,
     /// Where the control socket is to be, at most [`MAX_SOCKET_PATH`](device::MAX_SOCKET_PATH) bytes.
     pub control: Option<PathBuf>,
+    /// Programs below this directory may take the place of those that the devices have.
+    pub programs: Option<PathBuf>,
     /// Print how each device is attached before the guest starts.
     pub show_devices: bool,
     /// Print who answered the guest's accesses to devices after it has ended.

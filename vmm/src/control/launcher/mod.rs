@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `order` | the messages between the two |
 //! | `process` | the launcher's process |
+//! | `programs` | the programs that may be started |
 //! | `start` | a process becomes a device program |
 //! | `ways` | the namespaces that it starts in |
 //!
@@ -16,6 +17,7 @@
 
 mod order;
 mod process;
+mod programs;
 mod start;
 mod ways;
 
@@ -38,7 +40,7 @@ use outrigger_protocol::foreign::ForeignFd;
 
 use self::order::{Failure, Kind, LONGEST, LONGEST_PROGRAM, Order};
 use self::process::Table;
-use self::start::is_beside;
+use self::programs::is_beside;
 use crate::config::Config;
 use crate::control::processes::DeviceProcess;
 
@@ -76,6 +78,9 @@ pub enum SpawnError {
     /// No descriptor left.
     #[error("cannot watch the process that was started")]
     Watch(#[source] io::Error),
+    /// The user has not named it.
+    #[error("cannot start {}: the command line does not name it; --programs DIR of 'outrigger run' permits programs below DIR", .0.display())]
+    NotPermitted(PathBuf),
     /// The launcher does not take such an order.
     #[error("outrigger's launcher refuses to start {program}")]
     Order {
@@ -178,6 +183,7 @@ impl Launcher {
             Failure { kind: Kind::Start, path, .. } => {
                 SpawnError::Start { beside: is_beside(program), program: path, source }
             }
+            Failure { kind: Kind::NotPermitted, path, .. } => SpawnError::NotPermitted(path),
             Failure { kind: Kind::Order, .. } => SpawnError::Order { program: name(program), source },
         })
     }

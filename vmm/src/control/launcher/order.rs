@@ -52,11 +52,13 @@ pub(super) enum Kind {
     Socket,
     /// The program cannot be started.
     Start,
+    /// Neither does the command line name the program, nor is it below the directory that it names.
+    NotPermitted,
     /// The order is none that can be followed.
     Order,
 }
 
-const KINDS: [Kind; 4] = [Kind::Place, Kind::Socket, Kind::Start, Kind::Order];
+const KINDS: [Kind; 5] = [Kind::Place, Kind::Socket, Kind::Start, Kind::NotPermitted, Kind::Order];
 
 /// A process that was not started.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -23,6 +24,7 @@ use outrigger_process::pidfd::PidFd;
 use outrigger_process::seal::Sandbox;
 
 use super::order::{self, Failure, Kind, LONGEST, Order};
+use super::programs::Programs;
 use super::start::{self, TAKEN};
 use super::ways::{Way, ways};
 use crate::config::{Config, Source};
@@ -43,6 +45,7 @@ pub(super) struct Entry {
 #[derive(Debug)]
 pub(super) struct Table {
     pub(super) entries: Vec<Option<Entry>>,
+    pub(super) programs: Programs,
     pub(super) cpus: u8,
     /// The VMM.
     pub(super) parent: u32,
@@ -61,7 +64,7 @@ impl Table {
             }),
         };
         let entries = config.pci_devices.iter().map(|device| entry(&device.source)).collect();
-        Self { entries, cpus: config.cpus, parent: std::process::id() }
+        Self { entries, programs: Programs::of(config), cpus: config.cpus, parent: std::process::id() }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -140,15 +143,15 @@ fn start(socket: &Packets, table: &Table, order: &Order) -> Answer {
     };
     let mut ended = Vec::new();
     let mut failed = Failure::new(Kind::Start, &order.program, &Errno::ESRCH.into());
-    let path = match start::path(&order.program) {
+    let path = match table.programs.find(&order.program) {
         Ok(path) => path,
-        Err(error) => {
+        Err(failure) => {
             socket.discard();
-            return Answer::failed(Failure::new(Kind::Place, &order.program, &error), ended);
+            return Answer::failed(failure, ended);
         }
     };
     for way in ways(entry.sandbox, &path) {
-        match attempt(socket, table, entry, order, way) {
+        match attempt(socket, table, entry, order, &path, way) {
             Attempt::Started(process, stream) => {
                 return Answer { outcome: Ok(process.id), fds: vec![process.pidfd.into(), stream.into()], ended };
             }
@@ -175,7 +178,7 @@ enum Attempt {
     None(Failure),
 }
 
-fn attempt(socket: &Packets, table: &Table, entry: &Entry, order: &Order, way: Way) -> Attempt {
+fn attempt(socket: &Packets, table: &Table, entry: &Entry, order: &Order, path: &Path, way: Way) -> Attempt {
     let failed = |kind, error: &io::Error| Attempt::None(Failure::new(kind, &order.program, error));
     let (ours, theirs) = match UnixStream::pair() {
         Ok(pair) => pair,
@@ -186,7 +189,7 @@ fn attempt(socket: &Packets, table: &Table, entry: &Entry, order: &Order, way: W
         Err(errno) => return failed(Kind::Start, &errno.into()),
     };
     let body = || match way.arrive() {
-        Ok(()) => start::become_program(socket, table, entry, order, &theirs, &reports),
+        Ok(()) => start::become_program(socket, table, entry, order, path, &theirs, &reports),
         Err(_) => start::EXIT_FAILED,
     };
     // SAFETY: the launcher has one thread.

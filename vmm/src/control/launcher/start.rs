@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use outrigger_process::packets::{MOST_DESCRIPTORS, Packets};
@@ -18,12 +18,7 @@ pub(super) const TAKEN: u8 = b'T';
 /// Exit status of a process that has not.
 pub(super) const EXIT_FAILED: u8 = 127;
 
-/// Whether a program is looked for beside outrigger itself.
-pub(super) fn is_beside(program: &Path) -> bool {
-    !program.as_os_str().as_encoded_bytes().contains(&b'/')
-}
-
-/// Takes the order from the socket, and executes its program. Returns, with an exit status, if that fails.
+/// Takes the order from the socket, and executes its program, which is at `path`. Returns, with an exit status, if that fails.
 ///
 /// The descriptors that come with the order are a device process's own: to close one may take as long as that process likes. So
 /// they are never the launcher's, but this process's, which nothing waits for when it ends.
@@ -32,6 +27,7 @@ pub(super) fn become_program(
     table: &Table,
     entry: &Entry,
     order: &Order,
+    path: &Path,
     stream: &UnixStream,
     reports: &OwnedFd,
 ) -> u8 {
@@ -41,7 +37,7 @@ pub(super) fn become_program(
     tell(&[TAKEN]);
     let failure = match taken.and_then(|kept| Ok((kept, stream.try_clone()?))) {
         Err(error) => Failure::new(Kind::Order, &order.program, &error),
-        Ok((kept, stream)) => execute(table, entry, order, kept, stream),
+        Ok((kept, stream)) => execute(table, entry, order, path, kept, stream),
     };
     tell(&order::encode(&Err(failure)));
     EXIT_FAILED
@@ -63,12 +59,8 @@ fn take(socket: &Packets, order: &Order) -> io::Result<Vec<RawFd>> {
 }
 
 /// Returns if that fails.
-fn execute(table: &Table, entry: &Entry, order: &Order, kept: Vec<RawFd>, stream: UnixStream) -> Failure {
-    let path = match path(&order.program) {
-        Ok(path) => path,
-        Err(error) => return Failure::new(Kind::Place, &order.program, &error),
-    };
-    let mut command = Command::new(&path);
+fn execute(table: &Table, entry: &Entry, order: &Order, path: &Path, kept: Vec<RawFd>, stream: UnixStream) -> Failure {
+    let mut command = Command::new(path);
     child::prepare_for(&mut command, table.parent);
     command.env(launch::VCPUS, table.cpus.to_string()).env(launch::SANDBOX, entry.sandbox.name());
     command.args([launch::OPTIONS, &entry.options, launch::FD, "0"]);
@@ -84,13 +76,5 @@ fn execute(table: &Table, entry: &Entry, order: &Order, kept: Vec<RawFd>, stream
     child::keep(&mut command, numbers);
     // Standard output is the guest's console and none of theirs; the launcher's is /dev/null.
     let error = command.stdin(Stdio::from(OwnedFd::from(stream))).stdout(Stdio::inherit()).exec();
-    Failure::new(Kind::Start, &path, &error)
-}
-
-/// Where a program is.
-pub(super) fn path(program: &Path) -> io::Result<PathBuf> {
-    match is_beside(program) {
-        true => Ok(std::env::current_exe()?.with_file_name(program)),
-        false => Ok(program.to_owned()),
-    }
+    Failure::new(Kind::Start, path, &error)
 }

@@ -7,12 +7,14 @@ use outrigger_process::packets::MOST_DESCRIPTORS;
 use outrigger_process::seal::Sandbox;
 
 use super::process::Entry;
+use super::programs::Programs;
 use super::*;
 
 /// A launcher for one device, which ends with the calling thread.
 fn launcher(inherited: Vec<RawFd>) -> Launcher {
     let entry = Entry { options: "color=red".into(), inherited, sandbox: Sandbox::Require, is_started: false };
-    let table = Table { entries: vec![None, Some(entry)], cpus: 3, parent: std::process::id() };
+    let programs = Programs { named: Vec::new(), below: Some("/".into()) };
+    let table = Table { entries: vec![None, Some(entry)], programs, cpus: 3, parent: std::process::id() };
     Launcher::with(table).unwrap()
 }
 

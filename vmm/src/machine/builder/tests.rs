@@ -36,6 +36,7 @@ fn config(kernel: &Path, cpus: u8) -> Config {
         paths: AllowedPaths::default(),
         console: ConsoleConfig::None,
         control: None,
+        programs: None,
         show_devices: false,
         stats: false,
     }
