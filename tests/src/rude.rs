@@ -20,7 +20,7 @@ pub const END: Duration = Duration::from_secs(1);
 pub const DEVICES_END: Duration = Duration::from_secs(2);
 /// A request to the honest disk takes this at most.
 pub const REQUEST: Duration = Duration::from_secs(1);
-/// The same in the test bed, whose processors are slower.
+/// The same in the test bed, whose processors are slower, and on a machine that is busy with something else.
 pub const REQUEST_IN_BED: Duration = Duration::from_secs(3);
 /// A run that hangs this long hangs for good.
 const HANGS: Duration = Duration::from_secs(100);

@@ -60,6 +60,11 @@ pub fn start(id: u8, page: u8) {
     command(id, START_UP | u32::from(page));
 }
 
+/// Interrupts the running processor with `vector`, in its turn.
+pub fn interrupt_self(vector: u8) {
+    command(id(), ASSERT | u32::from(vector));
+}
+
 fn command(id: u8, command: u32) {
     if x2apic() {
         write_msr(MSR + COMMAND, u64::from(id) << 32 | u64::from(command));

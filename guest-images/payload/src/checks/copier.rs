@@ -1,6 +1,6 @@
 //! The example device of the source tree (`devices/examples/copier.rs`): registers, DMA, and INTx, which is a level.
 
-use crate::interrupts::{fired, wait};
+use crate::interrupts::{fired, settle, wait};
 use crate::ioapic;
 use crate::machine::Machine;
 use crate::memory::{Raw, map, read8, read32, read64, write8, write32, write64};
@@ -189,8 +189,8 @@ fn fires() -> bool {
 /// Whether no more arrive once those on their way have. Nothing but windows meanwhile: a KVM that interprets ring-0
 /// code delivers interrupts late while it is kept busy.
 fn quiet() -> bool {
-    wait(QUIET, || false);
+    settle(QUIET);
     let before = fired(VECTOR);
-    wait(QUIET, || false);
+    settle(QUIET);
     fired(VECTOR) == before
 }

@@ -2,7 +2,7 @@
 //! its interrupt by pin and by message.
 
 use crate::apic;
-use crate::interrupts::{FIRST_VECTOR, fired, wait};
+use crate::interrupts::{FIRST_VECTOR, fired, settle, wait};
 use crate::ioapic;
 use crate::machine::Machine;
 use crate::memory::{Raw, map, read8, read32, read64, write8, write32, write64};
@@ -93,7 +93,7 @@ pub fn by_message(machine: &Machine, verdict: &mut Verdict) {
         let before = fired(MESSAGE_VECTOR);
         edu.raise(value);
         verdict.holds("edu-message-interrupts", wait(PATIENCE, || fired(MESSAGE_VECTOR) != before));
-        wait(QUIET, || false);
+        settle(QUIET);
         verdict.equal("edu-message-once", u64::from(fired(MESSAGE_VECTOR).wrapping_sub(before)), 1);
         edu.acknowledge(value);
     }
@@ -133,7 +133,7 @@ pub fn steady(machine: &Machine, verdict: &mut Verdict) {
 fn is_quiet(vector: u8) -> bool {
     let mut seen = fired(vector);
     (0..ROUNDS_UNTIL_QUIET).any(|_| {
-        wait(QUIET, || false);
+        settle(QUIET);
         let before = core::mem::replace(&mut seen, fired(vector));
         before == seen
     })

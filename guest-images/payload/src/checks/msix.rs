@@ -1,7 +1,7 @@
 //! MSI-X: vectors arrive, masks hold them back, pending bits show it, and unmasking lets them through once.
 
 use crate::apic;
-use crate::interrupts::{FIRST_VECTOR, fired, wait};
+use crate::interrupts::{FIRST_VECTOR, fired, settle, wait};
 use crate::machine::Machine;
 use crate::msix::Msix;
 use crate::verdict::Verdict;
@@ -77,13 +77,13 @@ fn held_back(blk: &VirtioBlk, msix: &Msix, name: &str, verdict: &mut Verdict) {
     blk.request(READ, 0);
     wait(PATIENCE, virtqueue::idle);
     let pending = wait(PATIENCE / 10, || msix.pending(ENTRY));
-    wait(QUIET, || false);
+    settle(QUIET);
     let quiet = fired(FIRST) + fired(SECOND) == before;
     verdict.equal(name, u64::from(virtqueue::idle()) << 2 | u64::from(pending) << 1 | u64::from(quiet), 7);
 }
 
 fn arrives_once(index: u8, before: u32, name: &str, verdict: &mut Verdict) {
     wait(PATIENCE, || fired(index) != before);
-    wait(QUIET, || false);
+    settle(QUIET);
     verdict.equal(name, u64::from(fired(index).wrapping_sub(before)), 1);
 }

@@ -1,6 +1,6 @@
 //! How an attack ended: as the specification wants it, or with what was seen in its stead.
 
-use crate::interrupts::window;
+use crate::interrupts::{take_pending, window};
 use crate::second::ticks;
 
 /// A time, by the time-stamp counter and by the number of looks: where the counters of two processors are not in step, the one is not
@@ -52,6 +52,7 @@ pub fn perhaps(done: impl FnMut() -> bool) -> bool {
 /// Gives the device time to do what it should not.
 pub fn pause() {
     within(QUIET, || false);
+    take_pending();
 }
 
 fn within(limit: Time, mut done: impl FnMut() -> bool) -> bool {
