@@ -162,6 +162,7 @@ fn memory_sizes_that_cannot_be() {
 fn options_that_do_not_exist() {
     refused(with_payload("pci").arg("--turbo"), USAGE, &["--turbo"]);
     refused(with_payload("pci").args(["--console", "vga"]), USAGE, &["--console", "vga"]);
+    refused(with_payload("pci").args(["--nested", "maybe"]), USAGE, &["--nested", "on or off", "'maybe'"]);
     refused(with_payload("pci").args(["--device", "tcp=1"]), USAGE, &["--device", "tcp", "socket"]);
     refused(with_payload("pci").args(["--net", "bridge=br0"]), USAGE, &["--net", "bridge", "tap"]);
     refused(with_payload("pci").args(["--net", "tap=t0,mac=01:00:00:00:00:01"]), USAGE, &["--net", "mac"]);

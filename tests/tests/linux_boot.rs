@@ -4,7 +4,9 @@
 use outrigger_tests::guest;
 use outrigger_tests::testbed::Testbed;
 
-const SAY_CPUS: &str = "echo CPUS $(grep -c ^processor /proc/cpuinfo) of $(cat /sys/devices/system/cpu/present)\n";
+/// The test bed's processor is AMD's, and its KVM lets guests have guests.
+const SAY_CPUS: &str = "grep -qw svm /proc/cpuinfo && echo RUNS GUESTS || echo RUNS NO GUESTS\n\
+    echo CPUS $(grep -c ^processor /proc/cpuinfo) of $(cat /sys/devices/system/cpu/present)\n";
 
 #[test]
 fn bzimage_and_vmlinux_boot_with_one_two_and_four_processors() {
@@ -17,8 +19,11 @@ for kernel in vmlinuz vmlinux; do
     boot $kernel$cpus 0 --kernel /guest/$kernel --initrd /guest/cpus --cpus $cpus --memory 256M --cmdline 'console=ttyS0 quiet panic=-1'
     has $kernel$cpus OUTRIGGER-GUEST-UP
     has $kernel$cpus "CPUS $cpus of"
+    has $kernel$cpus 'RUNS NO GUESTS'
   done
 done
+boot nested 0 --kernel /guest/vmlinux --initrd /guest/cpus --nested on --memory 256M --cmdline 'console=ttyS0 quiet panic=-1'
+has nested 'RUNS GUESTS'
 nothing_left
 "#,
     );

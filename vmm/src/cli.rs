@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
-use outrigger_process::options::named;
+use outrigger_process::options::{named, switch};
 
 use self::ctl::CtlArgs;
 use crate::config::device::Kind;
@@ -120,7 +120,8 @@ struct RunArgs {
     /// Where the guest's serial port (ttyS0) leads
     ///
     /// stdio      standard input and output; a terminal is put into raw mode meanwhile
-    /// file=PATH  output to a file, created or truncated; no input
+    /// file=PATH  output to a file, truncated, or created for its owner alone (a symbolic link is
+    ///            not followed); no input
     /// none       nowhere
     #[arg(long, value_name = "stdio|file=PATH|none", default_value = "stdio", verbatim_doc_comment)]
     console: String,
@@ -136,6 +137,12 @@ struct RunArgs {
     /// Symbolic links are followed first. Whoever can write there chooses what runs as the user who runs Outrigger
     #[arg(long, value_name = "DIR")]
     programs: Option<PathBuf>,
+
+    /// Whether the guest may run guests of its own: on or off
+    ///
+    /// on shows it the processor's vmx or svm, if the host's KVM offers it: much of KVM's code is in its reach then
+    #[arg(long, value_name = "on|off", default_value = "off")]
+    nested: String,
 
     /// Print how each device is reached and why, register range by register range, before the guest starts
     #[arg(long)]
@@ -287,6 +294,7 @@ fn config(args: RunArgs, run: &ArgMatches) -> Result<Config, UsageError> {
             Some(path) => option("--control", &path.to_string_lossy(), |_| config::parse_control(path))?.into(),
             None => None,
         },
+        nested: option("--nested", &args.nested, |text| Ok(switch(text)?))?,
         kernel: args.kernel,
         programs: args.programs,
         initrd: args.initrd,

@@ -54,7 +54,7 @@ impl RunError {
         match self {
             RunError::Usage(_)
             | RunError::ControlSocket(ControlSocketError::Listen(_))
-            | RunError::Console(ConsoleError::Create { .. }) => STATUS_USAGE,
+            | RunError::Console(ConsoleError::Create { .. } | ConsoleError::SymbolicLink { .. }) => STATUS_USAGE,
             // Descriptors, threads, memory: each is the host's to give.
             RunError::ControlSocket(ControlSocketError::Thread(_)) | RunError::Console(ConsoleError::Connect(_)) => {
                 STATUS_HOST

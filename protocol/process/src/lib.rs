@@ -22,6 +22,7 @@
 pub mod aligned;
 pub mod child;
 pub mod crew;
+pub mod dump;
 pub mod fork;
 pub mod guardian;
 pub mod heap;

@@ -62,6 +62,14 @@ impl OptionError {
     }
 }
 
+/// A switch that is neither on nor off.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("must be on or off, not '{text}'")]
+pub struct NotSwitch {
+    /// The value given.
+    pub text: String,
+}
+
 /// A number that isn't one, or is out of its range.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("must be between {min} and {max}")]
@@ -163,12 +171,7 @@ impl Options {
     /// # Errors
     /// If it is neither on nor off.
     pub fn switch(&self, key: &'static str) -> Result<bool, OptionError> {
-        let on = self.parsed(key, |text| match text {
-            "on" => Ok(true),
-            "off" => Ok(false),
-            _ => Err(format!("must be on or off, not '{text}'")),
-        })?;
-        Ok(on.unwrap_or(false))
+        Ok(self.parsed(key, switch)?.unwrap_or(false))
     }
 
     /// The number `key`, where given.
@@ -178,6 +181,18 @@ impl Options {
     pub fn number(&self, key: &'static str, range: RangeInclusive<u16>) -> Result<Option<u16>, OptionError> {
         let (min, max) = range.into_inner();
         self.parsed(key, |text| number(text, min.into(), max.into()).map(|number| u16::try_from(number).unwrap_or(max)))
+    }
+}
+
+/// The value of a switch.
+///
+/// # Errors
+/// If it is neither on nor off.
+pub fn switch(text: &str) -> Result<bool, NotSwitch> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(NotSwitch { text: text.to_owned() }),
     }
 }
 

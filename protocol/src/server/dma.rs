@@ -11,6 +11,7 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use nix::libc::off_t;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use outrigger_process::dump;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
@@ -303,6 +304,7 @@ fn map_file(request: &wire::DmaMap, fd: ForeignFd, socket: RawFd) -> Result<Mapp
         log::warn!("cannot map {} bytes of client memory: {error}", request.size);
         Errno::EINVAL
     })?;
+    dump::exclude(region.as_ptr(), size);
     // SAFETY: the mapping goes when the last reference to `region` does, and everybody who has one has one to the guard.
     let guard = unsafe { Guard::new(region.as_ptr(), size, protection, socket) }.map_err(|error| {
         log::warn!("cannot guard client memory: {error}");
@@ -314,7 +316,20 @@ fn map_file(request: &wire::DmaMap, fd: ForeignFd, socket: RawFd) -> Result<Mapp
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::OwnedFd;
+
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+
     use super::*;
+
+    #[test]
+    fn client_memory_is_in_no_core_dump() {
+        let file: OwnedFd = memfd_create("client", MFdFlags::MFD_CLOEXEC).unwrap();
+        nix::unistd::ftruncate(&file, 4096).unwrap();
+        let request = wire::DmaMap { flags: wire::DMA_READABLE, size: PAGE, ..Default::default() };
+        let memory = map_file(&request, ForeignFd::from(file), -1).unwrap();
+        assert!(dump::is_excluded(memory.region.as_ptr()));
+    }
 
     #[test]
     fn more_ranges_than_were_announced_are_refused_until_one_goes_away() {

@@ -96,6 +96,7 @@ fn values_that_cannot_be_used_are_refused_in_one_exact_line() {
         ("--paths", "mapped", "message cannot be left out, for some accesses have no other path; write mapped,message"),
         ("--paths", "messages", "'messages' is no path; they are mapped, ioeventfd, ioregionfd, stand-in and message"),
         ("--paths", "mapped,,message", "'' is no path; they are mapped, ioeventfd, ioregionfd, stand-in and message"),
+        ("--nested", "yes", "must be on or off, not 'yes'"),
         ("--console", "tty", "must be stdio, file=PATH or none"),
         ("--console", "file", "must be stdio, file=PATH or none"),
         ("--console", "file=", "file: is empty"),
@@ -212,6 +213,7 @@ fn only_the_kernel_is_needed() {
         console: ConsoleConfig::Stdio,
         control: None,
         programs: None,
+        nested: false,
         show_devices: false,
         stats: false,
     };
@@ -220,13 +222,16 @@ fn only_the_kernel_is_needed() {
 
 #[test]
 fn every_option_is_understood() {
-    let words = "--initrd i --cmdline -quiet --cpus 64 --memory 2G,hugepages=on --console none --show-devices --stats --programs d --paths message,mapped";
+    let words = "--initrd i --cmdline -quiet --cpus 64 --memory 2G,hugepages=on --console none --nested on --show-devices --stats --programs d --paths message,mapped";
     let config = config(&words.split(' ').collect::<Vec<_>>());
     assert_eq!(config.initrd.as_deref(), Some(Path::new("i")));
     assert_eq!(config.programs.as_deref(), Some(Path::new("d")));
     assert_eq!((config.cmdline.as_str(), config.cpus), ("-quiet", 64));
     assert_eq!(config.memory, MemoryConfig { size: 2 << 30, hugepages: true });
-    assert_eq!((config.console, config.show_devices, config.stats), (ConsoleConfig::None, true, true));
+    assert_eq!(
+        (config.console, config.nested, config.show_devices, config.stats),
+        (ConsoleConfig::None, true, true, true)
+    );
     assert_eq!(config.paths, AllowedPaths::only(&[PathName::Mapped]));
 }
 

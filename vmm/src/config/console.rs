@@ -12,7 +12,7 @@ pub enum ConsoleConfig {
     /// Outrigger's own standard input and output.
     #[default]
     Stdio,
-    /// Output to a file, created or truncated; no input.
+    /// Output to a file, truncated, or created for its owner alone; no input.
     File(PathBuf),
     /// Output discarded; no input.
     None,

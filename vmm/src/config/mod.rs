@@ -61,6 +61,8 @@ pub struct Config {
     pub control: Option<PathBuf>,
     /// Programs below this directory may take the place of those that the devices have.
     pub programs: Option<PathBuf>,
+    /// Whether the guest may run guests of its own.
+    pub nested: bool,
     /// Print how each device is attached before the guest starts.
     pub show_devices: bool,
     /// Print who answered the guest's accesses to devices after it has ended.

@@ -4,7 +4,7 @@
 use std::fmt;
 
 use nix::errno::Errno;
-use outrigger_process::options::{NotBetween, OptionError, one_line};
+use outrigger_process::options::{NotBetween, NotSwitch, OptionError, one_line};
 
 use super::size::Size;
 
@@ -74,6 +74,9 @@ pub enum Problem {
         /// The value given.
         text: String,
     },
+    /// Neither on nor off.
+    #[error(transparent)]
+    Switch(#[from] NotSwitch),
     /// A size out of its range.
     #[error("must be between {min} and {max}{}", .meant.map(|size| format!("; did you mean {size}?")).unwrap_or_default())]
     SizeNotBetween {

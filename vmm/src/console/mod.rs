@@ -6,12 +6,15 @@ mod output;
 pub mod serial;
 pub mod terminal;
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+
+use nix::libc::{ELOOP, O_NOFOLLOW};
 
 use crate::config::ConsoleConfig;
 use crate::console::serial::Serial;
@@ -30,6 +33,12 @@ pub enum ConsoleError {
         /// Why not.
         #[source]
         source: io::Error,
+    },
+    /// Somebody who may write to the directory could have the output overwrite a file of the user's.
+    #[error("--console file={}: is a symbolic link, which is not followed", .path.display())]
+    SymbolicLink {
+        /// The link.
+        path: PathBuf,
     },
     /// The host is out of descriptors or threads.
     #[error("cannot connect the console")]
@@ -55,10 +64,7 @@ impl Console {
                 let stdout = io::stdout().as_fd().try_clone_to_owned()?;
                 (Some(Output::to(stdout, "standard output".to_owned())?), Some(input::stdin()?))
             }
-            ConsoleConfig::File(path) => {
-                let file = File::create(path).map_err(|source| ConsoleError::Create { path: path.clone(), source })?;
-                (Some(Output::to(file.into(), path.display().to_string())?), None)
-            }
+            ConsoleConfig::File(path) => (Some(Output::to(create(path)?.into(), path.display().to_string())?), None),
             ConsoleConfig::None => (None, None),
         };
         let terminal = match &input {
@@ -111,11 +117,51 @@ impl Console {
     }
 }
 
+/// The file for the output, which may hold the guest's secrets: others cannot read one that is new.
+fn create(path: &Path) -> Result<File, ConsoleError> {
+    let options =
+        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).custom_flags(O_NOFOLLOW).clone();
+    options.open(path).map_err(|source| match source.raw_os_error() {
+        Some(ELOOP) if path.is_symlink() => ConsoleError::SymbolicLink { path: path.to_owned() },
+        _ => ConsoleError::Create { path: path.to_owned(), source },
+    })
+}
+
 /// The input thread may hold the terminal's last reference, and isn't waited for.
 impl Drop for Console {
     fn drop(&mut self) {
         if let Some(terminal) = &self.terminal {
             terminal.restore();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn a_new_file_is_its_owners_alone_and_a_link_is_not_followed() {
+        let directory = tempfile::tempdir().unwrap();
+        let [new, old, link] = ["new", "old", "link"].map(|name| directory.path().join(name));
+        let mode = |path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        create(&new).unwrap();
+        assert_eq!(mode(&new), 0o600);
+
+        std::fs::write(&old, "precious").unwrap();
+        symlink(&old, &link).unwrap();
+        let error = create(&link).unwrap_err();
+        let wanted = format!("--console file={}: is a symbolic link, which is not followed", link.display());
+        assert_eq!(error.to_string(), wanted);
+        assert_eq!(std::fs::read(&old).unwrap(), b"precious");
+
+        std::fs::set_permissions(&old, PermissionsExt::from_mode(0o644)).unwrap();
+        create(&old).unwrap();
+        assert_eq!((mode(&old), std::fs::read(&old).unwrap().len()), (0o644, 0), "its owner has said who may read it");
+
+        let error = create(&directory.path().join("none/file")).unwrap_err();
+        assert!(matches!(error, ConsoleError::Create { .. }), "{error}");
     }
 }

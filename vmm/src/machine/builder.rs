@@ -142,7 +142,7 @@ impl Machine {
         let platform = Platform { cpus: config.cpus, pci_memory_64: machine.pci_memory_64 };
         let rsdp = platform.write_tables(machine.ram.mmap())?;
         let entry = payload.load(&machine.ram, rsdp)?;
-        machine.add_vcpus(config.cpus)?;
+        machine.add_vcpus(config.cpus, config.nested)?;
         if config.stats {
             machine.exit_counters = machine.vcpus.iter().map(Vcpu::exit_counters).collect();
         }
@@ -215,12 +215,12 @@ impl Machine {
         Ok(())
     }
 
-    fn add_vcpus(&mut self, cpus: u8) -> Result<(), BuildError> {
+    fn add_vcpus(&mut self, cpus: u8, nested: bool) -> Result<(), BuildError> {
         let supported = self.vm.supported_cpuid()?;
         let tsc_deadline = self.vm.has(Cap::TscDeadlineTimer);
         for id in 0..cpus {
             let vcpu = Vcpu::new(&self.vm, id)?;
-            let topology = Topology { cpus, tsc_khz: vcpu.tsc_khz()?, tsc_deadline };
+            let topology = Topology { cpus, tsc_khz: vcpu.tsc_khz()?, tsc_deadline, nested };
             vcpu.configure(&topology.cpuid(&supported, id)?)?;
             self.vcpus.push(vcpu);
         }

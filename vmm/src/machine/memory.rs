@@ -9,6 +9,7 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use outrigger_process::dump;
 use vm_memory::mmap::{FromRangesError, MmapRegionError};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
 
@@ -196,6 +197,7 @@ fn map(file: &Arc<File>, offset: u64, size: u64, huge_pages: bool) -> Result<Mma
             MmapRegionError::Mmap(source) if huge_pages => MemoryError::HugePages { pages: size / HUGE_PAGE, source },
             source => MemoryError::Map { size, source },
         })?;
+    dump::exclude(mapping.as_ptr(), length);
     if !huge_pages {
         // SAFETY: the range is the whole of `mapping`, and this advice changes neither its content nor its validity.
         let advised = unsafe { nix::libc::madvise(mapping.as_ptr().cast(), length, nix::libc::MADV_HUGEPAGE) };
@@ -225,6 +227,9 @@ mod tests {
             ]
         );
         assert_eq!(ram.low_end(), 3 * GIB);
+        for address in [0, 4 * GIB] {
+            assert!(dump::is_excluded(ram.host_address(address, 1).unwrap()), "{address:#x} would be in a core dump");
+        }
         // Data written at a guest address is found at the file offset that the region gives.
         ram.mmap().write_obj(0x1122_3344_u32, GuestAddress(4 * GIB + 0x1000)).unwrap();
         let mut word = [0; 4];

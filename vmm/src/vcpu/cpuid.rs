@@ -22,6 +22,10 @@ const CMP_LEGACY: u32 = 1 << 1;
 const HTT: u32 = 1 << 28;
 const TSC_DEADLINE: u32 = 1 << 24;
 const HYPERVISOR: u32 = 1 << 31;
+/// Virtualization by the processor: Intel's (leaf 1, ECX), and AMD's (leaf 0x8000_0001, ECX), whose details have a leaf of their own.
+const VMX: u32 = 1 << 5;
+const SVM: u32 = 1 << 2;
+const SVM_LEAF: u32 = 0x8000_000A;
 
 /// Physical address bits of a processor that doesn't say (Intel SDM volume 3A, section 4.1.4).
 const DEFAULT_PHYSICAL_BITS: u8 = 36;
@@ -35,6 +39,8 @@ pub struct Topology {
     pub tsc_khz: u32,
     /// Whether the local APIC timer has TSC-deadline mode; KVM does not say it in CPUID.
     pub tsc_deadline: bool,
+    /// Whether the guest may run guests of its own, if the host's KVM lets it. That is much of KVM's code in the guest's reach.
+    pub nested: bool,
 }
 
 impl Topology {
@@ -57,6 +63,9 @@ impl Topology {
             self.amd_topology(&mut leaves, id);
         }
         self.hypervisor_clocks(&mut leaves);
+        if !self.nested {
+            no_virtualization(&mut leaves);
+        }
         let too_many = |_| call("KVM_SET_CPUID2")(errno::Error::new(nix::libc::E2BIG));
         CpuId::from_entries(&leaves.0).map_err(too_many)
     }
@@ -155,6 +164,14 @@ impl Topology {
     }
 }
 
+/// A processor that runs no guests.
+fn no_virtualization(leaves: &mut Leaves) {
+    leaves.all(1).for_each(|leaf| leaf.ecx &= !VMX);
+    leaves.all(0x8000_0001).for_each(|leaf| leaf.ecx &= !SVM);
+    // Reserved, all zeros, where there is no SVM.
+    leaves.remove(SVM_LEAF);
+}
+
 /// Width of a physical address on this host's processors, as a guest sees it.
 #[must_use]
 pub fn physical_bits(supported: &CpuId) -> u8 {
@@ -206,7 +223,7 @@ mod tests {
     fn intel() -> CpuId {
         CpuId::from_entries(&[
             leaf(0, [0x16, u32::from_le_bytes(*b"Genu"), 0, 0]),
-            leaf(1, [0x806F8, 0x1F10_0800, 1 << 21, 0]),
+            leaf(1, [0x806F8, 0x1F10_0800, 1 << 21 | 1 << 5, 0]),
             indexed(4, 0, 0x7C01_C121), // level 1 data, as the host shares it
             indexed(4, 3, 0x7C03_C163), // level 3
             indexed(4, 4, 0),
@@ -221,8 +238,9 @@ mod tests {
         CpuId::from_entries(&[
             leaf(0, [0xD, u32::from_le_bytes(*b"Auth"), 0, 0]),
             leaf(1, [0x80_0F12, 0, 1 << 21, 0]),
-            leaf(0x8000_0001, [0, 0, 1 << 22, 0]),
+            leaf(0x8000_0001, [0, 0, 1 << 22 | 1 << 2, 0]),
             leaf(0x8000_0008, [0x3028, 0, 0x7007, 0]),
+            leaf(0x8000_000A, [1, 8, 0, 0xFF]),
             indexed(0x8000_001D, 0, 0x4121),
             indexed(0x8000_001D, 3, 0xC163),
             leaf(0x8000_001E, [9, 9, 9, 0]),
@@ -236,7 +254,7 @@ mod tests {
         Some([found.eax, found.ebx, found.ecx, found.edx])
     }
 
-    const FOUR: Topology = Topology { cpus: 4, tsc_khz: 2_400_000, tsc_deadline: true };
+    const FOUR: Topology = Topology { cpus: 4, tsc_khz: 2_400_000, tsc_deadline: true, nested: false };
 
     #[test]
     fn each_vcpu_has_its_own_apic_id_and_sees_its_siblings() {
@@ -286,6 +304,17 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_runs_no_guests_unless_it_may() {
+        for (nested, [vmx, svm]) in [(false, [0, 0]), (true, [1 << 5, 1 << 2])] {
+            let topology = Topology { nested, ..FOUR };
+            let (intel, amd) = (topology.cpuid(&intel(), 0).unwrap(), topology.cpuid(&amd(), 0).unwrap());
+            assert_eq!(find(&intel, 1, 0).unwrap()[2] & 1 << 5, vmx);
+            assert_eq!(find(&amd, 0x8000_0001, 0).unwrap()[2] & 1 << 2, svm);
+            assert_eq!(find(&amd, 0x8000_000A, 0).is_some(), nested);
+        }
+    }
+
+    #[test]
     fn clock_rates_are_told() {
         let cpuid = FOUR.cpuid(&intel(), 0).unwrap();
         let [denominator, numerator, crystal, _] = find(&cpuid, 0x15, 0).unwrap();
@@ -308,7 +337,7 @@ mod tests {
     fn this_hosts_leaves_are_accepted_by_its_kvm() {
         let vm = crate::machine::vm::Vm::new(2).unwrap();
         let vcpu = super::super::Vcpu::new(&vm, 1).unwrap();
-        let topology = Topology { cpus: 2, tsc_khz: vcpu.tsc_khz().unwrap(), tsc_deadline: true };
+        let topology = Topology { cpus: 2, tsc_khz: vcpu.tsc_khz().unwrap(), tsc_deadline: true, nested: true };
         vcpu.configure(&topology.cpuid(&vm.supported_cpuid().unwrap(), 1).unwrap()).unwrap();
     }
 }

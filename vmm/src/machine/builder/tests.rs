@@ -37,6 +37,7 @@ fn config(kernel: &Path, cpus: u8) -> Config {
         console: ConsoleConfig::None,
         control: None,
         programs: None,
+        nested: false,
         show_devices: false,
         stats: false,
     }
