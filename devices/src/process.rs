@@ -153,8 +153,8 @@ fn inherited<T, S: Server>(
     seal::end_by_sigterm().map_err(|error| host(format!("cannot handle SIGTERM: {error}")))?;
     let sandbox = launch::sandbox().map_err(usage)?.unwrap_or(Sandbox::Off);
     let mut server = (steps.make)((steps.open)()?, Iommu::Absent)?;
-    seal(&server, sandbox, Clients::One)?;
-    match server.serve(stream, options) {
+    let options = Options { sandbox: seal(&server, sandbox, Clients::One)?, ..options.clone() };
+    match server.serve(stream, &options) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => {
             warn!("the client is gone: {}", chain(&error));

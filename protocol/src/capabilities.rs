@@ -43,6 +43,29 @@ pub struct Capabilities {
     /// Outrigger's own: whether the sender can tell KVM of a VFIO file, or has one to be told of.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outrigger_vfio: Option<VfioTie>,
+    /// Outrigger's own: how far the sender, a server, has sealed itself. A client asks with an empty one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outrigger_sandbox: Option<SandboxReport>,
+}
+
+/// The `outrigger_sandbox` object: a server that has sent it has sealed itself before it knew anything of its client.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SandboxReport {
+    /// The layers that its host does not permit, in words for people.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<String>,
+}
+
+impl SandboxReport {
+    /// The most layers, and the most bytes of a name, that are believed.
+    const MOST: usize = 32;
+    const LONGEST: usize = 64;
+
+    /// Whether it can be shown.
+    pub(crate) fn is_valid(&self) -> bool {
+        self.missing.len() <= Self::MOST && self.missing.iter().all(|layer| layer.len() <= Self::LONGEST)
+    }
 }
 
 /// The `outrigger_vfio` object, which has no members yet.
@@ -71,6 +94,7 @@ impl Default for Capabilities {
             write_multiple: false,
             outrigger_journal: None,
             outrigger_vfio: None,
+            outrigger_sandbox: None,
         }
     }
 }
@@ -124,12 +148,13 @@ impl Capabilities {
         let Some((0, text)) = data.split_last() else { return Err(CapabilitiesError::Unterminated) };
         let value: Value = serde_json::from_slice(text).map_err(CapabilitiesError::Json)?;
         // serde would also take a structure written as an array.
-        const OBJECTS: [&str; 5] = [
+        const OBJECTS: [&str; 6] = [
             "",
             "/capabilities",
             "/capabilities/twin_socket",
             "/capabilities/outrigger_journal",
             "/capabilities/outrigger_vfio",
+            "/capabilities/outrigger_sandbox",
         ];
         for path in OBJECTS {
             if value.pointer(path).is_some_and(|value| !value.is_object()) {
@@ -194,6 +219,7 @@ mod tests {
             r#"{"capabilities":{"pgsizes":18446744073709551616}}"#,
             r#"{"capabilities":{"twin_socket":{"supported":1}}}"#,
             r#"{"capabilities":{"write_multiple":1}}"#,
+            r#"{"capabilities":{"outrigger_sandbox":{"missing":[1]}}}"#,
         ] {
             assert!(matches!(parse(text), Err(CapabilitiesError::Json(_))), "{text}");
         }
@@ -216,6 +242,13 @@ mod tests {
         for (pgsizes, page_size) in [(1, 1), (4096, 4096), (0x4020_1000, 4096), (1 << 63, 1 << 63)] {
             assert_eq!(Capabilities { pgsizes, ..Capabilities::default() }.page_size(), page_size);
         }
+    }
+
+    #[test]
+    fn a_report_that_is_too_long_to_show_is_not_valid() {
+        let report = |layers: usize, bytes: usize| SandboxReport { missing: vec!["x".repeat(bytes); layers] };
+        assert!(report(0, 0).is_valid() && report(32, 64).is_valid());
+        assert!(!report(33, 1).is_valid() && !report(1, 65).is_valid());
     }
 
     #[test]

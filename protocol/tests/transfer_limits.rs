@@ -15,7 +15,7 @@ const LIMIT: u32 = 4096;
 const MESSAGE: u32 = 16 + 16 + (64 << 10);
 
 fn start(max_data_xfer_size: u32) -> Server {
-    Server::with_options(Options { max_data_xfer_size, deadline: PATIENCE })
+    Server::with_options(Options { max_data_xfer_size, deadline: PATIENCE, ..Options::default() })
 }
 
 fn access(offset: u64, region: u32, count: u32) -> Vec<u8> {

@@ -1,6 +1,9 @@
 //! The attempts of somebody who has taken over a device process: each is something that the process has no business doing, and says by
 //! success that it could.
 
+pub mod container;
+pub mod stand_in;
+
 use std::ffi::{CStr, c_int, c_long, c_void};
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};

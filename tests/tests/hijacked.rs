@@ -2,11 +2,10 @@
 //! the same code, as root and as an unprivileged user; and all of them succeed where nothing is sealed, so that the test can fail.
 
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::chown;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use outrigger_process::seal::Sandbox;
@@ -14,7 +13,7 @@ use outrigger_process::seal::filter::EXIT_REFUSED;
 use outrigger_process::{child, launch};
 use outrigger_tests::binaries::{self, of_tests};
 use outrigger_tests::disk;
-use outrigger_tests::hijack::ATTEMPTS;
+use outrigger_tests::hijack::stand_in::{self, How, Outcome, Report};
 use outrigger_tests::outrigger::{LIMIT, with_payload};
 use outrigger_tests::process::{Ended, run};
 use outrigger_tests::testbed::Testbed;
@@ -23,50 +22,22 @@ use tempfile::TempDir;
 /// No account has this number.
 const USER: u32 = 12345;
 
-/// What came of an attempt, and its name.
-type Outcome = (String, String);
-
-/// Runs the stand-in as a device process is started, by root or by another user.
-fn attempts(kind: &str, options: &str, sandbox: Sandbox, user: Option<u32>) -> Vec<Outcome> {
-    attempts_with(kind, options, sandbox, user, &[])
-}
-
-fn attempts_with(kind: &str, options: &str, sandbox: Sandbox, user: Option<u32>, more: &[&str]) -> Vec<Outcome> {
-    let output = stand_in(kind, options, sandbox, user, more);
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{}: {text}", output.status);
-    let outcomes = text.lines().filter_map(|line| {
-        let (outcome, rest) = line.split_once('\t')?;
-        Some((outcome.to_owned(), rest.split_once('\t')?.0.to_owned()))
-    });
-    let outcomes: Vec<Outcome> = outcomes.collect();
-    assert_eq!(outcomes.len(), ATTEMPTS.len(), "{text}");
-    for (outcome, name) in &outcomes {
-        println!("{name:44} {outcome}");
+/// The report of the stand-in, printed.
+fn report(kind: &str, options: &str, how: How) -> Report {
+    let report = stand_in::report(&of_tests("hijacked"), kind, options, how);
+    for Outcome { name, result } in &report.outcomes {
+        println!("{name:44} {result}");
     }
-    outcomes
+    report
 }
 
-/// The stand-in, when it has ended.
-fn stand_in(kind: &str, options: &str, sandbox: Sandbox, user: Option<u32>, more: &[&str]) -> Output {
-    let directory = TempDir::new().expect("there is room for temporary files");
-    // Where any user can execute it.
-    let program = directory.path().join("hijacked");
-    std::fs::copy(of_tests("hijacked"), &program).expect("the stand-in can be copied");
-    std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).expect("it is ours");
-    let mut command = Command::new(program);
-    child::prepare(&mut command).args([kind, options, &std::process::id().to_string()]).args(more);
-    command.env(launch::SANDBOX, sandbox.name()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    if let Some(user) = user {
-        command.uid(user).gid(user);
+/// Its image in `directory`, which belongs to `user`.
+fn image_of(user: u32, directory: &Path) -> String {
+    let options = image(directory);
+    for path in [directory.to_owned(), directory.join("disk")] {
+        chown(path, Some(user), Some(user)).expect("root gives files away");
     }
-    command.output().expect("the stand-in starts")
-}
-
-/// Those that succeeded, or did not, against what is so by design.
-fn surprises(outcomes: &[Outcome]) -> Vec<&Outcome> {
-    let by_design = |name: &str| ATTEMPTS.iter().any(|attempt| attempt.name == name && attempt.by_design.is_some());
-    outcomes.iter().filter(|(outcome, name)| (outcome == "succeeded") != by_design(name)).collect()
+    options
 }
 
 fn image(directory: &Path) -> String {
@@ -78,32 +49,30 @@ fn image(directory: &Path) -> String {
 #[test]
 fn a_disks_process_has_nothing_but_its_image() {
     let directory = TempDir::new().unwrap();
-    let outcomes = attempts("blk", &image(directory.path()), Sandbox::Require, None);
-    assert!(surprises(&outcomes).is_empty(), "{:#?}", surprises(&outcomes));
+    let report = report("blk", &image(directory.path()), How::by_root(Sandbox::Require));
+    assert!(report.surprises().is_empty(), "{:#?}", report.surprises());
 }
 
 #[test]
 fn a_cards_process_has_nothing_but_its_tap() {
-    let outcomes = attempts("net", "tap=orhijacked", Sandbox::Require, None);
-    let surprises: Vec<_> = surprises(&outcomes).into_iter().filter(|(_, name)| !name.contains("image")).collect();
+    let report = report("net", "tap=orhijacked", How::by_root(Sandbox::Require));
+    let surprises: Vec<_> = report.surprises().into_iter().filter(|outcome| !outcome.name.contains("image")).collect();
     assert!(surprises.is_empty(), "{surprises:#?}");
 }
 
 #[test]
 fn nor_has_that_of_a_user_without_privileges() {
     let directory = TempDir::new().unwrap();
-    let options = image(directory.path());
-    for path in [directory.path().to_owned(), directory.path().join("disk")] {
-        chown(path, Some(USER), Some(USER)).unwrap();
-    }
-    let outcomes = attempts("blk", &options, Sandbox::Require, Some(USER));
-    assert!(surprises(&outcomes).is_empty(), "{:#?}", surprises(&outcomes));
+    let how = How { sandbox: Sandbox::Require, ..How::by(USER) };
+    let report = report("blk", &image_of(USER, directory.path()), how);
+    assert!(report.surprises().is_empty(), "{:#?}", report.surprises());
 }
 
 #[test]
 fn a_refused_system_call_ends_the_process_with_one_line() {
     let directory = TempDir::new().unwrap();
-    let output = stand_in("blk", &image(directory.path()), Sandbox::Require, None, &["told"]);
+    let how = How::by_root(Sandbox::Require).told("told");
+    let output = stand_in::run(&of_tests("hijacked"), "blk", &image(directory.path()), how);
     assert_eq!(output.status.code(), Some(EXIT_REFUSED.into()), "{output:?}");
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(text, "outrigger: the sandbox refuses system call 257 (openat) to the process\n");
@@ -249,8 +218,8 @@ const BY_FILTER_ONLY: &[&str] = &[
 #[test]
 fn the_other_layers_hold_without_the_filter() {
     let directory = TempDir::new().unwrap();
-    let outcomes = attempts_with("blk", &image(directory.path()), Sandbox::Require, None, &["unfiltered"]);
-    let surprises = surprises(&outcomes).into_iter().filter(|(_, name)| !BY_FILTER_ONLY.contains(&name.as_str()));
+    let report = report("blk", &image(directory.path()), How::by_root(Sandbox::Require).told("unfiltered"));
+    let surprises = report.surprises().into_iter().filter(|outcome| !BY_FILTER_ONLY.contains(&outcome.name.as_str()));
     let surprises: Vec<_> = surprises.collect();
     assert!(surprises.is_empty(), "{surprises:#?}");
 }
@@ -264,17 +233,16 @@ const NOT_IN_THE_BED: &[&str] =
 #[ignore = "runs in the test bed, whose root may do everything: in_the_test_bed runs it"]
 fn as_root_of_a_host_that_is_thrown_away() {
     let directory = TempDir::new().unwrap();
-    let options = image(directory.path());
-    for path in [directory.path().to_owned(), directory.path().join("disk")] {
-        chown(path, Some(USER), Some(USER)).unwrap();
+    let options = image_of(USER, directory.path());
+    for how in [How::by_root(Sandbox::Require), How { sandbox: Sandbox::Require, ..How::by(USER) }] {
+        let report = report("blk", &options, how);
+        assert!(report.surprises().is_empty(), "{how:?}: {:#?}", report.surprises());
     }
-    for (sandbox, user) in [(Sandbox::Require, None), (Sandbox::On, Some(USER))] {
-        let outcomes = attempts("blk", &options, sandbox, user);
-        assert!(surprises(&outcomes).is_empty(), "{:#?}", surprises(&outcomes));
-    }
-    let outcomes = attempts("blk", &options, Sandbox::Off, None);
-    let failed =
-        outcomes.iter().filter(|(outcome, name)| outcome != "succeeded" && !NOT_IN_THE_BED.contains(&name.as_str()));
+    let report = report("blk", &options, How::by_root(Sandbox::Off));
+    let failed = report
+        .outcomes
+        .iter()
+        .filter(|outcome| !outcome.succeeded() && !NOT_IN_THE_BED.contains(&outcome.name.as_str()));
     let failed: Vec<_> = failed.collect();
     assert!(failed.is_empty(), "without a sandbox, these fail as well: {failed:#?}");
 }

@@ -35,6 +35,8 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
 
+use outrigger_process::options::one_line;
+
 use crate::attach::Backplane;
 use crate::attach::bus_master::BusMaster;
 use crate::attach::serving::STACK;
@@ -154,8 +156,17 @@ impl Peripherals {
     #[must_use]
     pub fn describe(&self) -> String {
         let line = |peripheral: &Arc<Peripheral>| {
-            let process = peripheral.now().process.clone();
+            let (process, link) = {
+                let now = peripheral.now();
+                (now.process.clone(), now.link.clone())
+            };
             let process = process.map(|process| format!("  {} (process {})", process.program(), process.id()));
+            let sandbox = match link.sandbox() {
+                Some(report) if report.missing.is_empty() => "  sealed".to_owned(),
+                Some(report) => format!("  sealed without {}", one_line(&report.missing.join(", "))),
+                None if process.is_some() => "  not sealed".to_owned(),
+                None => String::new(),
+            };
             let text = peripheral.device.describe();
             let (first, rest) = text.split_once('\n').unwrap_or((&text, ""));
             let dma = match peripheral.config.dma {
@@ -163,7 +174,7 @@ impl Peripherals {
                 Dma::Messages => "  guest RAM by messages",
                 Dma::Vmm => "  guest RAM mapped by outrigger, not in the process",
             };
-            format!("{first}  {}{}{dma}\n{rest}\n", peripheral.config.label, process.unwrap_or_default())
+            format!("{first}  {}{}{sandbox}{dma}\n{rest}\n", peripheral.config.label, process.unwrap_or_default())
         };
         self.all.0.iter().map(line).collect()
     }

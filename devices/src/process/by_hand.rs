@@ -54,7 +54,7 @@ pub(super) fn listen<T, S: Server>(
         guardian.inspect_err(|_| remove()).map_err(|error| host(format!("cannot make a process: {error}")))?;
     // Any client may come.
     let mut server = (steps.make)(opened, Iommu::Possible)?;
-    seal(&server, sandbox, Clients::Many)?;
+    let options = Options { sandbox: seal(&server, sandbox, Clients::Many)?, ..options.clone() };
     guardian.check().map_err(host)?;
     end_by_signal(signals).map_err(|error| host(format!("cannot start a thread: {error}")))?;
     info!("listening on {}", place.path.display());
@@ -67,7 +67,7 @@ pub(super) fn listen<T, S: Server>(
             }
         };
         info!("a client is here");
-        match server.serve(stream, options) {
+        match server.serve(stream, &options) {
             Ok(()) => info!("the client has left"),
             Err(error) => warn!("the client is gone: {}", chain(&error)),
         }

@@ -5,17 +5,22 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use log::warn;
 use outrigger_process::seal::filter::{self, Filter};
-use outrigger_process::seal::{self, Missing, Sandbox};
+use outrigger_process::seal::{self, Layer, Missing, Sandbox};
 use outrigger_process::{crew, output};
+use outrigger_protocol::capabilities::SandboxReport;
 
 use super::{Refusal, Server, host};
 use crate::crew::enlist;
 use crate::sandbox::{self, Clients, Kind, Profile};
 
-/// Does so if `sandbox` says so; the threads are made in any case.
-pub(super) fn seal<S: Server>(server: &S, sandbox: Sandbox, clients: Clients) -> Result<(), Refusal> {
+/// Does so if `sandbox` says so; the threads are made in any case. Returns how far it went, if it did.
+pub(super) fn seal<S: Server>(
+    server: &S,
+    sandbox: Sandbox,
+    clients: Clients,
+) -> Result<Option<SandboxReport>, Refusal> {
     let profile = match (sandbox, server.profile()) {
-        (Sandbox::Off, _) | (Sandbox::On, None) => return make_threads(server, clients, None).map(drop),
+        (Sandbox::Off, _) | (Sandbox::On, None) => return make_threads(server, clients, None).map(|_| None),
         (Sandbox::Require, None) => {
             return Err(host("sandbox=require: this program opens files while it serves, and cannot seal itself"));
         }
@@ -33,12 +38,13 @@ pub(super) fn seal<S: Server>(server: &S, sandbox: Sandbox, clients: Clients) ->
         (false, Sandbox::Require) => return Err(host(format!("sandbox=require: {}", seal::line(&missing)))),
         (false, _) => warn!("{}", seal::line(&missing)),
     }
-    Ok(())
+    let missing = missing.iter().map(|missing| missing.layer().name().to_owned()).collect();
+    Ok(Some(SandboxReport { missing }))
 }
 
 /// Installs a filter on the calling thread; returns what is missing if that fails.
 fn missing_filter(filter: io::Result<Filter>) -> Option<Missing> {
-    filter.and_then(|filter| filter.install()).err().map(|error| Missing::new("a filter of system calls", error))
+    filter.and_then(|filter| filter.install()).err().map(|error| Missing::new(Layer::Filter, error))
 }
 
 /// Makes all threads that this process will ever have, each with the filter of its role if they are those of a `sealed`

@@ -7,7 +7,7 @@ use zerocopy::IntoBytes;
 use super::Options;
 use super::connection::Connection;
 use super::error::ClientError;
-use crate::capabilities::{Capabilities, MAJOR, MINOR, TwinSocket, VfioTie};
+use crate::capabilities::{Capabilities, MAJOR, MINOR, SandboxReport, TwinSocket, VfioTie};
 use crate::command::Command;
 use crate::foreign::ForeignFd;
 use crate::ioregionfd::SocketType;
@@ -26,7 +26,8 @@ pub(super) fn ours(options: &Options) -> Capabilities {
     let twin_socket = options.twin_socket.then_some(TwinSocket { supported: true, fd_index: None });
     let outrigger_journal = options.journal.then(JournalFormat::default);
     let outrigger_vfio = options.vfio.then_some(VfioTie {});
-    Capabilities { twin_socket, outrigger_journal, outrigger_vfio, ..Capabilities::ours() }
+    let outrigger_sandbox = Some(SandboxReport::default());
+    Capabilities { twin_socket, outrigger_journal, outrigger_vfio, outrigger_sandbox, ..Capabilities::ours() }
 }
 
 /// Proposes version and capabilities, and takes what the server makes of them.
@@ -48,6 +49,7 @@ pub(super) fn negotiate(main: &mut Connection, ours: &Capabilities, deadline: In
     let asked = ours.outrigger_journal.is_some();
     server.outrigger_journal.take_if(|journal| !asked || !journal.is_valid());
     server.outrigger_vfio = server.outrigger_vfio.and(ours.outrigger_vfio);
+    server.outrigger_sandbox.take_if(|report| !report.is_valid());
     let twin = match &server.twin_socket {
         Some(TwinSocket { supported: true, .. }) if ours.twin_socket.is_none() => {
             return Err(malformed("twin_socket is supported but was not proposed"));

@@ -18,7 +18,7 @@ use super::memory::Memory;
 use super::presence::Watch;
 use super::reply::Reply;
 use super::version::{Agreed, negotiate};
-use crate::capabilities::{Capabilities, CapabilitiesError, DEFAULT_MAX_DATA_XFER_SIZE, MAJOR};
+use crate::capabilities::{Capabilities, CapabilitiesError, DEFAULT_MAX_DATA_XFER_SIZE, MAJOR, SandboxReport};
 use crate::codec::{Message, ReceiveError};
 use crate::command::Command;
 use crate::foreign::ForeignFd;
@@ -32,11 +32,13 @@ pub struct Options {
     /// The most data in one message, in bytes: the client is told, larger transfers are refused, and what the device
     /// reads from and writes to client memory by messages is split. At least 1; default and most: 1 MiB.
     pub max_data_xfer_size: u32,
+    /// How far this process has sealed itself, for clients that ask. Default: it does not say.
+    pub sandbox: Option<SandboxReport>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { deadline: Duration::from_secs(10), max_data_xfer_size: DEFAULT_MAX_DATA_XFER_SIZE }
+        Self { deadline: Duration::from_secs(10), max_data_xfer_size: DEFAULT_MAX_DATA_XFER_SIZE, sandbox: None }
     }
 }
 
@@ -44,7 +46,7 @@ impl Options {
     /// The capabilities announced.
     pub(super) fn capabilities(&self) -> Capabilities {
         let max_data_xfer_size = u64::from(self.max_data_xfer_size.clamp(1, DEFAULT_MAX_DATA_XFER_SIZE));
-        Capabilities { max_data_xfer_size, ..Capabilities::ours() }
+        Capabilities { max_data_xfer_size, outrigger_sandbox: self.sandbox.clone(), ..Capabilities::ours() }
     }
 }
 

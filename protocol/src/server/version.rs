@@ -85,6 +85,7 @@ fn answer(
                 write_multiple: ours.write_multiple && client.write_multiple,
                 outrigger_journal: ours.outrigger_journal.clone().filter(|_| client.outrigger_journal.is_some()),
                 outrigger_vfio: ours.outrigger_vfio.and(client.outrigger_vfio),
+                outrigger_sandbox: ours.outrigger_sandbox.clone().filter(|_| client.outrigger_sandbox.is_some()),
                 ..ours.clone()
             };
             let data = agreed.to_version_data();

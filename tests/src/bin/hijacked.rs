@@ -1,7 +1,14 @@
-//! A stand-in for a device process that was taken over: `hijacked blk|net OPTIONS PARENT [unfiltered|told]` opens the device as the program of that name does,
-//! seals itself by the same code, and makes every attempt of [`outrigger_tests::hijack`]. The environment says how, as it does to a device
-//! program; `unfiltered` leaves out the filter of system calls, `told`
-//! leaves its answers to the product. Prints a line for each attempt: what came of it, a tab, its name, and why it may succeed.
+//! A stand-in for a device process that was taken over: `hijacked blk|net OPTIONS PARENT [WORD]` opens the device as the program of that
+//! name does, seals itself by the same code, and makes every attempt of [`outrigger_tests::hijack`]. The environment says how, as it does to
+//! a device program. WORD is one of
+//!
+//! | word | |
+//! |---|---|
+//! | `unfiltered` | the filter of system calls is left out |
+//! | `told` | a call that the filter refuses is answered as in the product |
+//! | `contained` | all this is in a container that permits no namespaces |
+//!
+//! Prints a line for each layer that the host does not permit, and for each attempt ([`outrigger_tests::hijack::stand_in`]).
 
 use std::ffi::{c_int, c_void};
 use std::io::{self, Write};
@@ -19,24 +26,28 @@ use outrigger_devices::sandbox::{self, Kind};
 use outrigger_devices::transport::VirtioDevice;
 use outrigger_process::seal::{self, Sandbox};
 use outrigger_process::{inherited, launch};
-use outrigger_tests::hijack::{ATTEMPTS, Held};
+use outrigger_tests::hijack::stand_in::{ATTEMPT, FILTERED, MISSING, SUCCEEDED};
+use outrigger_tests::hijack::{ATTEMPTS, Held, container};
 
 /// The last attempt met the filter.
 static REFUSED: AtomicBool = AtomicBool::new(false);
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let (kind, options, parent, refusals) = match &words[..] {
-        [kind, options, parent] => (kind, options, parent, Refusals::Answered),
-        [kind, options, parent, word] if word == "unfiltered" => (kind, options, parent, Refusals::None),
-        [kind, options, parent, word] if word == "told" => (kind, options, parent, Refusals::Told),
-        _ => {
-            eprintln!("usage: hijacked blk|net OPTIONS PARENT [unfiltered|told]");
-            return ExitCode::from(2);
-        }
+    let [kind, options, parent, word @ ..] = &words[..] else {
+        eprintln!("usage: hijacked blk|net OPTIONS PARENT [unfiltered|told|contained]");
+        return ExitCode::from(2);
     };
+    let refusals = match word.first().map(String::as_str) {
+        Some("unfiltered") => Refusals::None,
+        Some("told") => Refusals::Told,
+        _ => Refusals::Answered,
+    };
+    let contained = word.first().is_some_and(|word| word == "contained");
+    let inside = if contained { container::enter() } else { Ok(()) };
     let run = || run(kind, options, parent.parse().unwrap_or(0), refusals);
-    match if launch::sandbox() == Ok(Some(Sandbox::Off)) { run() } else { contained(run) } {
+    let launched = || if launch::sandbox() == Ok(Some(Sandbox::Off)) { run() } else { as_launched(run) };
+    match inside.and_then(|()| launched()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("hijacked: {error}");
@@ -56,14 +67,19 @@ enum Refusals {
     None,
 }
 
-/// Does `work` where the launcher has a device process start: in a PID namespace, and for a user without privileges in a user namespace.
-fn contained(work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+/// Does `work` where the launcher has a device process start: in a PID namespace, for a user without privileges by way of a user namespace;
+/// and here where the host permits none.
+fn as_launched(work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
     if !seal::is_privileged() {
         let (user, group) = (Uid::effective(), Gid::effective());
-        unshare(CloneFlags::CLONE_NEWUSER)?;
+        if unshare(CloneFlags::CLONE_NEWUSER).is_err() {
+            return work();
+        }
         seal::map_user(user, group)?;
     }
-    unshare(CloneFlags::CLONE_NEWPID)?;
+    if unshare(CloneFlags::CLONE_NEWPID).is_err() {
+        return work();
+    }
     // SAFETY: there is no other thread.
     match unsafe { fork() }? {
         ForkResult::Child => work(),
@@ -92,6 +108,9 @@ fn run(kind: &str, options: &str, parent: i32, refusals: Refusals) -> io::Result
         if !missing.is_empty() && sandbox == Some(Sandbox::Require) {
             return Err(io::Error::other(seal::line(&missing)));
         }
+        for lack in &missing {
+            say(format_args!("{MISSING}{}\n", lack.layer().name()))?;
+        }
         match refusals {
             Refusals::Answered => answer_refusals()?,
             Refusals::Told => seal::filter::name_refused_calls()?,
@@ -107,15 +126,19 @@ fn run(kind: &str, options: &str, parent: i32, refusals: Refusals) -> io::Result
         REFUSED.store(false, Ordering::Relaxed);
         let result = (attempt.run)(&held);
         let outcome = match result {
-            _ if REFUSED.load(Ordering::Relaxed) => "refused by the filter".to_owned(),
-            Ok(()) => "succeeded".to_owned(),
+            _ if REFUSED.load(Ordering::Relaxed) => FILTERED.to_owned(),
+            Ok(()) => SUCCEEDED.to_owned(),
             Err(error) => format!("refused: {error}"),
         };
-        let line = format!("{outcome}\t{}\t{}\n", attempt.name, attempt.by_design.unwrap_or_default());
-        io::stderr().write_all(line.as_bytes())?;
+        say(format_args!("{ATTEMPT}{outcome}\t{}\n", attempt.name))?;
     }
     drop(device);
     Ok(())
+}
+
+/// A line at once, by one system call.
+fn say(line: std::fmt::Arguments<'_>) -> io::Result<()> {
+    io::stderr().write_all(line.to_string().as_bytes())
 }
 
 /// Whether this is an image or a tap: what the standard library and this program open are sockets and pipes.

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use outrigger_protocol::capabilities::SandboxReport;
 use outrigger_protocol::client::{Client, ClientError};
 use outrigger_protocol::command::Command;
 use outrigger_protocol::ioregionfd::Requester;
@@ -65,6 +66,12 @@ impl Link {
     /// Lets KVM forget the physical device, which nobody else here has open any more.
     pub(super) fn untie(&self) {
         self.tie.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// How far the process says that it has sealed itself.
+    #[must_use]
+    pub fn sandbox(&self) -> Option<&SandboxReport> {
+        self.client.server_capabilities().outrigger_sandbox.as_ref()
     }
 
     /// How long the process may take to answer one message.

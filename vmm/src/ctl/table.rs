@@ -6,9 +6,12 @@ use outrigger_process::aligned::aligned;
 use outrigger_process::options::one_line;
 
 use crate::config::size::Size;
+#[cfg(test)]
+use crate::control::api::status::SandboxStatus;
 use crate::control::api::status::{DeviceState, DeviceStatus, RunState, Status};
 
-const HEADINGS: [&str; 8] = ["slot", "state", "restarts", "replaced", "last outage", "guest RAM", "process", "device"];
+const HEADINGS: [&str; 9] =
+    ["slot", "state", "restarts", "replaced", "last outage", "guest RAM", "sandbox", "process", "device"];
 
 /// The run on one line, and its devices as a table.
 pub(super) fn status(status: &Status) -> String {
@@ -30,7 +33,7 @@ pub(super) fn status(status: &Status) -> String {
     text
 }
 
-fn row(device: &DeviceStatus) -> [String; 8] {
+fn row(device: &DeviceStatus) -> [String; 9] {
     let state = match device.state {
         DeviceState::Serving => "serving",
         DeviceState::Restarting => "restarting",
@@ -42,6 +45,11 @@ fn row(device: &DeviceStatus) -> [String; 8] {
         (Some(program), None) => program,
         (None, _) => "-".to_owned(),
     };
+    let sandbox = match &device.sandbox {
+        Some(sandbox) if sandbox.missing.is_empty() => "complete",
+        Some(_) => "partial",
+        None => "-",
+    };
     [
         one_line(device.slot.strip_prefix("0000:").unwrap_or(&device.slot)),
         state.to_owned(),
@@ -49,6 +57,7 @@ fn row(device: &DeviceStatus) -> [String; 8] {
         device.replacements.to_string(),
         device.last_outage_ms.map_or_else(|| "-".to_owned(), |outage| format!("{outage:.1} ms")),
         one_line(&device.dma),
+        sandbox.to_owned(),
         process,
         one_line(&device.label),
     ]
@@ -79,6 +88,7 @@ mod tests {
             socket: None,
             pid: Some(17),
             dma: "shared".into(),
+            sandbox: Some(SandboxStatus { missing: Vec::new() }),
             journal: true,
             state,
             restarts,
@@ -90,6 +100,7 @@ mod tests {
         let of_a_server = DeviceStatus {
             program: None,
             pid: None,
+            sandbox: None,
             ..device("--net\n\x1b[2J", DeviceState::Restarting, 12, Some(7.25))
         };
         let mut shown = Status {
@@ -103,9 +114,9 @@ mod tests {
         };
         let wanted = "outrigger 0.1.0 (process 4): running, up 1 min 1 s, 1 vCPU, 512M of RAM\n\
             \n\
-            slot     state       restarts  replaced  last outage  guest RAM  process             device\n\
-            00:01.0  serving     0         1         -            shared     outrigger-blk (17)  --disk path=a\n\
-            00:01.0  restarting  12        1         7.2 ms       shared     -                   --net\\n\\u{1b}[2J\n";
+            slot     state       restarts  replaced  last outage  guest RAM  sandbox   process             device\n\
+            00:01.0  serving     0         1         -            shared     complete  outrigger-blk (17)  --disk path=a\n\
+            00:01.0  restarting  12        1         7.2 ms       shared     -         -                   --net\\n\\u{1b}[2J\n";
         assert_eq!(status(&shown), wanted);
         shown.devices.clear();
         assert_eq!(status(&shown).lines().count(), 1);

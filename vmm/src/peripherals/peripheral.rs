@@ -272,6 +272,7 @@ impl Peripheral {
             socket,
             pid: now.process.as_ref().map(|process| process.id()).filter(|_| now.state == ServiceState::Serving),
             dma: self.config.dma,
+            sandbox_lacks: now.link.sandbox().map(|report| report.missing.clone()),
             state: now.state,
             journal: self.kept.is_some(),
             restarts: now.restarts,

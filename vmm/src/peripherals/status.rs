@@ -33,6 +33,8 @@ pub struct DeviceStatus {
     pub pid: Option<u32>,
     /// How that process reaches guest RAM.
     pub dma: Dma,
+    /// The layers of its sandbox that the process does without; none: it is not sealed, or does not say.
+    pub sandbox_lacks: Option<Vec<String>>,
     /// Whether it is served.
     pub state: ServiceState,
     /// Whether the process keeps a journal, so that a restart goes unnoticed.

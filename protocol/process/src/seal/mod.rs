@@ -14,12 +14,12 @@
 
 pub mod filter;
 mod landlock;
+mod layer;
 mod limits;
 pub(crate) mod namespaces;
 mod user;
 
 use std::ffi::c_int;
-use std::fmt;
 use std::io;
 use std::str::FromStr;
 
@@ -31,6 +31,8 @@ pub use self::namespaces::map as map_user;
 pub use self::user::{has_privileges, is_privileged};
 use crate::inherited;
 use crate::links::{self, Reach};
+
+pub use layer::{Layer, Missing, line};
 
 /// Whether a process seals itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -69,34 +71,6 @@ impl FromStr for Sandbox {
     }
 }
 
-/// A layer that this host does not have.
-#[derive(Debug)]
-pub struct Missing {
-    layer: &'static str,
-    error: io::Error,
-}
-
-impl Missing {
-    /// `layer`, for the reason that the host gives.
-    #[must_use]
-    pub fn new(layer: &'static str, error: io::Error) -> Self {
-        Self { layer, error }
-    }
-}
-
-impl fmt::Display for Missing {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({})", self.layer, self.error)
-    }
-}
-
-/// All layers that are missing, in one line.
-#[must_use]
-pub fn line(missing: &[Missing]) -> String {
-    let layers: Vec<String> = missing.iter().map(ToString::to_string).collect();
-    format!("the sandbox is incomplete, as this host does not permit: {}", layers.join("; "))
-}
-
 /// Puts the layers around this process that the [module](self) describes; returns those that are missing. No file can
 /// become longer than `file_size`, but for the one that standard error may be.
 ///
@@ -108,32 +82,32 @@ pub fn confine(file_size: u64) -> io::Result<Vec<Missing>> {
     }
     let parent = user::Parent::of_this_process()?;
     let mut missing = Vec::new();
-    let mut layer = |layer: &'static str, result: io::Result<()>| {
+    let mut layer = |layer: Layer, result: io::Result<()>| {
         if let Err(error) = result {
             missing.push(Missing::new(layer, error));
         }
     };
-    layer("limits", limits::lower(file_size));
+    layer(Layer::Limits, limits::lower(file_size));
     // Root makes the others as root, and gives up its user before this one. Any other user makes them as the owner of this one.
     let was_root = Uid::effective().is_root();
     if !was_root {
-        layer("a user namespace", namespaces::own_user());
+        layer(Layer::UserNamespace, namespaces::own_user());
     }
     // The parent puts it there.
     let is_first = std::process::id() == 1;
-    layer("a PID namespace", if is_first { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EPERM)) });
+    layer(Layer::PidNamespace, if is_first { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EPERM)) });
     namespaces::leave_others(&mut layer);
     // Where there is no mount namespace, `/proc` is still there.
     links::keep(Reach::Host)?;
-    layer("an unprivileged user", user::change());
+    layer(Layer::User, user::change());
     if was_root {
-        layer("a user namespace", namespaces::own_user());
+        layer(Layer::UserNamespace, namespaces::own_user());
     }
-    layer("no capabilities", user::drop_capabilities());
-    layer("Landlock", landlock::restrict());
+    layer(Layer::NoCapabilities, user::drop_capabilities());
+    layer(Layer::Landlock, landlock::restrict());
     limits::forget_environment();
     // Last: a change of user or capabilities sets both back.
-    layer("no dump", limits::forbid_dumps());
+    layer(Layer::NoDump, limits::forbid_dumps());
     parent.die_with_it()?;
     Ok(missing)
 }

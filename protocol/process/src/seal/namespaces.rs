@@ -6,28 +6,30 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use crate::links::{self, Reach};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Gid, Uid, chdir, chroot, pivot_root};
+
+use super::layer::Layer;
+use crate::links::{self, Reach};
 
 /// Any directory that is there: it is covered within the new mount namespace only.
 const COVERED: &str = "/proc";
 
 /// Those that hold things which a device does not need.
-const OTHERS: [(&str, CloneFlags); 4] = [
-    ("a network namespace", CloneFlags::CLONE_NEWNET),
-    ("an IPC namespace", CloneFlags::CLONE_NEWIPC),
-    ("a UTS namespace", CloneFlags::CLONE_NEWUTS),
-    ("a cgroup namespace", CloneFlags::CLONE_NEWCGROUP),
+const OTHERS: [(Layer, CloneFlags); 4] = [
+    (Layer::NetworkNamespace, CloneFlags::CLONE_NEWNET),
+    (Layer::IpcNamespace, CloneFlags::CLONE_NEWIPC),
+    (Layer::UtsNamespace, CloneFlags::CLONE_NEWUTS),
+    (Layer::CgroupNamespace, CloneFlags::CLONE_NEWCGROUP),
 ];
 
 /// Leaves all namespaces but that of users.
-pub(super) fn leave_others(layer: &mut impl FnMut(&'static str, io::Result<()>)) {
-    for (name, flag) in OTHERS {
-        layer(name, unshare(flag).map_err(Into::into));
+pub(super) fn leave_others(layer: &mut impl FnMut(Layer, io::Result<()>)) {
+    for (other, flag) in OTHERS {
+        layer(other, unshare(flag).map_err(Into::into));
     }
-    layer("a mount namespace", empty_root());
+    layer(Layer::MountNamespace, empty_root());
 }
 
 /// A user namespace in which the present user and group are the only ones; where there is no /proc any more, not even they.

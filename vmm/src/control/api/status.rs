@@ -56,6 +56,8 @@ pub struct DeviceStatus {
     pub pid: Option<u32>,
     /// How the process reaches guest RAM: `shared` or `messages`.
     pub dma: String,
+    /// How far the process has sealed itself; null: it has not, or does not say.
+    pub sandbox: Option<SandboxStatus>,
     /// Whether the process keeps a journal, so that the guest does not notice when another takes over.
     pub journal: bool,
     /// Whether something serves it.
@@ -70,6 +72,13 @@ pub struct DeviceStatus {
     pub longest_outage_ms: Option<f64>,
     /// How the guest reaches each range of its registers now.
     pub paths: Vec<PathStatus>,
+}
+
+/// The sandbox of a process that has sealed itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxStatus {
+    /// The layers that the host does not permit.
+    pub missing: Vec<String>,
 }
 
 /// Whether something serves a device.
@@ -99,6 +108,7 @@ impl From<peripherals::status::DeviceStatus> for DeviceStatus {
                 Dma::Messages => "messages".to_owned(),
                 Dma::Vmm => "vmm".to_owned(),
             },
+            sandbox: status.sandbox_lacks.map(|missing| SandboxStatus { missing }),
             journal: status.journal,
             state: match status.state {
                 ServiceState::Serving => DeviceState::Serving,
