@@ -13,6 +13,7 @@ use outrigger_process::seal::filter::EXIT_REFUSED;
 use outrigger_process::{child, launch};
 use outrigger_tests::binaries::{self, of_tests};
 use outrigger_tests::disk;
+use outrigger_tests::hijack::ATTEMPTS;
 use outrigger_tests::hijack::stand_in::{self, How, Outcome, Report};
 use outrigger_tests::outrigger::{LIMIT, with_payload};
 use outrigger_tests::process::{Ended, run};
@@ -251,4 +252,16 @@ fn as_root_of_a_host_that_is_thrown_away() {
 fn in_the_test_bed() {
     let (testbed, run) = Testbed::new().these_tests("as_root_of_a_host_that_is_thrown_away", &["hijacked"]);
     testbed.run(&run);
+}
+
+/// The table of `scripts/demo --hijack`.
+#[test]
+fn the_demo_shows_that_each_attempt_succeeds_without_a_sandbox() {
+    let testbed = Testbed::new().modules("vsock af_alg");
+    let testbed =
+        testbed.file(of_tests("hijacked"), "/bin/hijacked").file(of_tests("hijack-table"), "/bin/hijack-table");
+    let ended =
+        testbed.run("echo 'root:*:1::::::' > /etc/shadow\nhijack-table /bin/hijacked || fail 'a sealed process'\n");
+    let all = ATTEMPTS.len();
+    ended.expect_stdout(&format!("sandbox=off    {all} attempts,  0 refused, {all} successful"));
 }
