@@ -36,14 +36,40 @@ pub struct Profile {
     pub file_size: u64,
 }
 
-/// The thread that serves the client.
-pub fn serving(kind: Kind, clients: Clients) -> io::Result<Filter> {
-    let accepting = if clients == Clients::Many { ACCEPTING } else { &[] };
-    Filter::new("the thread that serves the client", &[EVERY_THREAD, MESSAGES, SERVING, kind.serving(), accepting])
+/// The filters of a process, made before its threads: a thread that does nothing but install one touches little memory.
+#[derive(Debug)]
+pub struct Filters {
+    serving: Filter,
+    crew: [Filter; Role::ALL.len()],
 }
 
-/// A thread of the crew.
-pub fn thread(kind: Kind, role: Role) -> io::Result<Filter> {
+impl Filters {
+    /// Those of a process that serves `kind` to these `clients`.
+    ///
+    /// # Errors
+    /// The lists make no filter.
+    pub fn new(kind: Kind, clients: Clients) -> io::Result<Self> {
+        let accepting = if clients == Clients::Many { ACCEPTING } else { &[] };
+        let serving = [EVERY_THREAD, MESSAGES, SERVING, kind.serving(), accepting];
+        let [queue, registers, hang_up, closing, output, signals] = Role::ALL.map(|role| thread(kind, role));
+        Ok(Self {
+            serving: Filter::new("the thread that serves the client", &serving)?,
+            crew: [queue?, registers?, hang_up?, closing?, output?, signals?],
+        })
+    }
+
+    /// Of the thread that serves the client.
+    pub fn serving(&self) -> &Filter {
+        &self.serving
+    }
+
+    /// Of a thread of the crew.
+    pub fn of(&self, role: Role) -> &Filter {
+        &self.crew[role as usize]
+    }
+}
+
+fn thread(kind: Kind, role: Role) -> io::Result<Filter> {
     match role {
         Role::Queue => Filter::new("a queue's thread", &[EVERY_THREAD, MESSAGES, QUEUE, kind.queue()]),
         Role::Registers => Filter::new("the registers' thread", &[EVERY_THREAD, MESSAGES, SERVING, kind.serving()]),

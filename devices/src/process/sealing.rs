@@ -1,17 +1,16 @@
 //! A device process gives up all but its device, which is open, and makes all threads that it will ever have.
 
-use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use log::warn;
 use outrigger_process::seal::filter::{self, Filter};
 use outrigger_process::seal::{self, Layer, Missing, Sandbox};
-use outrigger_process::{crew, output};
+use outrigger_process::{crew, heap, output};
 use outrigger_protocol::capabilities::SandboxReport;
 
 use super::{Refusal, Server, host};
 use crate::crew::enlist;
-use crate::sandbox::{self, Clients, Kind, Profile};
+use crate::sandbox::{Clients, Filters, Profile};
 
 /// Does so if `sandbox` says so; the threads are made in any case. Returns how far it went, if it did.
 pub(super) fn seal<S: Server>(
@@ -30,9 +29,12 @@ pub(super) fn seal<S: Server>(
     let cannot = |error| host(format!("cannot seal itself: {error}"));
     let mut missing = seal::confine(file_size).map_err(cannot)?;
     filter::name_refused_calls().map_err(cannot)?;
+    let filters = Filters::new(kind, clients).map(Arc::new).map_err(cannot)?;
     // From here on a thread can start no other, so this one's filter is the last.
-    missing.extend(make_threads(server, clients, Some(kind))?);
-    missing.extend(missing_filter(sandbox::serving(kind, clients)));
+    missing.extend(make_threads(server, clients, Some(Arc::clone(&filters)))?);
+    missing.extend(install(filters.serving()));
+    drop(filters);
+    heap::trim();
     match (missing.is_empty(), sandbox) {
         (true, _) => {}
         (false, Sandbox::Require) => return Err(host(format!("sandbox=require: {}", seal::line(&missing)))),
@@ -43,18 +45,22 @@ pub(super) fn seal<S: Server>(
 }
 
 /// Installs a filter on the calling thread; returns what is missing if that fails.
-fn missing_filter(filter: io::Result<Filter>) -> Option<Missing> {
-    filter.and_then(|filter| filter.install()).err().map(|error| Missing::new(Layer::Filter, error))
+fn install(filter: &Filter) -> Option<Missing> {
+    filter.install().err().map(|error| Missing::new(Layer::Filter, error))
 }
 
-/// Makes all threads that this process will ever have, each with the filter of its role if they are those of a `sealed`
-/// device. Returns what is missing of those.
-fn make_threads<S: Server>(server: &S, clients: Clients, sealed: Option<Kind>) -> Result<Option<Missing>, Refusal> {
+/// Makes all threads that this process will ever have, each with the filter of its role if there are any. Returns what is missing of
+/// those.
+fn make_threads<S: Server>(
+    server: &S,
+    clients: Clients,
+    filters: Option<Arc<Filters>>,
+) -> Result<Option<Missing>, Refusal> {
     let missing = Arc::new(Mutex::new(None));
     let found = Arc::clone(&missing);
     let prepare = move |role| {
         S::prepare_thread(role)?;
-        if let Some(lack) = sealed.and_then(|kind| missing_filter(sandbox::thread(kind, role))) {
+        if let Some(lack) = filters.as_ref().and_then(|filters| install(filters.of(role))) {
             *found.lock().unwrap_or_else(PoisonError::into_inner) = Some(lack);
         }
         Ok(())

@@ -98,9 +98,11 @@ impl Report {
 #[must_use]
 pub fn run(program: &Path, kind: &str, options: &str, how: How) -> Output {
     let directory = TempDir::new().expect("there is room for temporary files");
-    // Where any user can execute it.
+    // Where any user can execute it. By a process of its own: one that another thread starts meanwhile would inherit a descriptor of
+    // this one's by which the copy is written, and it could not be executed (ETXTBSY).
     let copy = directory.path().join("hijacked");
-    std::fs::copy(program, &copy).expect("the stand-in can be copied");
+    let copied = Command::new("cp").args([program, &copy]).status().expect("cp is there");
+    assert!(copied.success(), "the stand-in cannot be copied");
     std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).expect("it is ours");
     let mut command = Command::new(copy);
     child::prepare(&mut command).args([kind, options, &std::process::id().to_string()]).args(how.word);
