@@ -32,6 +32,7 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use outrigger_process::output;
+use outrigger_process::seal::{self, Capability};
 use outrigger_protocol::server::Listener;
 
 use crate::config::Config;
@@ -52,6 +53,17 @@ const LIMIT_AT_START: Duration = Duration::from_millis(300);
 const LAST_LINES: Duration = Duration::from_millis(50);
 /// How often an end that the guest asked for is looked at: the user may ask as well.
 const TICK: Duration = Duration::from_millis(100);
+/// The capabilities of root that this process and all its threads keep. Device processes are started by the launcher, which has all.
+const KEPT: [Capability; 4] = [
+    // Kernel, initial RAM disk, the console's file, sockets: the user names them, whoever's they are.
+    Capability::CAP_DAC_OVERRIDE,
+    // A socket of an earlier run is removed from a directory like /tmp, whoever's it is.
+    Capability::CAP_FOWNER,
+    // Device processes have another user.
+    Capability::CAP_KILL,
+    // Guest RAM is mapped for physical devices, beyond the limit of locked memory.
+    Capability::CAP_IPC_LOCK,
+];
 /// A few frames and a line of text.
 const STACK: usize = 64 << 10;
 
@@ -61,6 +73,9 @@ pub enum ControlError {
     /// There is no launcher.
     #[error("cannot start the process that starts device processes")]
     Launcher(#[source] io::Error),
+    /// Privileges cannot be given up.
+    #[error("cannot give up capabilities")]
+    Privileges(#[source] io::Error),
     /// Signals cannot be taken over.
     #[error(transparent)]
     Signals(#[from] SignalsError),
@@ -86,12 +101,13 @@ pub struct Control {
 }
 
 impl Control {
-    /// Makes the run's launcher, takes over signals and starts the thread. Call it before the process has any other thread.
+    /// Makes the run's launcher, gives up privileges but [`KEPT`], takes over signals and starts the thread. Call it before the process has any other thread.
     ///
     /// # Errors
     /// See [`ControlError`].
     pub fn start(config: &Config) -> Result<Self, ControlError> {
         let launcher = Launcher::begin(config).map_err(ControlError::Launcher)?;
+        seal::keep_only(&KEPT).map_err(ControlError::Privileges)?;
         let signals = Signals::block()?;
         let control = Self { launcher, ..Self::without_thread().map_err(ControlError::Start)? };
         let own = control.clone();

@@ -28,9 +28,10 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 use nix::unistd::Uid;
 
 pub use self::namespaces::map as map_user;
-pub use self::user::{has_privileges, is_privileged};
+pub use self::user::{has_privileges, is_privileged, keep_only};
 use crate::inherited;
 use crate::links::{self, Reach};
+pub use caps::Capability;
 
 pub use layer::{Layer, Missing, line};
 

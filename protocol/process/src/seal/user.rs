@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use caps::CapSet;
+use caps::{CapSet, Capability, CapsHashSet};
 use nix::errno::Errno;
 use nix::libc::{self, c_int};
 use nix::unistd::{Gid, Uid, getppid, setgroups, setresgid, setresuid};
@@ -71,6 +71,33 @@ pub fn has_privileges(program: &Path) -> bool {
     is_set_id || length >= 0
 }
 
+/// Gives up all capabilities but `kept`, for this thread and those that it starts, and lets no program that is executed have more.
+///
+/// # Errors
+/// None is expected: nobody is refused to have less.
+pub fn keep_only(kept: &[Capability]) -> io::Result<()> {
+    let kept: CapsHashSet = kept.iter().copied().collect();
+    for capability in caps::runtime::procfs_all_supported(None).map_err(io::Error::other)?.difference(&kept) {
+        // Takes a capability itself; where that is missing, nothing can be executed that would gain by it, either.
+        let _ = caps::drop(None, CapSet::Bounding, *capability);
+    }
+    for set in [CapSet::Ambient, CapSet::Inheritable] {
+        caps::clear(None, set).map_err(io::Error::other)?;
+    }
+    for set in [CapSet::Effective, CapSet::Permitted] {
+        let left = caps::read(None, set).map_err(io::Error::other)?.intersection(&kept).copied().collect();
+        caps::set(None, set, &left).map_err(io::Error::other)?;
+    }
+    forbid_gains()
+}
+
+/// No program that is executed has more privileges than this process (prctl(2), `PR_SET_NO_NEW_PRIVS`).
+fn forbid_gains() -> io::Result<()> {
+    // SAFETY: a system call on plain values.
+    Errno::result(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })?;
+    Ok(())
+}
+
 /// Empties every set of capabilities, and lets no program that is executed have more.
 pub(super) fn drop_capabilities() -> io::Result<()> {
     // The bounding set takes a capability to lower, which may be gone with root; nothing can be executed that would gain by it.
@@ -81,7 +108,5 @@ pub(super) fn drop_capabilities() -> io::Result<()> {
     for set in [CapSet::Ambient, CapSet::Inheritable, CapSet::Effective, CapSet::Permitted] {
         caps::clear(None, set).map_err(io::Error::other)?;
     }
-    // SAFETY: a system call on plain values.
-    Errno::result(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })?;
-    Ok(())
+    forbid_gains()
 }
