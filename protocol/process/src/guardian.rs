@@ -15,7 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{ForkResult, Pid, Uid, fork, getpid, pipe2};
+use nix::unistd::{ForkResult, Pid, fork, getpid, pipe2};
 
 use crate::seal::{self, namespaces};
 use crate::{inherited, output};
@@ -90,8 +90,8 @@ impl Guardian {
 /// Has the next child be the first process of a PID namespace, if that is permitted: the child sees by its number whether it is. This
 /// process can start no thread from then on (clone(2), EINVAL).
 fn enter_pid_namespace() {
-    if !Uid::effective().is_root() {
-        // It stays the same user outside.
+    // What privileges it has count for nothing outside of a user namespace of its own, but it stays the same user there.
+    if !seal::is_privileged() {
         let _ = namespaces::own_user();
     }
     let _ = unshare(CloneFlags::CLONE_NEWPID);
