@@ -270,15 +270,26 @@ fn options_that_cannot_be_used_are_one_line() {
 #[test]
 fn a_server_that_is_killed_can_be_started_again_at_once() {
     let directory = place();
-    for _ in 0..20 {
-        let server = serve(&directory, &[]);
-        let serving = server.serving();
-        server.process().signal(Signal::SIGKILL);
-        server.finish().expect_code(128 + Signal::SIGKILL as i32);
-        let next = serve(&directory, &[]);
-        honest(&socket(&directory)).expect("the next one serves");
-        assert!(eventually(LIMIT, || !serving.alive()), "the process that serves is left");
-        stop(next);
+    let path = socket(&directory);
+    // The lock on an image that is written is waited for as well; what others may share has none, and a tap is the card's alone.
+    let image = format!("path={}", directory.path().join("disk.img").display());
+    let shared = format!("{image},readonly=on");
+    for (program, kind, device) in [
+        ("outrigger-blk", "--disk", &*image),
+        ("outrigger-blk", "--disk", &shared),
+        ("outrigger-net", "--net", "tap=orsealed1"),
+    ] {
+        let start = || Server::start(program, &path, &[kind, device]);
+        for _ in 0..20 {
+            let server = start();
+            let serving = server.serving();
+            server.process().signal(Signal::SIGKILL);
+            server.finish().expect_code(128 + Signal::SIGKILL as i32);
+            let next = start();
+            Driver::connect(&path).expect("the next one serves");
+            assert!(eventually(LIMIT, || !serving.alive()), "the process that serves is left");
+            stop(next);
+        }
     }
 }
 

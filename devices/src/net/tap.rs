@@ -11,6 +11,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
@@ -20,6 +22,10 @@ use vmm_sys_util::eventfd::EventFd;
 pub const HEADER_SIZE: usize = 12;
 /// The most bytes a packet can have, its header included: an IP packet of 64 KiB within Ethernet with a VLAN tag.
 pub const MAX_PACKET: usize = HEADER_SIZE + 14 + 4 + 65535;
+
+/// How long a process that is about to end may have the tap at start-up.
+const BUSY_PATIENCE: Duration = Duration::from_millis(300);
+const RETRY: Duration = Duration::from_millis(2);
 
 const TUN_F_USO4: u32 = 0x20;
 const TUN_F_USO6: u32 = 0x40;
@@ -202,7 +208,18 @@ fn check_name(name: &str) -> Result<(), TapError> {
     if !valid || name.bytes().any(is_bad) { Err(TapError::Name) } else { Ok(()) }
 }
 
+/// Waits for a process that is about to end, and has the tap until then.
 fn attach_queues(name: &str, queues: u16) -> Result<Vec<File>, TapError> {
+    let deadline = Instant::now() + BUSY_PATIENCE;
+    loop {
+        match try_to_attach(name, queues) {
+            Err(TapError::Busy) if Instant::now() < deadline => sleep(RETRY),
+            result => return result,
+        }
+    }
+}
+
+fn try_to_attach(name: &str, queues: u16) -> Result<Vec<File>, TapError> {
     let multi = if queues > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
     match (0..queues).map(|_| attach_queue(name, multi)).collect() {
         // A tap made for many queues cannot be opened as one with a single queue.

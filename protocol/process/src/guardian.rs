@@ -183,3 +183,19 @@ fn stop_with(child: Pid) {
     let _ = kill(getpid(), Signal::SIGSTOP);
     let _ = kill(child, Signal::SIGCONT);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The threads of this test's process would be missing in the child.
+    #[test]
+    fn a_process_with_several_threads_makes_no_child() {
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(std::thread::park);
+            let result = go_on_in_child(&SigSet::empty(), false, || panic!("there is nothing to clean up"));
+            waits.thread().unpark();
+            assert_eq!(result.unwrap_err().to_string(), "a second thread would not be in the child");
+        });
+    }
+}

@@ -243,6 +243,42 @@ mod tests {
         assert!(!path.exists());
     }
 
+    /// As the child of a server that was killed has its socket, until it dies as well.
+    #[test]
+    fn a_socket_whose_server_has_ended_is_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        for is_let_go in [true, false] {
+            let bound = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+            nix::sys::socket::bind(bound.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
+            let mut server = std::process::Command::new(std::env::current_exe().unwrap());
+            server.args(["--exact", "--ignored", "--nocapture", LISTENS]).stdin(bound.try_clone().unwrap());
+            assert!(server.output().unwrap().status.success());
+            drop(server);
+            UnixStream::connect(&path).expect("the socket listens, though its server has ended");
+            let others = std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(if is_let_go { 100 } else { 5000 }));
+                drop(bound);
+            });
+            let result = Listener::bind(&path);
+            if is_let_go {
+                result.expect("it is waited for");
+            } else {
+                assert!(matches!(result, Err(ListenError::InUse(_))), "{result:?}");
+            }
+            drop(others);
+            let _ = fs::remove_file(&path);
+        }
+    }
+
+    const LISTENS: &str = "server::listener::tests::a_process_that_listens_and_ends";
+
+    #[test]
+    #[ignore = "run by the test above, with a socket as its standard input"]
+    fn a_process_that_listens_and_ends() {
+        nix::sys::socket::listen(&std::io::stdin(), nix::sys::socket::Backlog::MAXCONN).unwrap();
+    }
+
     #[test]
     fn a_server_whose_backlog_is_full_is_alive() {
         let directory = tempfile::tempdir().unwrap();
