@@ -30,9 +30,12 @@ pub(super) fn seal<S: Server>(
     let mut missing = seal::confine(file_size).map_err(cannot)?;
     filter::name_refused_calls().map_err(cannot)?;
     let filters = Filters::new(kind, clients).map(Arc::new).map_err(cannot)?;
+    missing.extend(install(filters.first()));
     // From here on a thread can start no other, so this one's filter is the last.
     missing.extend(make_threads(server, clients, Some(Arc::clone(&filters)))?);
     missing.extend(install(filters.serving()));
+    // A kernel without filters lacks each of them.
+    missing.dedup_by_key(|missing| missing.layer());
     drop(filters);
     heap::trim();
     match (missing.is_empty(), sandbox) {
