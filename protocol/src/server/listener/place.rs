@@ -26,6 +26,7 @@ const TURN: Duration = Duration::from_secs(1);
 /// How long to wait for what a process that has ended still holds.
 const END: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_millis(2);
+const LONGEST_RETRY: Duration = Duration::from_millis(100);
 
 /// Where a socket was bound, and which file that is.
 #[derive(Debug)]
@@ -44,10 +45,19 @@ impl SocketPath {
         }
         // Others who take turns cannot put something else there between the look and the removal.
         let _turn = lock_directory(&self.path, TURN / 10);
-        let here = fs::symlink_metadata(&self.path).is_ok_and(|there| (there.dev(), there.ino()) == self.file);
-        if here {
-            let _ = fs::remove_file(&self.path);
-        }
+        remove_only(&self.path, self.file);
+    }
+}
+
+/// The file that is at `path`, be it a link.
+fn file_at(path: &Path) -> io::Result<(u64, u64)> {
+    fs::symlink_metadata(path).map(|there| (there.dev(), there.ino()))
+}
+
+/// Removes what is at `path` if it is this file.
+fn remove_only(path: &Path, file: (u64, u64)) {
+    if file_at(path).is_ok_and(|there| there == file) {
+        let _ = fs::remove_file(path);
     }
 }
 
@@ -66,8 +76,7 @@ pub(super) fn bind(
         Err(error) => return Err(failed(error)),
     }
     let listener = listen(path)?;
-    let metadata = fs::symlink_metadata(path).map_err(failed)?;
-    let file = (metadata.dev(), metadata.ino());
+    let file = file_at(path).map_err(failed)?;
     Ok((listener, SocketPath { path: path.into(), file, removed: AtomicBool::new(false) }))
 }
 
@@ -88,8 +97,10 @@ pub(super) fn listen_for(path: &Path, access: Access) -> Result<UnixListener, Li
     let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).map_err(failed)?;
     fchmod(&socket, Mode::from_bits_truncate(access.mode)).map_err(failed)?;
     nix::sys::socket::bind(socket.as_raw_fd(), &UnixAddr::new(path).map_err(failed)?).map_err(failed)?;
+    let made = file_at(path).map_err(|error| cannot_bind(path, error))?;
     let usable = give(path, access).and_then(|()| listen(&socket, Backlog::MAXCONN).map_err(failed));
-    usable.inspect_err(|_| _ = fs::remove_file(path))?;
+    // Not what somebody else has put there meanwhile.
+    usable.inspect_err(|_| remove_only(path, made))?;
     Ok(UnixListener::from(socket))
 }
 
@@ -122,6 +133,7 @@ fn give(path: &Path, access: Access) -> Result<(), ListenError> {
 fn is_alive(path: &Path) -> io::Result<bool> {
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let end = Instant::now() + END;
+    let mut pause = RETRY;
     loop {
         let probe = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
         match connect(probe.as_raw_fd(), &UnixAddr::new(path)?) {
@@ -130,7 +142,9 @@ fn is_alive(path: &Path) -> io::Result<bool> {
             Err(Errno::ECONNREFUSED) => return Ok(false),
             Err(errno) => return Err(errno.into()),
         }
-        sleep(RETRY);
+        // Each look is a client to a server that lives on after the process which has begun to listen.
+        sleep(pause);
+        pause = (pause * 2).min(LONGEST_RETRY);
     }
 }
 
