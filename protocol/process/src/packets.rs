@@ -1,20 +1,42 @@
 //! Messages between a process and its copy, each with descriptors: a pair of connected sockets that keep messages apart (unix(7),
 //! `SOCK_SEQPACKET`).
 
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recv, recvmsg, sendmsg,
-    setsockopt, socketpair, sockopt,
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recv, sendmsg, setsockopt, socketpair, sockopt,
 };
 use nix::sys::time::TimeVal;
 
 /// Most descriptors that a message can bring.
 pub const MOST_DESCRIPTORS: usize = 64;
+
+/// A message that did not come, or not whole.
+#[derive(Debug)]
+pub struct Lost {
+    /// The reason.
+    pub error: io::Error,
+    /// How much of it there is.
+    pub length: usize,
+    /// The first of its descriptors: those that there was room for.
+    pub fds: Vec<OwnedFd>,
+}
+
+impl From<Lost> for io::Error {
+    fn from(lost: Lost) -> Self {
+        lost.error
+    }
+}
+
+impl From<Errno> for Lost {
+    fn from(errno: Errno) -> Self {
+        Self { error: errno.into(), length: 0, fds: Vec::new() }
+    }
+}
 
 /// One end.
 #[derive(Debug)]
@@ -80,29 +102,28 @@ impl Packets {
     ///
     /// # Errors
     /// It does not fit; its descriptors do not, or this process can have no more (EMFILE); or nothing comes for as long as the deadline says.
-    pub fn receive(&self, room: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+    pub fn receive(&self, room: &mut [u8]) -> Result<(usize, Vec<OwnedFd>), Lost> {
         let mut control = nix::cmsg_space!([RawFd; MOST_DESCRIPTORS]);
-        let mut parts = [IoSliceMut::new(room)];
-        let message = loop {
-            match recvmsg::<()>(self.number(), &mut parts, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC) {
-                Err(Errno::EINTR) => {}
-                result => break result?,
+        let mut part = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() };
+        // SAFETY: all zeros are a valid `msghdr`, of a message without parts.
+        let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+        (header.msg_iov, header.msg_iovlen) = (&raw mut part, 1);
+        (header.msg_control, header.msg_controllen) = (control.as_mut_ptr().cast(), control.capacity());
+        // SAFETY: the header names room that lives across the call, and has its size.
+        let call = || Errno::result(unsafe { libc::recvmsg(self.number(), &raw mut header, libc::MSG_CMSG_CLOEXEC) });
+        let length = usize::try_from(again(call)?).unwrap_or(0);
+        // Those that came are taken before anything is said of those that did not: the kernel has made them.
+        // SAFETY: the call has just filled the header and what it names.
+        let fds = unsafe { take_descriptors(&header) };
+        let lost = |error| Lost { error, length, fds: Vec::new() };
+        let lost = match header.msg_flags {
+            flags if flags & libc::MSG_TRUNC != 0 => {
+                lost(io::Error::other("the message is longer than there is room for"))
             }
+            flags if flags & libc::MSG_CTRUNC != 0 => lost(Errno::EMFILE.into()),
+            _ => return Ok((length, fds)),
         };
-        if message.flags.contains(MsgFlags::MSG_TRUNC) {
-            return Err(io::Error::other("the message is longer than there is room for"));
-        }
-        if message.flags.contains(MsgFlags::MSG_CTRUNC) {
-            return Err(Errno::EMFILE.into());
-        }
-        let mut fds = Vec::new();
-        for part in message.cmsgs()? {
-            if let ControlMessageOwned::ScmRights(numbers) = part {
-                // SAFETY: the kernel has just made these descriptors, and they are nobody else's.
-                fds.extend(numbers.into_iter().map(|number| unsafe { OwnedFd::from_raw_fd(number) }));
-            }
-        }
-        Ok((message.bytes, fds))
+        Err(Lost { fds, ..lost })
     }
 
     /// Whoever waits at either end is told that it is closed.
@@ -118,6 +139,29 @@ impl AsFd for Packets {
     }
 }
 
+/// The descriptors that a message has brought.
+///
+/// # Safety
+/// `header` is as recvmsg(2) has just left it, and the descriptors are taken once.
+unsafe fn take_descriptors(header: &libc::msghdr) -> Vec<OwnedFd> {
+    let mut fds = Vec::new();
+    // SAFETY: the kernel has written whole parts, as many as the header says, and the caller's promise is that they are there.
+    // The descriptors are new, and nobody else's.
+    unsafe {
+        let mut part = libc::CMSG_FIRSTHDR(header);
+        while let Some(known) = part.as_ref() {
+            if (known.cmsg_level, known.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+                let bytes = known.cmsg_len.saturating_sub(libc::CMSG_LEN(0) as usize);
+                let numbers = libc::CMSG_DATA(part).cast::<RawFd>();
+                let number = |index| numbers.add(index).read_unaligned();
+                fds.extend((0..bytes / size_of::<RawFd>()).map(|index| OwnedFd::from_raw_fd(number(index))));
+            }
+            part = libc::CMSG_NXTHDR(header, part);
+        }
+    }
+    fds
+}
+
 fn again<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
     loop {
         match call() {
@@ -129,7 +173,27 @@ fn again<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+
+    use nix::poll::{PollFd, PollFlags, poll};
+
     use super::*;
+
+    /// Whoever sends too much does not fill the table of descriptors.
+    #[test]
+    fn descriptors_of_a_message_that_is_cut_are_closed() {
+        for (count, length) in [(MOST_DESCRIPTORS + 1, 8), (3, 9)] {
+            let (ours, theirs) = Packets::pair().unwrap();
+            let (mut end, file) = std::io::pipe().unwrap();
+            ours.send(&vec![b'x'; length], &vec![file.as_fd(); count]).unwrap();
+            drop(file);
+            let lost = theirs.receive(&mut [0; 8]).unwrap_err();
+            assert_eq!((lost.length, lost.fds.len()), (8, count.min(MOST_DESCRIPTORS)));
+            drop(lost);
+            assert_eq!(poll(&mut [PollFd::new(end.as_fd(), PollFlags::POLLIN)], 10_000u16), Ok(1));
+            assert_eq!(end.read(&mut [0]).unwrap(), 0);
+        }
+    }
 
     #[test]
     fn messages_and_their_descriptors_stay_apart_and_bounded() {
@@ -148,7 +212,7 @@ mod tests {
         assert!(theirs.receive(&mut room).is_err());
         theirs.set_deadline(Duration::from_millis(20)).unwrap();
         assert_eq!(theirs.peek(&mut room).unwrap_err().kind(), io::ErrorKind::WouldBlock);
-        ours.close();
+        drop(ours);
         assert_eq!(theirs.peek(&mut room).unwrap(), 0);
         assert!(theirs.send(b"x", &[]).is_err());
     }

@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use outrigger_process::packets::{MOST_DESCRIPTORS, Packets};
+use outrigger_process::packets::{Lost, MOST_DESCRIPTORS, Packets};
 use outrigger_process::{child, launch};
 
 use super::order::{self, Failure, Kind, LONGEST, Order};
@@ -50,8 +50,12 @@ fn take(socket: &Packets, order: &Order) -> io::Result<Vec<RawFd>> {
         socket.discard();
         return Err(io::Error::other("too many descriptors"));
     }
-    let (_, kept) = socket.receive(&mut [0; LONGEST])?;
+    let (kept, whole) = match socket.receive(&mut [0; LONGEST]) {
+        Ok((_, kept)) => (kept, Ok(())),
+        Err(Lost { error, fds, .. }) => (fds, Err(error)),
+    };
     let kept: Vec<RawFd> = kept.into_iter().map(IntoRawFd::into_raw_fd).collect();
+    whole?;
     match kept.len() == announced {
         true => Ok(kept),
         false => Err(io::Error::other("other descriptors than announced")),
