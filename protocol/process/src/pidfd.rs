@@ -7,6 +7,7 @@ use std::process::ExitStatus;
 
 use nix::errno::Errno;
 use nix::libc;
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::signal::Signal;
 
 /// A process. Readable when it has ended.
@@ -53,6 +54,14 @@ impl PidFd {
                 _ => value,
             }))
         })
+    }
+
+    /// Kills the process, a child, and waits for its end, for `limit` milliseconds at most. One that the kernel holds for longer
+    /// stays a zombie until this process ends.
+    pub fn end(&self, limit: u16) {
+        self.signal(Signal::SIGKILL);
+        _ = poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], limit);
+        _ = self.take_status();
     }
 
     /// The process's `si_code` and `si_status`, if its state is one of `options`.

@@ -14,6 +14,9 @@ use nix::sys::signal::Signal;
 use outrigger_process::output::tell;
 use outrigger_process::pidfd::PidFd;
 
+/// How long a process that cannot be watched may take to end. In milliseconds.
+const KILL_LIMIT: u16 = 1000;
+
 /// A process that was started, a child of this one.
 #[derive(Debug)]
 pub struct DeviceProcess {
@@ -42,10 +45,10 @@ impl DeviceProcess {
     /// Takes charge of a child.
     ///
     /// # Errors
-    /// If the system has no descriptors left; the child is killed then.
+    /// If the system has no descriptors left; the child is killed then, and waited for.
     pub fn new(program: String, id: u32, pidfd: PidFd) -> io::Result<Self> {
         let changed = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
-        let changed = changed.inspect_err(|_| pidfd.signal(Signal::SIGKILL))?;
+        let changed = changed.inspect_err(|_| pidfd.end(KILL_LIMIT))?;
         Ok(Self { program, id, pidfd, changed, status: Mutex::default() })
     }
 
