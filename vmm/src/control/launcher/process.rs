@@ -101,33 +101,50 @@ pub(super) fn serve(socket: &Packets, mut table: Table) -> u8 {
             Ok(length) => length,
         };
         let order = room.get(..length).and_then(Order::decode);
-        let Answer { outcome, mut fds, ended } = match &order {
+        let answer = match &order {
             Some(order) => start(socket, &table, order),
             None => refuse(socket, "it cannot be read"),
         };
-        fds.extend(ended.into_iter().map(OwnedFd::from));
-        let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
-        if socket.send(&order::encode(&outcome), &fds).is_err() {
-            return 0;
+        match (tell(socket, answer), order) {
+            (Ok(true), Some(order)) => table.note_start(order.device),
+            (Ok(_), _) => {}
+            (Err(_), _) => return 0,
         }
-        if let (Ok(_), Some(order)) = (outcome, order) {
-            table.note_start(order.device);
+    }
+}
+
+/// Sends an answer; whether it is that a process has started. One that the VMM cannot be given, because too many descriptors are
+/// under way or memory is short, does not live on without it.
+///
+/// # Errors
+/// The VMM has closed its end, or takes no answer at all.
+pub(super) fn tell(socket: &Packets, answer: Answer) -> io::Result<bool> {
+    let Answer { outcome, process, ended } = answer;
+    let fds = process.iter().flat_map(|(process, stream)| [process.as_fd(), stream.as_fd()]);
+    let fds: Vec<BorrowedFd<'_>> = fds.chain(ended.iter().map(AsFd::as_fd)).collect();
+    match socket.send(&order::encode(&outcome), &fds) {
+        Ok(()) => Ok(outcome.is_ok()),
+        Err(error) if [io::ErrorKind::BrokenPipe, io::ErrorKind::ConnectionReset].contains(&error.kind()) => Err(error),
+        Err(error) => {
+            process.iter().for_each(|(process, _)| process.signal(Signal::SIGKILL));
+            let failure = outcome.err().unwrap_or_else(|| Failure::new(Kind::Socket, "".as_ref(), &error));
+            socket.send(&order::encode(&Err(failure)), &[]).map(|()| false)
         }
     }
 }
 
 /// What came of an order.
-struct Answer {
-    outcome: order::Outcome,
+pub(super) struct Answer {
+    pub(super) outcome: order::Outcome,
     /// The process that has become its program, and the other end of its socket.
-    fds: Vec<OwnedFd>,
+    pub(super) process: Option<(PidFd, UnixStream)>,
     /// Processes that could not become their program. The VMM has to wait for their end.
-    ended: Vec<PidFd>,
+    pub(super) ended: Vec<PidFd>,
 }
 
 impl Answer {
     fn failed(failure: Failure, ended: Vec<PidFd>) -> Self {
-        Self { outcome: Err(failure), fds: Vec::new(), ended }
+        Self { outcome: Err(failure), process: None, ended }
     }
 }
 
@@ -153,7 +170,7 @@ fn start(socket: &Packets, table: &Table, order: &Order) -> Answer {
     for way in ways(entry.sandbox, &path) {
         match attempt(socket, table, entry, order, &path, way) {
             Attempt::Started(process, stream) => {
-                return Answer { outcome: Ok(process.id), fds: vec![process.pidfd.into(), stream.into()], ended };
+                return Answer { outcome: Ok(process.id), process: Some((process.pidfd, stream)), ended };
             }
             Attempt::Failed(failure, process) => {
                 ended.push(process);

@@ -3,7 +3,7 @@ use std::io::Read;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
-use outrigger_process::packets::MOST_DESCRIPTORS;
+use outrigger_process::packets::{MOST_DESCRIPTORS, Packets};
 use outrigger_process::seal::Sandbox;
 
 use super::process::Entry;
@@ -154,4 +154,24 @@ fn the_launcher_ends_when_its_socket_is_closed() {
     process.socket.close();
     assert_eq!(poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], 10_000u16), Ok(1));
     assert!(pidfd.take_status().unwrap().unwrap().success());
+}
+
+/// The kernel takes 253 descriptors in a message.
+#[test]
+fn a_process_that_the_vmm_cannot_be_given_does_not_live_and_the_launcher_goes_on() {
+    let (ours, theirs) = Packets::pair().unwrap();
+    let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+    let process = || PidFd::open(child.id()).unwrap();
+    let ended = (0..254).map(|_| process()).collect();
+    let (stream, _device) = UnixStream::pair().unwrap();
+    let answer = process::Answer { outcome: Ok(child.id()), process: Some((process(), stream)), ended };
+    assert!(!process::tell(&theirs, answer).unwrap());
+    assert_eq!(poll(&mut [PollFd::new(process().as_fd(), PollFlags::POLLIN)], 10_000u16), Ok(1));
+    assert!(!child.wait().unwrap().success());
+    let mut message = [0; LONGEST];
+    let (length, fds) = ours.receive(&mut message).unwrap();
+    let failure = order::decode(&message[..length]).unwrap().unwrap_err();
+    assert_eq!((failure.kind, failure.errno, fds.len()), (Kind::Socket, Errno::EINVAL as i32, 0));
+    drop(ours);
+    assert!(process::tell(&theirs, process::Answer { outcome: Ok(1), process: None, ended: Vec::new() }).is_err());
 }
