@@ -236,7 +236,7 @@ struct First {
 
 impl First {
     fn start(slot: Slot, config: &DeviceConfig, host: &Host) -> Result<Self, PeripheralError> {
-        let reached = start(slot, &config.source, host, None);
+        let reached = start(slot, &config.source, host, None, None);
         let reached = reached.map_err(|problem| PeripheralError { label: config.label.clone(), problem })?;
         Ok(Self { config: config.clone(), bus_master: Arc::default(), reached })
     }

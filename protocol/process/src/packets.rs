@@ -125,12 +125,6 @@ impl Packets {
         };
         Err(Lost { fds, ..lost })
     }
-
-    /// Whoever waits at either end is told that it is closed.
-    pub fn close(&self) {
-        // SAFETY: a system call on plain values.
-        unsafe { libc::shutdown(self.number(), libc::SHUT_RDWR) };
-    }
 }
 
 impl AsFd for Packets {

@@ -33,7 +33,8 @@ impl Peripheral {
     /// If there is none, or it is not the same device. It is gone then.
     pub(super) fn get_ready(&self, source: Source, end: Instant) -> Result<Ready, Problem> {
         let kept = self.kept.as_ref().map(Kept::descriptors);
-        let reached = match start(self.slot, &source, &self.host, kept.as_ref().map(|kept| kept.as_slice()))? {
+        let kept = kept.as_ref().map(|kept| kept.as_slice());
+        let reached = match start(self.slot, &source, &self.host, kept, Some(end))? {
             Some(reached) => reached,
             None => reach_again(&source, &self.host, &self.generations, end)?,
         };

@@ -25,7 +25,8 @@ pub(super) struct Reached {
     pub(super) process: Option<Arc<DeviceProcess>>,
 }
 
-/// Starts the program of a source for the device in `slot`; none: it is a socket, on which somebody has to listen.
+/// Starts the program of a source for the device in `slot`, until `end` if there is one; none: it is a socket, on which somebody
+/// has to listen.
 ///
 /// # Errors
 /// If the program cannot be started.
@@ -34,10 +35,11 @@ pub(super) fn start(
     source: &Source,
     host: &Host,
     predecessors: Option<&[ForeignFd]>,
+    end: Option<Instant>,
 ) -> Result<Option<Reached>, Problem> {
     let Source::Program { program, .. } = source else { return Ok(None) };
     // Slot 0 is the host bridge; the devices of the command line follow.
-    let started = host.control.launcher.start(slot.0 - 1, program, predecessors);
+    let started = host.control.launcher.start(slot.0 - 1, program, predecessors, end);
     let (process, stream) = started.map_err(Problem::Spawn)?;
     let process = Arc::new(process);
     host.control.processes.add(&process);

@@ -1,11 +1,14 @@
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, poll};
+use nix::sys::signal::{Signal, kill};
 use outrigger_process::packets::{MOST_DESCRIPTORS, Packets};
 use outrigger_process::seal::Sandbox;
 
+use super::order::LONGEST;
 use super::process::Entry;
 use super::programs::Programs;
 use super::*;
@@ -16,6 +19,10 @@ fn launcher(inherited: Vec<RawFd>) -> Launcher {
     let programs = Programs { named: Vec::new(), below: Some("/".into()) };
     let table = Table { entries: vec![None, Some(entry)], programs, cpus: 3, parent: std::process::id() };
     Launcher::with(table).unwrap()
+}
+
+fn turn(launcher: &Launcher) -> turns::Turn<'_, Orders> {
+    launcher.0.as_ref().unwrap().take(Instant::now()).unwrap()
 }
 
 /// A program that does what `script` says; its socket is standard input.
@@ -29,7 +36,7 @@ fn program(directory: &tempfile::TempDir, script: &str) -> PathBuf {
 }
 
 fn answer(launcher: &Launcher, program: &Path, predecessors: Option<&[ForeignFd]>) -> String {
-    let (process, mut stream) = launcher.start(1, program, predecessors).unwrap();
+    let (process, mut stream) = launcher.start(1, program, predecessors, None).unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
     assert!(process.wait(Duration::from_secs(10)).unwrap().success());
@@ -75,7 +82,7 @@ fn a_program_gets_the_callers_descriptors_that_are_named_for_it_and_no_successor
 fn a_process_is_a_child_of_this_one_with_nothing_of_its_own() {
     let directory = tempfile::tempdir().unwrap();
     let script = "cat /proc/self/status >&0; ls /proc/self/fd >&0; env | grep -v OUTRIGGER >&0; sleep 60";
-    let (process, mut stream) = launcher(Vec::new()).start(1, &program(&directory, script), None).unwrap();
+    let (process, mut stream) = launcher(Vec::new()).start(1, &program(&directory, script), None, None).unwrap();
     let parent = std::fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
     assert!(parent.contains(&format!("\nPPid:\t{}\n", std::process::id())), "{parent}");
     let (mut text, mut room) = (String::new(), [0; 4096]);
@@ -95,14 +102,14 @@ fn a_process_is_a_child_of_this_one_with_nothing_of_its_own() {
 fn a_program_that_is_missing_is_named() {
     let launcher = launcher(Vec::new());
     for _ in 0..3 {
-        let error = launcher.start(1, Path::new("/nowhere/device"), None).unwrap_err();
+        let error = launcher.start(1, Path::new("/nowhere/device"), None, None).unwrap_err();
         assert_eq!(error.to_string(), "cannot start /nowhere/device");
         assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "No such file or directory (os error 2)");
     }
-    let error = launcher.start(1, Path::new("nowhere"), None).unwrap_err().to_string();
+    let error = launcher.start(1, Path::new("nowhere"), None, None).unwrap_err().to_string();
     assert!(error.ends_with("/nowhere (a bare name is looked for beside outrigger itself)"), "{error}");
     let long = "x/".repeat(LONGEST_PROGRAM);
-    assert!(launcher.start(1, Path::new(&long), None).unwrap_err().to_string().starts_with("cannot start x/x/"));
+    assert!(launcher.start(1, Path::new(&long), None, None).unwrap_err().to_string().starts_with("cannot start x/x/"));
 }
 
 /// A VMM that was taken over can say anything.
@@ -125,11 +132,11 @@ fn orders_that_are_none_are_refused_and_the_launcher_goes_on() {
         (vec![b'x'; 3 * LONGEST], 0, "it cannot be read"),
     ];
     for (order, count, reason) in refused {
-        let process = launcher.0.as_ref().unwrap();
-        let (outcome, fds) = process.lock().unwrap().give(&order, &files(count), Vec::new()).unwrap();
+        let end = Instant::now() + Duration::from_secs(60);
+        let (outcome, fds) = turn(&launcher).give(&order, &files(count), Vec::new(), end).unwrap();
         let failure = outcome.unwrap_err();
         assert_eq!((failure.kind, failure.error().to_string().as_str()), (Kind::Order, reason));
-        fds.into_iter().map(PidFd::from).for_each(|process| wait_for(&process));
+        fds.into_iter().map(PidFd::from).for_each(|process| process.end(END));
     }
     assert_eq!(answer(&launcher, &program, None), "color=red 3 require \n");
 }
@@ -137,10 +144,10 @@ fn orders_that_are_none_are_refused_and_the_launcher_goes_on() {
 #[test]
 fn a_launcher_that_is_killed_is_missed_in_one_line() {
     let launcher = launcher(Vec::new());
-    let id = launcher.0.as_ref().unwrap().lock().unwrap().id.unwrap();
+    let id = turn(&launcher).id.unwrap();
     kill(id, Signal::SIGKILL).unwrap();
     for _ in 0..3 {
-        let error = launcher.start(1, Path::new("/bin/true"), None).unwrap_err();
+        let error = launcher.start(1, Path::new("/bin/true"), None, None).unwrap_err();
         assert_eq!(error.to_string(), "outrigger's launcher, which starts device processes, has ended");
         assert!(error.is_final());
     }
@@ -149,11 +156,32 @@ fn a_launcher_that_is_killed_is_missed_in_one_line() {
 #[test]
 fn the_launcher_ends_when_its_socket_is_closed() {
     let launcher = launcher(Vec::new());
-    let process = launcher.0.as_ref().unwrap().lock().unwrap();
+    let mut process = turn(&launcher);
     let pidfd = PidFd::open(u32::try_from(process.id.unwrap().as_raw()).unwrap()).unwrap();
-    process.socket.close();
+    process.socket = None;
     assert_eq!(poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], 10_000u16), Ok(1));
     assert!(pidfd.take_status().unwrap().unwrap().success());
+}
+
+#[test]
+fn a_launcher_that_is_stopped_is_waited_for_until_the_end_and_goes_on_later() {
+    let directory = tempfile::tempdir().unwrap();
+    let launcher = launcher(Vec::new());
+    let id = turn(&launcher).id.unwrap();
+    kill(id, Signal::SIGSTOP).unwrap();
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let kept = vec![ForeignFd::from(OwnedFd::from(writer))];
+    let end = Some(Instant::now() + Duration::from_millis(50));
+    let sleeps = program(&directory, "exec sleep 60");
+    let error = launcher.start(1, &sleeps, Some(&kept), end).unwrap_err();
+    assert!(matches!(error, SpawnError::Late) && !error.is_final(), "{error}");
+    drop(kept);
+    kill(id, Signal::SIGCONT).unwrap();
+    let (process, _stream) = launcher.start(1, Path::new("/bin/true"), None, None).unwrap();
+    assert!(process.wait(Duration::from_secs(10)).unwrap().success());
+    // The process that came late has ended, for it would hold this open.
+    assert_eq!(poll(&mut [PollFd::new(reader.as_fd(), PollFlags::POLLIN)], 10_000u16), Ok(1));
+    assert_eq!(reader.read(&mut [0]).unwrap(), 0);
 }
 
 /// The kernel takes 253 descriptors in a message.
