@@ -1,7 +1,7 @@
 //! The programs that may be started: those that the command line names, and those below `--programs DIR`.
 //!
-//! A path that the command line does not have is resolved, symbolic links and all, before it is looked at, and what is executed is
-//! the resolved path. Whoever may write to a directory on that path chooses what is started, as with every program.
+//! A path that the command line does not have is resolved, symbolic links and all, before it is looked at. What is executed is the
+//! path of the command line if both lead to the same program, and the resolved one below DIR. Whoever may write to a directory on that path chooses what is started, as with every program.
 
 use std::io;
 use std::path::{Path, PathBuf};
