@@ -11,7 +11,7 @@ const HANG_UP: usize = 2;
 /// One that oversees, and two that close: one that is stuck holds up nothing.
 const CLOSING: usize = 3;
 
-/// What a device needs, beside the thread that serves the client.
+/// The needs of a device, beside the thread that serves the client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
     /// Queues, each served by a thread.

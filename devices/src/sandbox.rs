@@ -9,7 +9,7 @@ use outrigger_process::crew::Role;
 use outrigger_process::seal::filter::{Allowed, EVERY_THREAD, Filter, When, allow, allow_when};
 use syscalls::Sysno;
 
-/// What a process serves.
+/// The device that a process serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// An image or a block device.
@@ -27,10 +27,10 @@ pub enum Clients {
     Many,
 }
 
-/// What a process keeps that is sealed.
+/// Everything that a process keeps which is sealed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Profile {
-    /// What it serves.
+    /// The device that it serves.
     pub kind: Kind,
     /// Bytes of the file behind it, which it cannot make longer.
     pub file_size: u64,
@@ -221,7 +221,7 @@ const OUTPUT: &[Allowed] = &[];
 /// The thread that waits for signals to end the process.
 const SIGNALS: &[Allowed] = &[allow(Sysno::rt_sigtimedwait, "a signal")];
 
-/// What it takes to make threads, with their stacks and rings, and to restrict them. No thread may do so that has its own filter.
+/// Calls that make threads, with their stacks and rings, and to restrict them. No thread may do so that has its own filter.
 const MAKING: &[Allowed] = &[
     allow(Sysno::clone3, "a thread"),
     allow(Sysno::clone, "a thread, where the C library takes this"),

@@ -199,7 +199,7 @@ fn a_user_without_privileges_has_all_layers() {
     assert!(!socket(&directory).exists(), "the socket is left");
 }
 
-/// What comes of connecting as this user.
+/// The outcome of connecting as this user.
 fn connects(user: u32, socket: &Path) -> Result<(), ErrorKind> {
     let socket = socket.to_owned();
     let connect = move || {

@@ -201,7 +201,7 @@ impl Ring {
     }
 }
 
-/// What a ring may be told: the operations of [`super::request`], waiting for the doorbell, and the end of that.
+/// Everything that a ring may be told: the operations of [`super::request`], waiting for the doorbell, and the end of that.
 fn restrictions() -> [Restriction; 11] {
     let operations = [
         opcode::Read::CODE,

@@ -18,7 +18,7 @@ use nix::libc;
 
 use post::Post;
 
-/// What a thread is for, which decides what it has to be able to do.
+/// The purpose of a thread, which decides what it has to be able to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
     /// Moves the data of a queue.

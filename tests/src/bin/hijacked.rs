@@ -56,7 +56,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// What comes of a system call that the filter refuses.
+/// The fate of a system call that the filter refuses.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Refusals {
     /// EPERM, so that one process can make all attempts.

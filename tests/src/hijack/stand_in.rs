@@ -27,7 +27,7 @@ pub struct How {
     pub sandbox: Sandbox,
     /// The user that starts it; none: root.
     pub user: Option<u32>,
-    /// What else it is told, see `src/bin/hijacked.rs`.
+    /// Anything else that it is told, see `src/bin/hijacked.rs`.
     pub word: Option<&'static str>,
 }
 
@@ -54,7 +54,7 @@ impl How {
 /// Everything that the stand-in has to say.
 #[derive(Debug)]
 pub struct Report {
-    /// What came of each attempt, in their order.
+    /// The outcome of each attempt, in their order.
     pub outcomes: Vec<Outcome>,
     /// The layers that it did without, by name.
     pub missing: Vec<String>,

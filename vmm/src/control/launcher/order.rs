@@ -112,7 +112,7 @@ impl Failure {
     }
 }
 
-/// What came of an order: the number of the process, or a failure.
+/// The outcome of an order: the number of the process, or a failure.
 pub(super) type Outcome = Result<u32, Failure>;
 
 const STARTED: u8 = 0;

@@ -133,7 +133,7 @@ pub(super) fn tell(socket: &Packets, answer: Answer) -> io::Result<bool> {
     }
 }
 
-/// What came of an order.
+/// The outcome of an order.
 pub(super) struct Answer {
     pub(super) outcome: order::Outcome,
     /// The process that has become its program, and the other end of its socket.

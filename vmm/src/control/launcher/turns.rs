@@ -1,4 +1,4 @@
-//! What one thread at a time has, and others wait for no longer than they have time.
+//! A thing that one thread at a time has. The others wait for it for no longer than they have time.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
