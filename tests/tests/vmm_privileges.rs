@@ -10,8 +10,8 @@ use outrigger_tests::outrigger::{LIMIT, with_disk, with_payload};
 use outrigger_tests::process::Process;
 use tempfile::TempDir;
 
-/// CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_KILL and CAP_IPC_LOCK (capabilities(7)).
-const KEPT: u64 = 1 << 1 | 1 << 3 | 1 << 5 | 1 << 14;
+/// CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_KILL, CAP_IPC_LOCK and CAP_SYS_RESOURCE (capabilities(7)).
+const KEPT: u64 = 1 << 1 | 1 << 3 | 1 << 5 | 1 << 14 | 1 << 24;
 
 /// The sets of capabilities in a thread's `status`, and whether it can gain others.
 fn privileges(status: &Path) -> BTreeMap<String, u64> {

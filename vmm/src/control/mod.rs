@@ -54,7 +54,7 @@ const LAST_LINES: Duration = Duration::from_millis(50);
 /// How often an end that the guest asked for is looked at: the user may ask as well.
 const TICK: Duration = Duration::from_millis(100);
 /// The capabilities of root that this process and all its threads keep. Device processes are started by the launcher, which has all.
-const KEPT: [Capability; 4] = [
+const KEPT: [Capability; 5] = [
     // Kernel, initial RAM disk, the console's file, sockets: the user names them, whoever's they are.
     Capability::CAP_DAC_OVERRIDE,
     // A socket of an earlier run is removed from a directory like /tmp, whoever's it is.
@@ -63,6 +63,9 @@ const KEPT: [Capability; 4] = [
     Capability::CAP_KILL,
     // Guest RAM is mapped for physical devices, beyond the limit of locked memory.
     Capability::CAP_IPC_LOCK,
+    // Descriptors are sent however many of this user's a server has left unreceived (Linux, net/unix, `too_many_unix_fds`): one that
+    // does so holds up no other device.
+    Capability::CAP_SYS_RESOURCE,
 ];
 /// A few frames and a line of text.
 const STACK: usize = 64 << 10;
